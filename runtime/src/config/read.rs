@@ -173,8 +173,9 @@ fn bad_value(error: &ConfigError, merged: Option<&Config>) -> SettingsError {
     // `hosts.cpus[0][1]` is an element of `hosts.cpus`, which is what carries the source.
     let setting = key.split('[').next().unwrap_or_default().to_owned();
     let origin = merged
-        .and_then(|merged| merged.get::<Value>(&setting).ok())
-        .and_then(|value| value.origin().map(str::to_owned))
+        .and_then(|merged| merged.collect().ok())
+        .and_then(|table| leaves(&table).into_iter().find(|(key, _)| *key == setting))
+        .and_then(|(_, value)| value.origin().map(str::to_owned))
         .unwrap_or_else(|| DEFAULTS_ORIGIN.to_owned());
     SettingsError::BadValue { key, origin, problem }
 }
