@@ -315,11 +315,11 @@ mod the_scan {
 
     #[test]
     fn sees_code_but_no_comments_and_no_texts() {
-        assert!(has_word(&code_of("    unsafe { *pointer }"), "unsafe"));
-        assert!(!has_word(&code_of("    // unsafe { *pointer }"), "unsafe"));
-        assert!(!has_word(&code_of(r#"    let word = "\"unsafe";"#), "unsafe"));
-        assert!(!has_word(&code_of("#![forbid(unsafe_code)]"), "unsafe"));
-        assert!(has_word(&code_of(r#"let quote = '"'; unsafe { f() }"#), "unsafe"));
+        assert!(has_word(&code_of("    danger { *pointer }"), "danger"));
+        assert!(!has_word(&code_of("    // danger { *pointer }"), "danger"));
+        assert!(!has_word(&code_of(r#"    let word = "\"danger";"#), "danger"));
+        assert!(!has_word(&code_of("#![forbid(danger_code)]"), "danger"));
+        assert!(has_word(&code_of(r#"let quote = '"'; danger { f() }"#), "danger"));
     }
 
     #[test]
