@@ -1,0 +1,117 @@
+//! The threads of one backend: never rayon's global pool, so that hosts in one process keep to their own cores.
+//! What the items compute is unknown here.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::KernelError;
+
+/// Work below this many floating-point operations runs on the calling thread: waking the others takes some
+/// 10 µs, in which one core does about as much.
+pub(crate) const INLINE_FLOPS: usize = 1 << 19;
+
+/// A fixed set of threads, or none where one thread is enough: then the caller does the work.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    threads: usize,
+    pool: Option<ThreadPool>,
+}
+
+impl Pool {
+    /// `threads` threads (0: one per listed core, or per core of the machine), pinned to `cpus` in turn unless
+    /// the list is empty. A single thread is the caller's own, whose affinity is left alone.
+    pub(crate) fn new(name: &str, threads: usize, cpus: &[usize]) -> Result<Self, KernelError> {
+        check_cpus(cpus)?;
+        let threads = match (threads, cpus.len()) {
+            (0, 0) => std::thread::available_parallelism().map_or(1, usize::from),
+            (0, listed) => listed,
+            (given, _) => given,
+        };
+        if threads == 1 {
+            return Ok(Self { threads, pool: None });
+        }
+        let prefix = name.to_owned();
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(move |index| format!("{prefix}-{index}"))
+            .build()
+            .map_err(|source| KernelError::Threads { threads, source })?;
+        if !cpus.is_empty() {
+            let pin = |id| core_affinity::set_for_current(core_affinity::CoreId { id });
+            let pinned = pool.broadcast(|thread| pin(cpus[thread.index() % cpus.len()]));
+            if pinned.contains(&false) {
+                return Err(KernelError::Pinning { cpus: cpus.to_vec() });
+            }
+        }
+        Ok(Self { threads, pool: Some(pool) })
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs `work` once for every item below `items`, in order per thread, and returns when all are done.
+    ///
+    /// `flops` is the size of the whole: small work stays on the calling thread.
+    pub(crate) fn run(&self, items: usize, flops: usize, work: impl Fn(usize) + Sync) {
+        match &self.pool {
+            Some(pool) if items > 1 && flops >= INLINE_FLOPS => {
+                let next = AtomicUsize::new(0);
+                pool.broadcast(|_| {
+                    loop {
+                        let item = next.fetch_add(1, Ordering::Relaxed);
+                        if item >= items {
+                            break;
+                        }
+                        work(item);
+                    }
+                });
+            }
+            _ => (0..items).for_each(work),
+        }
+    }
+}
+
+fn check_cpus(cpus: &[usize]) -> Result<(), KernelError> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let ids = core_affinity::get_core_ids().unwrap_or_default();
+    let available: Vec<usize> = ids.into_iter().map(|core| core.id).collect();
+    match cpus.iter().find(|cpu| !available.contains(cpu)) {
+        Some(cpu) => Err(KernelError::UnknownCpu { cpu: *cpu, available }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_runs_once_on_any_number_of_threads() {
+        for threads in [1, 2, 5] {
+            let pool = Pool::new("test", threads, &[]).unwrap();
+            for flops in [0, INLINE_FLOPS] {
+                let counts: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(100, flops, |item| {
+                    counts[item].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_core_that_does_not_exist_is_refused_by_number() {
+        let error = Pool::new("test", 2, &[0, 100_000]).unwrap_err();
+        assert!(error.to_string().starts_with("core 100000 is not available"), "{error}");
+    }
+
+    #[test]
+    fn listed_cores_give_the_number_of_threads() {
+        let first = core_affinity::get_core_ids().unwrap()[0].id;
+        assert_eq!(Pool::new("test", 0, &[first, first]).unwrap().threads(), 2);
+    }
+}
