@@ -77,7 +77,10 @@ fn is_text(path: &Path) -> bool {
                 .contains(&extension.to_string_lossy().as_ref())
                 && !path.components().any(|part| part.as_os_str() == "goldens")
         }
-        None => path.parent().is_some_and(|folder| folder.ends_with(".ci")) || path.ends_with("Dockerfile"),
+        None => {
+            path.parent().is_some_and(|folder| folder.file_name().is_some_and(|name| name == ".ci"))
+                || path.ends_with("Dockerfile")
+        }
     }
 }
 
