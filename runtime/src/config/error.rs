@@ -36,7 +36,7 @@ pub enum SettingsError {
         nearest: String,
     },
 
-    /// A value that the setting's type does not have.
+    /// A value that the setting's type does not have, that is out of its range, or that contradicts another setting.
     #[error("bad value for `{key}` in {origin}: {problem}")]
     BadValue {
         /// The setting.
@@ -47,7 +47,7 @@ pub enum SettingsError {
         problem: String,
     },
 
-    /// A value outside its range, or one that contradicts another setting.
+    /// The same for settings that were changed after they had been read, found by `Settings::validate`.
     #[error("bad value for `{key}`: {problem}")]
     Invalid {
         /// The setting to change.

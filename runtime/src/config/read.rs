@@ -75,15 +75,21 @@ impl Settings {
         }
         layers.push(environment_layer(&keys, &sources.environment)?);
         layers.push(flag_layer(&keys, &sources.overrides)?);
-        let settings = merge(layers)?;
-        settings.validate()?;
+        let merged = merge(layers)?;
+        let settings = build(&merged)?;
+        settings.validate().map_err(|error| match error {
+            SettingsError::Invalid { key, problem } => {
+                SettingsError::BadValue { key: key.to_owned(), origin: origin_of(&merged, key), problem }
+            }
+            other => other,
+        })?;
         Ok(settings)
     }
 }
 
 /// The settings of the file in the program alone.
 pub(super) fn defaults() -> Result<Settings, SettingsError> {
-    let settings = merge(vec![Layer(leaves(&default_table()?))])?;
+    let settings = build(&merge(vec![Layer(leaves(&default_table()?))])?)?;
     settings.validate()?;
     Ok(settings)
 }
@@ -151,17 +157,31 @@ impl Source for Layer {
     }
 }
 
-fn merge(layers: Vec<Layer>) -> Result<Settings, SettingsError> {
+/// Every setting's last value, each with its source.
+fn merge(layers: Vec<Layer>) -> Result<Config, SettingsError> {
     let mut builder = Config::builder();
     for layer in layers {
         builder = builder.add_source(layer);
     }
-    let merged = builder.build().map_err(|error| bad_value(&error, None))?;
-    merged.clone().try_deserialize().map_err(|error| bad_value(&error, Some(&merged)))
+    builder.build().map_err(|error| bad_value(&error, |_| "the settings".to_owned()))
 }
 
-/// What serde said about a merged value, with the source that the value came from.
-fn bad_value(error: &ConfigError, merged: Option<&Config>) -> SettingsError {
+fn build(merged: &Config) -> Result<Settings, SettingsError> {
+    merged.clone().try_deserialize().map_err(|error| bad_value(&error, |key| origin_of(merged, key)))
+}
+
+/// The source of `key`'s value. (`Config::get` would go through serde, which knows no sources.)
+fn origin_of(merged: &Config, key: &str) -> String {
+    merged
+        .collect()
+        .ok()
+        .and_then(|table| leaves(&table).into_iter().find(|(leaf, _)| leaf == key))
+        .and_then(|(_, value)| value.origin().map(str::to_owned))
+        .unwrap_or_else(|| DEFAULTS_ORIGIN.to_owned())
+}
+
+/// What serde said about a merged value.
+fn bad_value(error: &ConfigError, origin_of: impl FnOnce(&str) -> String) -> SettingsError {
     let (key, problem) = match error {
         ConfigError::At { error, key, .. } => (key.clone(), error.to_string()),
         ConfigError::Type { unexpected, expected, key, .. } => {
@@ -171,11 +191,6 @@ fn bad_value(error: &ConfigError, merged: Option<&Config>) -> SettingsError {
     };
     let key = key.unwrap_or_default();
     // `hosts.cpus[0][1]` is an element of `hosts.cpus`, which is what carries the source.
-    let setting = key.split('[').next().unwrap_or_default().to_owned();
-    let origin = merged
-        .and_then(|merged| merged.collect().ok())
-        .and_then(|table| leaves(&table).into_iter().find(|(key, _)| *key == setting))
-        .and_then(|(_, value)| value.origin().map(str::to_owned))
-        .unwrap_or_else(|| DEFAULTS_ORIGIN.to_owned());
+    let origin = origin_of(key.split('[').next().unwrap_or_default());
     SettingsError::BadValue { key, origin, problem }
 }

@@ -201,7 +201,22 @@ fn a_value_that_breaks_a_rule_is_named_with_what_is_expected() {
             .iter()
             .fold(Sources::default(), |sources, (key, value)| sources.with_override(key, value));
         assert_message(&sources, &parts);
+        assert_message(&sources, &["the command line"]);
     }
+    let (_folder, sources) = file_with("[attention]\nanchor_tokens = 4096\n");
+    assert_message(
+        &sources,
+        &["`attention.anchor_tokens`", "settings.toml", "attention.block_tokens (2048)"],
+    );
+}
+
+#[test]
+fn settings_that_code_has_changed_can_be_checked_again() {
+    let mut settings = Settings::default();
+    settings.validate().unwrap();
+    settings.attention.anchor_tokens = AnchorTokens::Tokens(settings.attention.block_tokens + 1);
+    let message = settings.validate().unwrap_err().to_string();
+    assert!(message.contains("`attention.anchor_tokens`"), "{message}");
 }
 
 #[test]
