@@ -10,7 +10,7 @@ mod split;
 mod tests;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Value};
+use minijinja::{Environment, Value, context};
 use minijinja_contrib::pycompat;
 
 pub use source::ChatSource;
@@ -143,25 +143,16 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ChatError> {
         let render = || {
             let template = self.environment.template_from_named_str("chat_template", &self.source)?;
-            let messages: Value = messages
-                .iter()
-                .map(|message| {
-                    let fields = [("role", &message.role), ("content", &message.content)];
-                    fields
-                        .into_iter()
-                        .map(|(name, text)| (name, Value::from(text.as_str())))
-                        .collect::<Value>()
-                })
-                .collect::<Vec<Value>>()
-                .into();
-            let mut variables =
-                vec![("messages", messages), ("add_generation_prompt", Value::from(add_generation_prompt))];
-            for (name, token) in [("bos_token", &self.bos_token), ("eos_token", &self.eos_token)] {
-                if !token.is_empty() {
-                    variables.push((name, Value::from(token.as_str())));
-                }
-            }
-            template.render(variables.into_iter().collect::<Value>())
+            let fields = |message: &Message| {
+                context! { role => message.role.as_str(), content => message.content.as_str() }
+            };
+            let token = |token: &str| if token.is_empty() { Value::UNDEFINED } else { Value::from(token) };
+            template.render(context! {
+                messages => messages.iter().map(fields).collect::<Vec<Value>>(),
+                add_generation_prompt,
+                bos_token => token(&self.bos_token),
+                eos_token => token(&self.eos_token),
+            })
         };
         render().map_err(|error: minijinja::Error| ChatError::Render { reason: python::full_reason(&error) })
     }

@@ -56,11 +56,12 @@ impl TokenStream {
         self.pending.extend_from_slice(bytes);
         let mut text = String::new();
         let mut kept = Vec::new();
-        for chunk in self.pending.utf8_chunks() {
+        let mut chunks = self.pending.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
             text.push_str(chunk.valid());
             match chunk.invalid() {
                 [] => {}
-                bytes if is_unfinished(bytes) => kept = bytes.to_vec(),
+                bytes if chunks.peek().is_none() && is_unfinished(bytes) => kept = bytes.to_vec(),
                 _ => text.push(char::REPLACEMENT_CHARACTER),
             }
         }

@@ -87,11 +87,7 @@ impl ChatTemplate {
         let first_turn = sentinels.first_turn(role, system);
         let first = self.render(&first_turn, true)?;
         let (before, rest) = cut(&first, context, "context", other)?;
-        let (between, after) = match cut(rest, question, "question", other) {
-            // A question before the context cannot follow it.
-            Ok(cut) => cut,
-            Err(error) => return Err(error),
-        };
+        let (between, after) = cut(rest, question, "question", other)?;
 
         let mut conversation = first_turn;
         conversation.push(Message::new("assistant", answer.as_str()));
