@@ -137,6 +137,7 @@ pub(crate) fn check_attend(q: &Queries<'_>, spans: &[KvSpan<'_>], out: &Partial)
     for span in spans {
         assert_eq!(span.keys.head_dim(), q.head_dim, "queries and keys have one head dimension");
         assert_eq!(q.heads % span.keys.kv_heads(), 0, "query heads are a multiple of key/value heads");
+        assert_eq!(span.keys.kv_heads(), spans[0].keys.kv_heads(), "spans are of one model");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The threads of one backend: never rayon's global pool, so that hosts in one process keep to their own cores.
 //! What the items compute is unknown here.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -70,6 +71,28 @@ impl Pool {
             }
             _ => (0..items).for_each(work),
         }
+    }
+
+    /// Runs `work` over pieces of `data` that are whole rows of `row_len` values and about `piece_len` long, with
+    /// the index of each piece's first value.
+    pub(crate) fn run_rows(
+        &self,
+        data: &mut [f32],
+        row_len: usize,
+        piece_len: usize,
+        flops_per_value: usize,
+        work: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let flops = data.len() * flops_per_value;
+        let piece_len = (piece_len / row_len).max(1) * row_len;
+        let count = data.len().div_ceil(piece_len);
+        let pieces = Mutex::new(data.chunks_mut(piece_len).enumerate());
+        self.run(count, flops, |_| {
+            let piece = pieces.lock().expect("taking a piece does not panic").next();
+            if let Some((index, piece)) = piece {
+                work(index * piece_len, piece);
+            }
+        });
     }
 }
 

@@ -58,7 +58,7 @@ pub(crate) fn dot_rows<B: PlainBlock>(weights: &[B], x: &[B::VecDotType], cols: 
         let (a, b, c, d) = B::vec_dot_4(cols, row(at), row(at + 1), row(at + 2), row(at + 3), x);
         out[at..at + 4].copy_from_slice(&[a, b, c, d]);
     }
-    for at in fours..out.len() {
-        out[at] = B::vec_dot(cols, row(at), x);
+    for (at, out) in out.iter_mut().enumerate().skip(fours) {
+        *out = B::vec_dot(cols, row(at), x);
     }
 }

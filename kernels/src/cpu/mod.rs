@@ -1,38 +1,79 @@
-//! The operations on the vector units of a CPU.
+//! The operations on the vector units of a CPU: the backend and its small operations. `product` and `attention`
+//! cut the large ones into items; `tile` and `vector` are the kernels; `lanes`, `x86` and `isa` the instruction sets.
+#![allow(unsafe_code)]
 
+mod attention;
+mod isa;
+mod lanes;
+mod product;
+mod shared;
+mod tile;
+mod vector;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::fmt;
+
+pub use isa::Isa;
+use isa::Kernels;
+
+use crate::backend::{check_attend, check_matmul, check_rope, check_rows};
 use crate::pool::Pool;
-use crate::{Backend, KernelError, KvSpan, Matrix, Partial, Queries, Reference, RopeAngles};
+use crate::{Backend, KernelError, KvSpan, Matrix, Partial, Queries, RopeAngles};
+
+/// The environment variable that forces an [`Isa`], for tests and comparisons.
+pub const ISA_VARIABLE: &str = "STELLATE_CPU_ISA";
+
+/// Values of one item of the elementwise operations: 64 KiB, a fraction of the second-level cache.
+const VALUES_PER_ITEM: usize = 16 * 1024;
+
+/// What the elementwise operations are taken to cost per value when deciding whether threads are worth waking:
+/// they move data more than they compute.
+const FLOPS_PER_VALUE: usize = 8;
 
 /// How a [`Cpu`] runs.
 #[derive(Debug, Clone, Default)]
 pub struct CpuOptions {
     /// Prefix of the threads' names.
     pub name: String,
-    /// Threads; 0 is one per core.
+    /// Threads. 0 is one per listed core, or per core of the machine; 1 computes on the caller's thread, whose
+    /// affinity is the caller's business.
     pub threads: usize,
     /// Cores to pin the threads to, in turn; empty leaves them free.
     pub cpus: Vec<usize>,
 }
 
-/// An instruction set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Isa {
-    /// Plain Rust.
-    Portable,
-}
-
-/// The CPU backend.
-#[derive(Debug)]
+/// The CPU backend: its own threads, and the best instruction set of the machine.
 pub struct Cpu {
     name: String,
+    kernels: Kernels,
+    pool: Pool,
 }
 
 impl Cpu {
-    /// Starts the backend's threads.
+    /// Starts the threads and chooses the instruction set: the best there is, or what `STELLATE_CPU_ISA` names.
+    ///
+    /// Fails where the machine lacks what is named, and where threads cannot be started or pinned.
     pub fn new(options: &CpuOptions) -> Result<Cpu, KernelError> {
+        let isa = match std::env::var(ISA_VARIABLE) {
+            Ok(name) if !name.is_empty() => name.parse()?,
+            _ => Isa::available()[0],
+        };
+        Self::with_isa(options, isa)
+    }
+
+    /// As [`Cpu::new`], with the instruction set given.
+    pub fn with_isa(options: &CpuOptions, isa: Isa) -> Result<Cpu, KernelError> {
+        let kernels = Kernels::new(isa)?;
         let pool = Pool::new(&options.name, options.threads, &options.cpus)?;
-        pool.run(0, 0, |_| ());
-        Ok(Self { name: format!("cpu portable, {} threads", pool.threads()) })
+        let plural = if pool.threads() == 1 { "" } else { "s" };
+        Ok(Self { name: format!("cpu {isa}, {} thread{plural}", pool.threads()), kernels, pool })
+    }
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cpu({})", self.name)
     }
 }
 
@@ -40,25 +81,72 @@ impl Backend for Cpu {
     fn name(&self) -> &str {
         &self.name
     }
+
     fn attend(&self, q: Queries<'_>, spans: &[KvSpan<'_>], out: &mut Partial) {
-        Reference.attend(q, spans, out);
+        check_attend(&q, spans, out);
+        attention::attend(self.kernels, &self.pool, &q, spans, out);
     }
+
     fn matmul(&self, x: &[f32], weight: &Matrix, out: &mut [f32]) {
-        Reference.matmul(x, weight, out);
+        let m = check_matmul(x, weight, out);
+        product::matmul(self.kernels, &self.pool, x, m, weight, out);
     }
+
     fn add_bias(&self, x: &mut [f32], bias: &[f32]) {
-        Reference.add_bias(x, bias);
+        check_rows(x, bias.len());
+        self.pool.run_rows(x, bias.len(), VALUES_PER_ITEM, FLOPS_PER_VALUE, |_, rows| {
+            rows.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
+        });
     }
+
     fn add(&self, x: &mut [f32], y: &[f32]) {
-        Reference.add(x, y);
+        assert_eq!(x.len(), y.len(), "sums are of equal lengths");
+        self.pool.run_rows(x, 1, VALUES_PER_ITEM, FLOPS_PER_VALUE, |at, x| add(x, &y[at..at + x.len()]));
     }
+
     fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        Reference.rms_norm(x, weight, eps, out);
+        let n = weight.len();
+        check_rows(x, n);
+        assert_eq!(x.len(), out.len(), "the output has the shape of the input");
+        self.pool.run_rows(out, n, VALUES_PER_ITEM, FLOPS_PER_VALUE, |at, out| {
+            for (x, out) in x[at..at + out.len()].chunks_exact(n).zip(out.chunks_exact_mut(n)) {
+                self.kernels.rms_norm(x, weight, eps, out);
+            }
+        });
     }
+
     fn swiglu(&self, gate: &mut [f32], up: &[f32]) {
-        Reference.swiglu(gate, up);
+        assert_eq!(gate.len(), up.len(), "gate and up have equal lengths");
+        self.pool.run_rows(gate, 1, VALUES_PER_ITEM, FLOPS_PER_VALUE, |at, gate| {
+            self.kernels.swiglu(gate, &up[at..at + gate.len()]);
+        });
     }
+
     fn rope(&self, x: &mut [f32], heads: usize, angles: &RopeAngles) {
-        Reference.rope(x, heads, angles);
+        check_rope(x, heads, angles);
+        let (half, token_values) = (angles.half, heads * 2 * angles.half);
+        if token_values == 0 {
+            return;
+        }
+        self.pool.run_rows(x, token_values, VALUES_PER_ITEM, FLOPS_PER_VALUE, |at, x| {
+            for (index, token) in x.chunks_exact_mut(token_values).enumerate() {
+                let pairs = (at / token_values + index) * half..(at / token_values + index + 1) * half;
+                let (cos, sin) = (&angles.cos[pairs.clone()], &angles.sin[pairs]);
+                token.chunks_exact_mut(2 * half).for_each(|head| rotate(head, cos, sin));
+            }
+        });
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = head.split_at_mut(cos.len());
+    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }

@@ -1,0 +1,190 @@
+//! The instruction sets: their names, what this machine has, and the table of kernels compiled for each. The
+//! kernels themselves are in `tile` and `vector`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::lanes::Plain;
+use super::tile::Multiply;
+use super::{tile, vector};
+use crate::{KEYS_PER_TILE, KernelError};
+
+/// An instruction set that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512F.
+    Avx512,
+    /// AVX2 with FMA.
+    Avx2,
+    /// Whatever the compiler makes of plain Rust.
+    Portable,
+}
+
+impl Isa {
+    /// What this machine can run, best first.
+    pub fn available() -> Vec<Isa> {
+        [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_available(self) -> bool {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        match self {
+            Isa::Avx512 => avx2 && is_x86_feature_detected!("avx512f"),
+            Isa::Avx2 => avx2,
+            Isa::Portable => true,
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_available(self) -> bool {
+        self == Isa::Portable
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Portable => "portable",
+        })
+    }
+}
+
+impl FromStr for Isa {
+    type Err = KernelError;
+
+    fn from_str(name: &str) -> Result<Self, KernelError> {
+        match name {
+            "avx512" => Ok(Isa::Avx512),
+            "avx2" => Ok(Isa::Avx2),
+            "portable" => Ok(Isa::Portable),
+            _ => Err(KernelError::UnknownName {
+                what: "instruction set",
+                name: name.into(),
+                known: "avx512, avx2, portable",
+            }),
+        }
+    }
+}
+
+/// The kernels compiled for one instruction set. A value exists only where the machine has that set.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels {
+    table: &'static Table,
+}
+
+struct Table {
+    multiply: unsafe fn(Multiply<'_>),
+    soften: unsafe fn(&mut [f32; KEYS_PER_TILE], &mut f32, &mut f32) -> f32,
+    scale: unsafe fn(&mut [f32], f32),
+    widen: unsafe fn(&[u32], usize, &mut [f32]),
+    rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    swiglu: unsafe fn(&mut [f32], &[f32]),
+}
+
+/// Calls a kernel of the table.
+macro_rules! call {
+    ($kernels:ident.$kernel:ident($($argument:expr),*)) => {
+        // SAFETY: `Kernels::new` checked that the machine has the instruction set of the table; the kernels
+        // check their slices themselves.
+        unsafe { ($kernels.table.$kernel)($($argument),*) }
+    };
+}
+
+impl Kernels {
+    /// The kernels for `isa`.
+    ///
+    /// Fails where the machine lacks it.
+    pub(super) fn new(isa: Isa) -> Result<Self, KernelError> {
+        if !isa.is_available() {
+            let available: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
+            return Err(KernelError::UnsupportedIsa {
+                wanted: isa.to_string(),
+                available: available.join(", "),
+            });
+        }
+        let table = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &avx512::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &avx2::TABLE,
+            _ => &portable::TABLE,
+        };
+        Ok(Self { table })
+    }
+
+    /// See [`Multiply`].
+    pub(super) fn multiply(self, job: Multiply<'_>) {
+        call!(self.multiply(job))
+    }
+
+    /// See [`vector::soften`].
+    pub(super) fn soften(self, scores: &mut [f32; KEYS_PER_TILE], peak: &mut f32, total: &mut f32) -> f32 {
+        call!(self.soften(scores, peak, total))
+    }
+
+    /// See [`vector::scale`].
+    pub(super) fn scale(self, x: &mut [f32], factor: f32) {
+        call!(self.scale(x, factor))
+    }
+
+    /// See [`vector::widen`].
+    pub(super) fn widen(self, pairs: &[u32], width: usize, out: &mut [f32]) {
+        call!(self.widen(pairs, width, out))
+    }
+
+    /// See [`vector::rms_norm`].
+    pub(super) fn rms_norm(self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        call!(self.rms_norm(x, weight, eps, out))
+    }
+
+    /// See [`vector::swiglu`].
+    pub(super) fn swiglu(self, gate: &mut [f32], up: &[f32]) {
+        call!(self.swiglu(gate, up))
+    }
+}
+
+/// Compiles every kernel in registers of `$lanes`, `$panel` of them side by side, with the given features on.
+macro_rules! compile {
+    ($module:ident, $lanes:ty, $panel:literal, $(#[$features:meta])?) => {
+        mod $module {
+            use super::*;
+
+            pub(super) static TABLE: Table = Table { multiply, soften, scale, widen, rms_norm, swiglu };
+
+            $(#[$features])?
+            fn multiply(job: Multiply<'_>) {
+                tile::multiply::<$lanes, $panel>(job)
+            }
+            $(#[$features])?
+            fn soften(scores: &mut [f32; KEYS_PER_TILE], peak: &mut f32, total: &mut f32) -> f32 {
+                vector::soften::<$lanes>(scores, peak, total)
+            }
+            $(#[$features])?
+            fn scale(x: &mut [f32], factor: f32) {
+                vector::scale::<$lanes>(x, factor)
+            }
+            $(#[$features])?
+            fn widen(pairs: &[u32], width: usize, out: &mut [f32]) {
+                vector::widen::<$lanes>(pairs, width, out)
+            }
+            $(#[$features])?
+            fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+                vector::rms_norm::<$lanes>(x, weight, eps, out)
+            }
+            $(#[$features])?
+            fn swiglu(gate: &mut [f32], up: &[f32]) {
+                vector::swiglu::<$lanes>(gate, up)
+            }
+        }
+    };
+}
+
+// Panels: as many registers as leave room for MICRO_ROWS rows of sums, of 32, 16 and 16 (in halves).
+#[cfg(target_arch = "x86_64")]
+compile!(avx512, super::super::x86::Avx512, 4, #[target_feature(enable = "avx512f,avx2,fma")]);
+#[cfg(target_arch = "x86_64")]
+compile!(avx2, super::super::x86::Avx2, 2, #[target_feature(enable = "avx2,fma")]);
+compile!(portable, Plain, 1,);

@@ -1,0 +1,174 @@
+//! One vector of f32 lanes, whatever the instruction set, and the exponential on it. Kernels are generic over
+//! [`Lanes`] and inlined into functions that `isa` compiles for each set.
+
+/// A register of f32 lanes.
+///
+/// Implementations for an instruction set are named only where `isa` compiles kernels for that set, which are
+/// called only after the set was detected. That is why most methods can be safe.
+pub(super) trait Lanes: Copy {
+    /// f32 values of one register: a multiple of 8.
+    const WIDTH: usize;
+    /// The same instruction set in registers of 8, for what is left of a row.
+    type Eight: Lanes;
+
+    fn splat(value: f32) -> Self;
+
+    /// # Safety
+    /// `WIDTH` values can be read from `from`, at any alignment.
+    unsafe fn load(from: *const f32) -> Self;
+
+    /// The low bf16 halves of words, widened.
+    ///
+    /// # Safety
+    /// `WIDTH` words can be read from `from`, at any alignment.
+    unsafe fn load_low(from: *const u32) -> Self;
+
+    /// The high bf16 halves of words, widened.
+    ///
+    /// # Safety
+    /// `WIDTH` words can be read from `from`, at any alignment.
+    unsafe fn load_high(from: *const u32) -> Self;
+
+    /// # Safety
+    /// `WIDTH` values can be written to `to`, at any alignment.
+    unsafe fn store(self, to: *mut f32);
+
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    fn max(self, other: Self) -> Self;
+    fn min(self, other: Self) -> Self;
+    /// `self * factor + term`, fused where the instruction set can.
+    fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// `2^self` for whole numbers in `-126..=127`.
+    fn exp2_of_whole(self) -> Self;
+    /// `self` where `probe >= limit`, else 0.
+    fn where_at_least(self, probe: Self, limit: Self) -> Self;
+    /// The sum of all lanes, always in the same order.
+    fn sum(self) -> f32;
+    /// The greatest lane.
+    fn greatest(self) -> f32;
+}
+
+/// Below this `exp` gives 0: its result would be subnormal.
+const EXP_LOW: f32 = -87.3;
+/// Above this `exp` saturates at about 1.6e38, so that sums with 1 stay finite.
+const EXP_HIGH: f32 = 88.0;
+
+/// `e^x` to about 1e-7 relative: `2^n · e^r` with `r` in `±ln(2)/2` and the polynomial of Cephes' `expf`.
+///
+/// `ln(2)` is subtracted in two parts of which the first has few bits, so that no fused instruction is needed.
+#[inline(always)]
+pub(super) fn exp<L: Lanes>(x: L) -> L {
+    // Adding and subtracting 1.5 · 2^23 rounds to the nearest whole number.
+    let rounder = L::splat(12_582_912.0);
+    let clamped = x.max(L::splat(EXP_LOW)).min(L::splat(EXP_HIGH));
+    let n = clamped.mul(L::splat(std::f32::consts::LOG2_E)).add(rounder).sub(rounder);
+    let r = n.mul_add(L::splat(-0.693_359_4), clamped);
+    let r = n.mul_add(L::splat(2.121_944_4e-4), r);
+    let mut p = L::splat(1.987_569_2e-4);
+    p = p.mul_add(r, L::splat(1.398_2e-3));
+    p = p.mul_add(r, L::splat(8.333_452e-3));
+    p = p.mul_add(r, L::splat(4.166_579_6e-2));
+    p = p.mul_add(r, L::splat(1.666_666_5e-1));
+    p = p.mul_add(r, L::splat(0.5));
+    let e = p.mul_add(r.mul(r), r).add(L::splat(1.0));
+    e.mul(n.exp2_of_whole()).where_at_least(x, L::splat(EXP_LOW))
+}
+
+/// Eight lanes of plain Rust, for machines without the instruction sets above.
+#[derive(Clone, Copy)]
+pub(super) struct Plain([f32; 8]);
+
+impl Plain {
+    #[inline(always)]
+    fn zip(self, other: Self, operation: impl Fn(f32, f32) -> f32) -> Self {
+        let mut out = self.0;
+        for (a, b) in out.iter_mut().zip(other.0) {
+            *a = operation(*a, b);
+        }
+        Self(out)
+    }
+}
+
+impl Lanes for Plain {
+    const WIDTH: usize = 8;
+    type Eight = Self;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Self([value; 8])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller vouches for 8 values; the read asks for no alignment.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_low(from: *const u32) -> Self {
+        // SAFETY: the caller vouches for 8 words; the read asks for no alignment.
+        Self(unsafe { from.cast::<[u32; 8]>().read_unaligned() }.map(|word| f32::from_bits(word << 16)))
+    }
+    #[inline(always)]
+    unsafe fn load_high(from: *const u32) -> Self {
+        // SAFETY: the caller vouches for 8 words; the read asks for no alignment.
+        let words = unsafe { from.cast::<[u32; 8]>().read_unaligned() };
+        Self(words.map(|word| f32::from_bits(word & 0xffff_0000)))
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller vouches for 8 values; the write asks for no alignment.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        // Not `f32::mul_add`: without hardware for it that is a call into the maths library per lane.
+        self.mul(factor).add(term)
+    }
+    #[inline(always)]
+    fn exp2_of_whole(self) -> Self {
+        Self(self.0.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)))
+    }
+    #[inline(always)]
+    fn where_at_least(self, probe: Self, limit: Self) -> Self {
+        let mut out = self.0;
+        for (value, (probe, limit)) in out.iter_mut().zip(probe.0.into_iter().zip(limit.0)) {
+            *value = if probe >= limit { *value } else { 0.0 };
+        }
+        Self(out)
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let [a, b, c, d, e, f, g, h] = self.0;
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+    #[inline(always)]
+    fn greatest(self) -> f32 {
+        self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
