@@ -9,7 +9,7 @@ use super::{ChatError, ChatTemplate, Message};
 /// What stands between the context and the question when both are in the user's message.
 const USER_SEPARATOR: &str = "\n\n";
 
-/// What stands between the caller's system text and the context in the system message.
+/// What stands between the caller's system text and the context in the same message.
 const SYSTEM_SEPARATOR: &str = "\n\n";
 
 /// Which message carries the context.
@@ -47,6 +47,17 @@ pub struct PromptSplit {
     pub turn_glue: String,
 }
 
+/// Where the caller's system text and the context go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// Both in the system message.
+    System,
+    /// The system text in a system message, the context in the user's.
+    User,
+    /// Both in the user's message: there is no other.
+    UserOnly,
+}
+
 /// Texts that stand in for context, questions and answer. They are letters and digits, so trimming and escaping leave
 /// them alone, and they hold a hash of the template and the system text, so neither can contain them.
 struct Sentinels {
@@ -64,27 +75,34 @@ impl PromptSplit {
 }
 
 impl ChatTemplate {
-    /// Cuts the template's prompt around the context, which `role` places; `system` is the caller's system text.
+    /// Cuts the template's prompt around the context, which `role` places. `system` is the caller's system text: it
+    /// stands before the context in the system message; with the context in the user's message it has the system
+    /// message for itself, or the head of the user's where the template keeps no system message in place (Mistral).
     ///
     /// # Errors
     /// [`ChatError::Render`] if the template refuses such a conversation, [`ChatError::NotInPlace`] if it does not
     /// show context and question once each and in that order, [`ChatError::NotAppendOnly`] if a second turn changes
     /// what the first one said. With [`ContextRole::Auto`] the errors are those of the user's message, tried last.
     pub fn split(&self, role: ContextRole, system: Option<&str>) -> Result<PromptSplit, ChatError> {
+        let in_system = || self.split_in(Layout::System, system);
+        let in_user = || match system {
+            None => self.split_in(Layout::UserOnly, None),
+            Some(_) => {
+                self.split_in(Layout::User, system).or_else(|_| self.split_in(Layout::UserOnly, system))
+            }
+        };
         match role {
-            ContextRole::System | ContextRole::User => self.split_in(role, system),
-            ContextRole::Auto => match self.split_in(ContextRole::System, system) {
-                Ok(split) => Ok(split),
-                Err(_) => self.split_in(ContextRole::User, system),
-            },
+            ContextRole::System => in_system(),
+            ContextRole::User => in_user(),
+            ContextRole::Auto => in_system().or_else(|_| in_user()),
         }
     }
 
-    fn split_in(&self, role: ContextRole, system: Option<&str>) -> Result<PromptSplit, ChatError> {
-        let other = if role == ContextRole::User { ContextRole::System } else { ContextRole::User };
+    fn split_in(&self, layout: Layout, system: Option<&str>) -> Result<PromptSplit, ChatError> {
+        let other = if layout == Layout::System { ContextRole::User } else { ContextRole::System };
         let sentinels = Sentinels::new(&self.source, system.unwrap_or_default());
         let Sentinels { context, question, answer, next_question } = &sentinels;
-        let first_turn = sentinels.first_turn(role, system);
+        let first_turn = sentinels.first_turn(layout, system);
         let first = self.render(&first_turn, true)?;
         let (before, rest) = cut(&first, context, "context", other)?;
         let (between, after) = cut(rest, question, "question", other)?;
@@ -128,20 +146,19 @@ impl Sentinels {
         }
     }
 
-    fn first_turn(&self, role: ContextRole, system: Option<&str>) -> Vec<Message> {
+    fn first_turn(&self, layout: Layout, system: Option<&str>) -> Vec<Message> {
         let (context, question) = (&self.context, &self.question);
-        match (role, system) {
-            (ContextRole::User, system) => {
-                let user = Message::new("user", format!("{context}{USER_SEPARATOR}{question}"));
-                system.map(|text| Message::new("system", text)).into_iter().chain([user]).collect()
-            }
-            (_, Some(text)) => vec![
-                Message::new("system", format!("{text}{SYSTEM_SEPARATOR}{context}")),
+        let head = system.map(|text| format!("{text}{SYSTEM_SEPARATOR}")).unwrap_or_default();
+        let both = format!("{context}{USER_SEPARATOR}{question}");
+        match layout {
+            Layout::System => vec![
+                Message::new("system", format!("{head}{context}")),
                 Message::new("user", question.as_str()),
             ],
-            (_, None) => {
-                vec![Message::new("system", context.as_str()), Message::new("user", question.as_str())]
+            Layout::User => {
+                vec![Message::new("system", system.unwrap_or_default()), Message::new("user", both)]
             }
+            Layout::UserOnly => vec![Message::new("user", format!("{head}{both}"))],
         }
     }
 }

@@ -218,6 +218,11 @@ fn mistral_falls_back_to_the_users_message() {
     assert_eq!(pieces(&split), ["<s>[INST] ", "\n\n", "[/INST]", "</s>[INST] "]);
     let moved = template(MISTRAL_V3).split(ContextRole::System, None).unwrap_err();
     assert!(matches!(moved, ChatError::NotAppendOnly { other: ContextRole::User, .. }), "{moved}");
+
+    for (source, after) in [(MISTRAL_V1, " [/INST]"), (MISTRAL_V3, "[/INST]")] {
+        let split = template(source).split(ContextRole::Auto, Some("Be brief.")).unwrap();
+        assert_eq!(pieces(&split), ["<s>[INST] Be brief.\n\n", "\n\n", after, "</s>[INST] "]);
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn naive_search(text: &str, stops: &[String]) -> (String, Option<usize>) {
 
 fn multibyte_text() -> impl Strategy<Value = String> {
     let chars = prop_oneof![
-        4 => any::<char>(),
+        4 => any::<char>().prop_filter("what decoding itself writes", |&char| char != char::REPLACEMENT_CHARACTER),
         2 => prop::char::range('\u{4e00}', '\u{9fff}'),
         2 => prop::char::range('\u{1f300}', '\u{1f9ff}'),
         3 => prop::char::range(' ', '~'),
@@ -55,7 +55,7 @@ proptest! {
 
     #[test]
     fn pieces_of_any_text_join_to_that_text_and_hold_no_replacement_character(text in multibyte_text()) {
-        prop_assume!(!text.contains(char::REPLACEMENT_CHARACTER) && !text.contains("<|"));
+        prop_assume!(!text.contains("<|"));
         let ids = demo().encode(&text, false).unwrap();
         let pieces = pieces_of(demo(), &ids, false);
         prop_assert!(pieces.iter().all(|piece| !piece.contains(char::REPLACEMENT_CHARACTER)));
