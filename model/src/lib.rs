@@ -8,6 +8,7 @@ pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
+pub mod demo;
 pub mod families;
 pub mod fingerprint;
 pub mod gguf;

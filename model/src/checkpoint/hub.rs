@@ -69,10 +69,23 @@ impl Checkpoint {
             report(&events, progress);
             fetching.join()
         });
-        match fetched {
-            Ok(Ok(dir)) => Self::open(&dir),
-            Ok(Err(error)) => Err(failed(error.to_string())),
-            Err(_) => Err(failed("the hub client panicked".into())),
+        let error = match fetched {
+            Ok(Ok(dir)) => return Self::open(&dir),
+            Ok(Err(error)) => error,
+            Err(_) => return Err(failed("the hub client panicked".into())),
+        };
+        // Without a network, what an earlier call fetched still serves.
+        let cached = repository
+            .snapshot_download()
+            .maybe_revision(revision.map(str::to_owned))
+            .local_files_only(true)
+            .send();
+        match cached.ok().and_then(|dir| Self::open(&dir).ok()) {
+            Some(checkpoint) => {
+                tracing::warn!(id, %error, "the hub cannot be reached; using the copy in its cache");
+                Ok(checkpoint)
+            }
+            None => Err(failed(error.to_string())),
         }
     }
 }

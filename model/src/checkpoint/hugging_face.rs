@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 use stellate_kernels::MappedFile;
 
+use super::file::WeightFile;
 use super::plan::{self, Naming};
 use super::{Checkpoint, CheckpointError, CheckpointFiles, GenerationDefaults, TensorTable, read_error};
 use crate::config::ModelConfig;
@@ -40,7 +41,7 @@ pub(super) fn open(dir: &Path, only: Option<&Path>) -> Result<Checkpoint, Checkp
     for path in weight_paths(dir, only)? {
         let file = MappedFile::open(&path).map_err(|source| read_error(&path, source))?;
         table.add_safetensors(weight_files.len(), &path, file.bytes())?;
-        weight_files.push(file);
+        weight_files.push(WeightFile::Mapped(file));
     }
     plan::check(&config, Naming::HuggingFace, &table)?;
     let existing = |name: &str| Some(dir.join(name)).filter(|path| path.exists());
@@ -56,6 +57,32 @@ pub(super) fn open(dir: &Path, only: Option<&Path>) -> Result<Checkpoint, Checkp
         naming: Naming::HuggingFace,
         table,
         weight_files,
+        gguf: None,
+    })
+}
+
+/// Checks a checkpoint that is part of the program: the texts of its configurations and its one weight file.
+pub(super) fn embedded(
+    config: &str,
+    generation: &str,
+    weights: &'static [u8],
+) -> Result<Checkpoint, CheckpointError> {
+    let path = PathBuf::from("(embedded)");
+    let invalid = |source| CheckpointError::Config { path: path.clone(), source };
+    let config = ModelConfig::from_json(config).map_err(invalid)?;
+    let defaults = GenerationDefaults::from_config(&config);
+    let generation = GenerationDefaults::from_json(generation, defaults).map_err(invalid)?;
+    let mut table = TensorTable::default();
+    table.add_safetensors(0, &path, weights)?;
+    plan::check(&config, Naming::HuggingFace, &table)?;
+    Ok(Checkpoint {
+        path,
+        config,
+        generation,
+        files: CheckpointFiles::default(),
+        naming: Naming::HuggingFace,
+        table,
+        weight_files: vec![WeightFile::Embedded(weights)],
         gguf: None,
     })
 }

@@ -4,8 +4,9 @@
 use std::ops::Range;
 
 use half::f16;
-use stellate_kernels::{KernelError, MappedFile, Matrix, WeightFormat};
+use stellate_kernels::{KernelError, Matrix, WeightFormat};
 
+use super::file::WeightFile;
 use super::placed::Placed;
 use super::plan::{self, Naming, Slot};
 use super::{CheckpointError, Entry, LoadProgress, Loaded, Stored, TensorTable};
@@ -16,12 +17,15 @@ use crate::weights::WeightChoice;
 /// Widened numbers held at a time, in bytes: large enough to amortise a call, small beside any weights.
 const CHUNK_BYTES: usize = 4 << 20;
 
+/// More than any page, so that releasing chunk after chunk leaves no page behind.
+const RELEASE_OVERLAP_BYTES: usize = 128 << 10;
+
 /// Where the weights of one model lie and how they are to run.
 pub(super) struct Source<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) naming: Naming,
     pub(super) table: &'a TensorTable,
-    pub(super) files: &'a [MappedFile],
+    pub(super) files: &'a [WeightFile],
     pub(super) choice: WeightChoice,
 }
 
@@ -60,10 +64,11 @@ pub(super) fn fingerprint(source: &Source<'_>) -> Result<Fingerprint, Checkpoint
     for slot in plan::slots(source.config) {
         let entry = source.entry(slot)?;
         source.announce(&mut hasher, slot, entry);
+        let file = &source.files[entry.file];
         for start in entry.range.clone().step_by(CHUNK_BYTES) {
-            let range = start..entry.range.end.min(start + CHUNK_BYTES);
-            hasher.contents(&source.files[entry.file].bytes()[range.clone()]);
-            source.files[entry.file].release(range);
+            let end = entry.range.end.min(start + CHUNK_BYTES);
+            hasher.contents(&file.bytes()[start..end]);
+            file.release(start.saturating_sub(RELEASE_OVERLAP_BYTES)..end);
         }
     }
     Ok(hasher.finish())
@@ -159,7 +164,9 @@ impl Loader<'_> {
     /// Gives the pages behind back to the system, and reports.
     fn advance(&mut self, slot: Slot, entry: &Entry, range: Range<usize>) {
         self.done_bytes += range.len() as u64;
-        self.source.files[entry.file].release(range);
+        // Only whole pages are released, so each call also takes the rest that the one before had to leave.
+        let start = range.start.saturating_sub(RELEASE_OVERLAP_BYTES);
+        self.source.files[entry.file].release(start..range.end);
         let tensor = slot.name(self.source.naming);
         let progress =
             LoadProgress { tensor: &tensor, done_bytes: self.done_bytes, total_bytes: self.total_bytes };

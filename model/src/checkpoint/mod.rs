@@ -3,6 +3,7 @@
 //! by `crate::tokenizer` and `crate::chat` from what `files` and `gguf_metadata` give.
 
 mod error;
+mod file;
 mod generation;
 #[cfg(feature = "hub")]
 mod hub;
@@ -26,6 +27,7 @@ use crate::config::ModelConfig;
 use crate::fingerprint::Fingerprint;
 use crate::gguf::{GgufFile, GgufMetadata};
 use crate::weights::{WeightChoice, Weights};
+use file::WeightFile;
 use plan::Naming;
 
 /// An opened and checked checkpoint. Its weight files are mapped, not read.
@@ -37,7 +39,7 @@ pub struct Checkpoint {
     files: CheckpointFiles,
     naming: Naming,
     table: TensorTable,
-    weight_files: Vec<MappedFile>,
+    weight_files: Vec<WeightFile>,
     gguf: Option<GgufMetadata>,
 }
 
@@ -95,25 +97,34 @@ impl Checkpoint {
         }
     }
 
+    /// A checkpoint that is part of the program: the texts of `config.json` and `generation_config.json`, and the bytes
+    /// of a safetensors file. Its text files are not among [`files`](Self::files).
+    pub fn from_embedded(
+        config: &str,
+        generation: &str,
+        weights: &'static [u8],
+    ) -> Result<Self, CheckpointError> {
+        hugging_face::embedded(config, generation, weights)
+    }
+
     fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
         let file = MappedFile::open(path).map_err(|source| read_error(path, source))?;
-        let in_gguf = |source| CheckpointError::Gguf { path: path.to_owned(), source };
-        let in_config = |source| CheckpointError::Config { path: path.to_owned(), source };
-        let gguf = GgufFile::parse(file.bytes()).map_err(in_gguf)?;
-        let (config, interleaved_heads) = gguf.model_config(file.bytes()).map_err(in_config)?;
-        let naming = Naming::Gguf { interleaved_heads };
-        let table = TensorTable::from_gguf(&gguf);
-        plan::check(&config, naming, &table)?;
+        let (config, naming, gguf) = examine_gguf(path, file.bytes())?;
         Ok(Self {
             path: path.to_owned(),
             generation: GenerationDefaults::from_config(&config),
             config,
             files: CheckpointFiles::default(),
             naming,
-            table,
-            weight_files: vec![file],
+            table: TensorTable::from_gguf(&gguf),
+            weight_files: vec![WeightFile::Mapped(file)],
             gguf: Some(gguf.into_metadata()),
         })
+    }
+
+    /// Checks the bytes of a GGUF file as [`open`](Self::open) does, and keeps nothing but the configuration.
+    pub fn check_gguf(bytes: &[u8]) -> Result<ModelConfig, CheckpointError> {
+        examine_gguf(Path::new("bytes in memory"), bytes).map(|(config, ..)| config)
     }
 
     /// The path that was opened.
@@ -170,6 +181,17 @@ impl Checkpoint {
             choice,
         }
     }
+}
+
+/// Reads a GGUF file's header and checks that all its configuration calls for is there.
+fn examine_gguf(path: &Path, bytes: &[u8]) -> Result<(ModelConfig, Naming, GgufFile), CheckpointError> {
+    let in_gguf = |source| CheckpointError::Gguf { path: path.to_owned(), source };
+    let in_config = |source| CheckpointError::Config { path: path.to_owned(), source };
+    let gguf = GgufFile::parse(bytes).map_err(in_gguf)?;
+    let (config, interleaved_heads) = gguf.model_config(bytes).map_err(in_config)?;
+    let naming = Naming::Gguf { interleaved_heads };
+    plan::check(&config, naming, &TensorTable::from_gguf(&gguf))?;
+    Ok((config, naming, gguf))
 }
 
 fn read_error(path: &Path, source: std::io::Error) -> CheckpointError {

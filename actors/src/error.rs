@@ -1,0 +1,203 @@
+//! What a user of a node can be told: one error type per operation. Every refusal leaves all else as it was.
+
+use ractor::RactorErr;
+use stellate_kernels::KernelError;
+use stellate_model::block::LayoutError;
+use stellate_model::checkpoint::CheckpointError;
+use stellate_model::config::ConfigError;
+use stellate_model::decoder::UnknownToken;
+use stellate_model::random::UnknownShape;
+use stellate_model::sampler::SamplingError;
+use stellate_model::stream::StopError;
+
+use crate::budget::StoreFull;
+use crate::context_host::HostError;
+use crate::fanout::FanoutError;
+use crate::prompt::PromptError;
+
+/// The actor or thread that was asked has stopped: the node is closing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the node is closing; open it again")]
+pub struct Stopped;
+
+/// The reply of a remote call, or [`Stopped`] if none can come.
+pub(crate) trait Asked<T> {
+    fn asked(self) -> Result<T, Stopped>;
+}
+
+impl<T, M> Asked<T> for Result<T, RactorErr<M>> {
+    fn asked(self) -> Result<T, Stopped> {
+        self.map_err(|_| Stopped)
+    }
+}
+
+/// A node could not be opened. Nothing runs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The tokenizer or the chat template cannot be used.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// No random model of that name.
+    #[error(transparent)]
+    Shape(#[from] UnknownShape),
+    /// A backend could not be built.
+    #[error(transparent)]
+    Backend(#[from] KernelError),
+    /// A thread or actor could not be started.
+    #[error("cannot start {what}: {reason}")]
+    Start {
+        /// What was to be started.
+        what: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// A node without context hosts holds no context.
+    #[error("hosts.count is 0; a node needs at least one context host")]
+    NoHosts,
+}
+
+/// A context could not be encoded. Nothing of it is kept; every other context is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// A layout that no context can have.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The text cannot be tokenised.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// A token that the model does not know.
+    #[error(transparent)]
+    UnknownToken(#[from] UnknownToken),
+    /// The model cannot take a context of this length.
+    #[error(transparent)]
+    Model(#[from] ConfigError),
+    /// The context hosts have no room for it.
+    #[error(
+        "the context does not fit: {needed_tokens} tokens were needed and {free_tokens} are free on {hosts} context \
+         hosts; raise kv.capacity_bytes, add a host, or close a context"
+    )]
+    Full {
+        /// Tokens that its blocks, with the copies of its anchor, would have taken.
+        needed_tokens: usize,
+        /// Tokens that there is room for, on all hosts together.
+        free_tokens: usize,
+        /// Hosts of the node.
+        hosts: usize,
+    },
+    /// A context host could not do its part.
+    #[error("context host: {0}")]
+    Host(#[from] HostError),
+    /// The hosts of earlier blocks could not do their part (`exact`).
+    #[error(transparent)]
+    Fanout(#[from] FanoutError),
+    /// The query host, which computes `exact` blocks, has more to do than it may hold.
+    #[error("the query host's queue is full ({queue} jobs); encode again in a moment")]
+    Overloaded {
+        /// Its bound.
+        queue: usize,
+    },
+    /// It was cancelled.
+    #[error("the encoding was cancelled")]
+    Cancelled,
+    /// The node is closing.
+    #[error("the node is closing; open it again")]
+    Stopped,
+}
+
+/// A question could not be answered. The session is as it was before the question.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// The question cannot be tokenised or rendered.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// A token that the model does not know.
+    #[error(transparent)]
+    UnknownToken(#[from] UnknownToken),
+    /// The conversation is longer than the model can take.
+    #[error(transparent)]
+    Model(#[from] ConfigError),
+    /// A sampling parameter out of its range, or logits that are no numbers.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// A stop string that cannot be looked for.
+    #[error(transparent)]
+    StopString(#[from] StopError),
+    /// There is nothing to feed: no token in the question, and none left over from an earlier turn.
+    #[error("the question has no tokens; ask something, or begin the context with a token")]
+    Empty,
+    /// No token may be generated.
+    #[error("max_tokens is 0; allow at least one token")]
+    NoTokens,
+    /// The query host has no room for the conversation.
+    #[error("the conversation does not fit: {0}")]
+    Full(#[from] StoreFull),
+    /// A step's attention is not to be had.
+    #[error(transparent)]
+    Fanout(#[from] FanoutError),
+    /// The session answers another question.
+    #[error("the session is still answering; finish or cancel that turn first")]
+    Busy,
+    /// The session was closed.
+    #[error("the session is closed; open another one over the context")]
+    Closed,
+    /// The query host has more to do than it may hold.
+    #[error("the query host's queue is full ({queue} jobs); ask again in a moment")]
+    Overloaded {
+        /// Its bound.
+        queue: usize,
+    },
+    /// The node is closing.
+    #[error("the node is closing; open it again")]
+    Stopped,
+}
+
+/// A session could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The query host serves as many sessions as it may.
+    #[error("{max_sessions} sessions are open, as many as query.max_sessions allows; close one or raise it")]
+    TooMany {
+        /// The bound.
+        max_sessions: usize,
+    },
+    /// The query host has more to do than it may hold.
+    #[error("the query host's queue is full ({queue} jobs); open the session again in a moment")]
+    Overloaded {
+        /// Its bound.
+        queue: usize,
+    },
+    /// The node is closing.
+    #[error("the node is closing; open it again")]
+    Stopped,
+}
+
+impl From<Stopped> for EncodeError {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+impl From<Stopped> for AskError {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+impl From<Stopped> for SessionError {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+impl From<StoreFull> for HostError {
+    fn from(full: StoreFull) -> Self {
+        Self::Full(full)
+    }
+}

@@ -1,0 +1,118 @@
+//! The seam between a query host and a context host: a request for the attention of one layer over some blocks, and
+//! its reply. Here is the link within a process, through memory; the link between processes will be a framed QUIC
+//! stream. Neither goes through an actor's mailbox.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use serde::{Deserialize, Serialize};
+use stellate_kernels::Partial;
+use stellate_model::block::BlockId;
+
+/// A context host, by its number in the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostId(pub u32);
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "h{}", self.0)
+    }
+}
+
+/// Asks a context host for the attention of `queries` over `blocks`, unmasked: every query token stands behind them.
+#[derive(Clone, Debug)]
+pub struct AttendRequest {
+    /// The layer.
+    pub layer: usize,
+    /// The blocks, in the order of the context.
+    pub blocks: Arc<[BlockId]>,
+    /// Rotated queries, `[tokens, heads, head_dim]`.
+    pub queries: Arc<Vec<f32>>,
+}
+
+/// The attention that was asked for, and what it covers.
+#[derive(Clone, Debug)]
+pub struct AttendReply {
+    /// The blocks that were attended, each once.
+    pub blocks: Arc<[BlockId]>,
+    /// Their merged attention.
+    pub partial: Partial,
+}
+
+/// Why a context host gave no attention. The step can be asked again once the cause is gone.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The host has stopped, or was never there.
+    #[error("context host {host} has stopped; open the node again")]
+    HostGone {
+        /// The host.
+        host: HostId,
+    },
+    /// The host does not hold a block that it was asked for.
+    #[error("context host {host} does not hold block {block}; encode the context again")]
+    NoSuchBlock {
+        /// The host.
+        host: HostId,
+        /// The block.
+        block: BlockId,
+    },
+}
+
+/// A way to reach one context host. Requests are answered in the order they were posted.
+pub trait HostLink: Send + fmt::Debug {
+    /// The host at the other end.
+    fn host(&self) -> HostId;
+    /// Sends a request; the host computes while the caller does something else.
+    fn post(&mut self, request: AttendRequest) -> Result<(), LinkError>;
+    /// Waits for the reply to the request posted last.
+    fn wait(&mut self) -> Result<AttendReply, LinkError>;
+}
+
+/// A request with the way back, as a context host's device thread receives it.
+#[derive(Debug)]
+pub struct AttendJob {
+    /// What is asked.
+    pub request: AttendRequest,
+    /// Where the reply goes. Dropped without a reply, it tells the asker that the host is gone.
+    pub reply: Sender<Result<AttendReply, LinkError>>,
+}
+
+/// A link to a context host of the same process.
+#[derive(Debug)]
+pub struct LocalLink {
+    host: HostId,
+    jobs: Sender<AttendJob>,
+    pending: Option<Receiver<Result<AttendReply, LinkError>>>,
+}
+
+impl LocalLink {
+    /// A link to `host`, whose device thread takes its attention jobs from the other end of `jobs`.
+    pub fn new(host: HostId, jobs: Sender<AttendJob>) -> Self {
+        Self { host, jobs, pending: None }
+    }
+
+    fn gone(&self) -> LinkError {
+        LinkError::HostGone { host: self.host }
+    }
+}
+
+impl HostLink for LocalLink {
+    fn host(&self) -> HostId {
+        self.host
+    }
+
+    fn post(&mut self, request: AttendRequest) -> Result<(), LinkError> {
+        // A channel of its own for every request: a late reply to a request given up is dropped with it.
+        let (reply, pending) = bounded(1);
+        self.jobs.send(AttendJob { request, reply }).map_err(|_| self.gone())?;
+        self.pending = Some(pending);
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<AttendReply, LinkError> {
+        let pending = self.pending.take().ok_or_else(|| self.gone())?;
+        pending.recv().map_err(|_| self.gone())?
+    }
+}

@@ -1,0 +1,230 @@
+//! A model made ready for a node: its decoder, and what turns text into its tokens. From a checkpoint on disk or on the
+//! hub, from the demo model inside the program, or with random weights.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use stellate_model::chat::{ChatSource, ContextRole, PromptSplit};
+use stellate_model::checkpoint::{Checkpoint, CheckpointError, GenerationDefaults, LoadProgress};
+use stellate_model::decoder::Decoder;
+use stellate_model::demo;
+use stellate_model::gguf::GgufMetadata;
+use stellate_model::random::{RandomModel, random_weights};
+use stellate_model::tokenizer::{GgufTokenizer, Tokenizer};
+use stellate_model::weights::WeightChoice;
+
+use crate::error::OpenError;
+use crate::prompt::{PromptError, Prompter};
+
+/// Where a model comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The small trained model that is part of the program.
+    Demo,
+    /// A Hugging Face directory, a GGUF file, or a hub id such as `org/name`.
+    Checkpoint(PathBuf),
+    /// A well-known shape with random weights, for measurements: no tokenizer, no sense.
+    Random {
+        /// A name of [`RandomModel::NAMES`].
+        shape: String,
+        /// Seed of the weights.
+        seed: u64,
+    },
+}
+
+impl From<&Path> for ModelSource {
+    fn from(path: &Path) -> Self {
+        Self::Checkpoint(path.to_owned())
+    }
+}
+
+/// How a model is made ready.
+#[derive(Clone, Debug, Default)]
+pub struct ModelOptions {
+    /// The number format that the weights run in.
+    pub weights: WeightChoice,
+    /// Which message of the chat template carries the context.
+    pub context_role: ContextRole,
+    /// A system text of the user's own.
+    pub system_prompt: Option<String>,
+}
+
+/// A model ready for a node.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Its weights and layers.
+    pub decoder: Arc<Decoder>,
+    /// Its tokenizer and chat template.
+    pub prompter: Arc<Prompter>,
+    /// What its makers suggest.
+    pub defaults: GenerationDefaults,
+}
+
+impl Model {
+    /// Opens, checks and loads a model. Blocks for as long as it takes to read it; `progress` is told.
+    pub fn load(
+        source: &ModelSource,
+        options: &ModelOptions,
+        progress: &mut dyn FnMut(LoadProgress<'_>),
+    ) -> Result<Self, OpenError> {
+        match source {
+            ModelSource::Demo => {
+                let texts = Texts {
+                    tokenizer: Some(Arc::new(
+                        Tokenizer::from_bytes(demo::TOKENIZER).map_err(PromptError::from)?,
+                    )),
+                    tokenizer_config: Some(demo::TOKENIZER_CONFIG.to_owned()),
+                    chat_template: None,
+                };
+                Self::from_checkpoint(&demo::checkpoint()?, texts.prompting()?, options, progress)
+            }
+            ModelSource::Checkpoint(path) => {
+                let checkpoint = open(path)?;
+                let prompting = match checkpoint.gguf_metadata() {
+                    Some(metadata) => from_gguf(metadata)?,
+                    None => Texts::read(&checkpoint)?.prompting()?,
+                };
+                Self::from_checkpoint(&checkpoint, prompting, options, progress)
+            }
+            ModelSource::Random { shape, seed } => {
+                let config = RandomModel::named(shape)?;
+                let loaded = random_weights(&config, options.weights, *seed)?;
+                let defaults = GenerationDefaults::from_config(&config);
+                // Random weights end no answer on purpose.
+                let prompter = Arc::new(Prompter::default());
+                Ok(Self { decoder: Arc::new(Decoder::new(config, loaded)), prompter, defaults })
+            }
+        }
+    }
+
+    fn from_checkpoint(
+        checkpoint: &Checkpoint,
+        prompting: Prompting,
+        options: &ModelOptions,
+        progress: &mut dyn FnMut(LoadProgress<'_>),
+    ) -> Result<Self, OpenError> {
+        let defaults = checkpoint.generation_config().clone();
+        let prompter = Arc::new(prompting.into_prompter(&defaults, options)?);
+        let loaded = checkpoint.load(options.weights, progress)?;
+        let decoder = Arc::new(Decoder::new(checkpoint.config().clone(), loaded));
+        Ok(Self { decoder, prompter, defaults })
+    }
+}
+
+/// Opens a path, or a hub id where there is no such path.
+fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    #[cfg(feature = "hub")]
+    if let Some(id) = hub_id(path) {
+        return Checkpoint::open_hub(id, None, &mut |_| {});
+    }
+    Checkpoint::open(path)
+}
+
+/// A path that does not exist and reads like `org/name`.
+#[cfg(feature = "hub")]
+fn hub_id(path: &Path) -> Option<&str> {
+    let text = path.to_str().filter(|_| !path.exists())?;
+    let (org, name) = text.split_once('/')?;
+    let plain = |part: &str| {
+        !part.is_empty()
+            && part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let is_file = name.ends_with(".gguf") || name.ends_with(".safetensors");
+    (plain(org) && plain(name) && !is_file).then_some(text)
+}
+
+/// The text files of a checkpoint.
+struct Texts {
+    tokenizer: Option<Arc<Tokenizer>>,
+    tokenizer_config: Option<String>,
+    chat_template: Option<String>,
+}
+
+/// A tokenizer and what stands around a context, before the user's options.
+struct Prompting {
+    tokenizer: Option<Arc<Tokenizer>>,
+    chat: ChatSource,
+    adds_bos: bool,
+}
+
+impl Texts {
+    fn read(checkpoint: &Checkpoint) -> Result<Self, PromptError> {
+        let files = checkpoint.files();
+        let tokenizer = files.tokenizer.as_ref().map(Tokenizer::from_file).transpose()?.map(Arc::new);
+        let text = |path: &Option<PathBuf>| {
+            let read = |path: &PathBuf| {
+                std::fs::read_to_string(path).map_err(|error| PromptError::File {
+                    path: path.display().to_string(),
+                    reason: error.to_string(),
+                })
+            };
+            path.as_ref().map(read).transpose()
+        };
+        Ok(Self {
+            tokenizer,
+            tokenizer_config: text(&files.tokenizer_config)?,
+            chat_template: text(&files.chat_template)?,
+        })
+    }
+
+    fn prompting(self) -> Result<Prompting, PromptError> {
+        let config = self.tokenizer_config.as_deref();
+        let chat = ChatSource::from_files(config, self.chat_template.as_deref())?;
+        // A tokenizer.json whose post-processor adds the token needs no help.
+        let adds_bos = config
+            .and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok())
+            .is_some_and(|config| config["add_bos_token"] == true);
+        Ok(Prompting { tokenizer: self.tokenizer, chat, adds_bos })
+    }
+}
+
+fn from_gguf(metadata: &GgufMetadata) -> Result<Prompting, PromptError> {
+    let Some(model) = metadata.text("tokenizer.ggml.model") else {
+        return Ok(Prompting { tokenizer: None, chat: ChatSource::default(), adds_bos: false });
+    };
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let texts = |name: &str| metadata.texts(&key(name)).unwrap_or_default().to_vec();
+    let types = metadata.integers(&key("token_type")).unwrap_or_default();
+    let parts = GgufTokenizer {
+        model: model.to_owned(),
+        pre: metadata.text(&key("pre")).map(str::to_owned),
+        tokens: texts("tokens"),
+        scores: metadata.floats(&key("scores")).unwrap_or_default().to_vec(),
+        token_types: types.iter().map(|&kind| kind as i32).collect(),
+        merges: texts("merges"),
+        bos: metadata.id(&key("bos_token_id")),
+        eos: metadata.id(&key("eos_token_id")),
+        unk: metadata.id(&key("unknown_token_id")),
+        add_bos: metadata.flag(&key("add_bos_token")),
+        add_space_prefix: metadata.flag(&key("add_space_prefix")),
+    };
+    let chat = ChatSource {
+        template: metadata.text("tokenizer.chat_template").map(str::to_owned),
+        bos_token: parts.token(parts.bos).map(str::to_owned),
+        eos_token: parts.token(parts.eos).map(str::to_owned),
+    };
+    Ok(Prompting { tokenizer: Some(Arc::new(Tokenizer::from_gguf(&parts)?)), chat, adds_bos: false })
+}
+
+impl Prompting {
+    fn into_prompter(
+        self,
+        defaults: &GenerationDefaults,
+        options: &ModelOptions,
+    ) -> Result<Prompter, PromptError> {
+        let Self { tokenizer, chat, adds_bos } = self;
+        let mut stops = defaults.eos_ids.clone();
+        let id_of = |token: &Option<String>| tokenizer.as_ref()?.token_id(token.as_deref()?);
+        if let Some(eos) = id_of(&chat.eos_token).filter(|eos| !stops.contains(eos)) {
+            stops.push(eos);
+        }
+        let bos = defaults.bos_id.or(id_of(&chat.bos_token)).filter(|_| adds_bos);
+        let bos_token = chat.bos_token.clone().filter(|_| adds_bos).unwrap_or_default();
+        let split = match chat.into_template()? {
+            Some(template) => template.split(options.context_role, options.system_prompt.as_deref())?,
+            None => PromptSplit::plain(&bos_token),
+        };
+        Ok(Prompter { tokenizer, split, bos, stops })
+    }
+}

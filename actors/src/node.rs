@@ -1,0 +1,358 @@
+//! A node: the whole cast in one process, and the session API over it. Open a node, encode a document, open sessions over
+//! it, ask.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ractor::{Actor, ActorRef, call};
+use stellate_kernels::{Backend, Cpu, CpuOptions, KvFormat, KvShape};
+use stellate_model::block::{Addresser, Layout};
+use stellate_model::decoder::Decoder;
+use stellate_runtime::clock::{Clock, SystemClock};
+use tokio::sync::mpsc;
+
+use crate::budget::KvBudget;
+use crate::cancel::CancelToken;
+use crate::context_host::{self, ContextHostArgs, ContextHostHandle};
+use crate::engine::Engine;
+use crate::error::{AskError, Asked, EncodeError, OpenError, SessionError};
+use crate::fleet::Fleet;
+use crate::link::HostId;
+use crate::manifest::{ContextId, Manifest};
+use crate::model::Model;
+use crate::path::context::{EncodeRequest, EncodedContext, encode};
+use crate::path::query::TurnRequest;
+use crate::progress::{EncodeMeter, EncodeProgress};
+use crate::prompt::{Addition, ContextSource, Prompter, Prompting};
+use crate::query_host::{self, QueryHostArgs, QueryHostHandle, QueryHostMsg};
+use crate::session::{SessionId, TurnRecord};
+use crate::supervisor::{Supervisor, SupervisorArgs, SupervisorMsg};
+use crate::turn::{AskOptions, QueryInput, Turn};
+
+/// Threads of one host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostThreads {
+    /// How many; 0 is one for every core.
+    pub threads: usize,
+    /// CPUs that they are bound to; none binds nothing.
+    pub cpus: Vec<usize>,
+}
+
+/// How a node is built.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// The context hosts, by their threads.
+    pub hosts: Vec<HostThreads>,
+    /// The query host's threads.
+    pub query: HostThreads,
+    /// Number format of keys and values.
+    pub kv_format: KvFormat,
+    /// Bytes of keys and values that each context host may hold, and the tails of all sessions together.
+    pub capacity_bytes: usize,
+    /// Computes the anchor again behind every block, as the paper does.
+    pub recompute_anchor: bool,
+    /// Tokens that go through the layers together at most.
+    pub chunk_tokens: usize,
+    /// Jobs that may wait for a host.
+    pub queue_jobs: usize,
+    /// Events of an answer that may wait for its listener; at least 2.
+    pub queue_events: usize,
+    /// Sessions that may be open.
+    pub max_sessions: usize,
+    /// Measures turns.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        Self {
+            hosts: vec![HostThreads::default()],
+            query: HostThreads::default(),
+            kv_format: KvFormat::Bf16,
+            capacity_bytes: 4 << 30,
+            recompute_anchor: false,
+            chunk_tokens: 512,
+            queue_jobs: 64,
+            queue_events: 256,
+            max_sessions: 64,
+            clock: Arc::new(SystemClock::new()),
+        }
+    }
+}
+
+impl NodeOptions {
+    /// The same with `count` context hosts that share the machine's cores evenly, at least one each.
+    pub fn with_hosts(mut self, count: usize) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (cores / count.max(1)).max(1);
+        self.hosts = vec![HostThreads { threads, cpus: Vec::new() }; count];
+        self
+    }
+}
+
+/// A model that runs on context hosts and a query host of this process. Clones are the same node; it stops when
+/// [`close`](Self::close) is called.
+#[derive(Clone, Debug)]
+pub struct Node {
+    fleet: Arc<Fleet>,
+    hosts: Arc<[ContextHostHandle]>,
+    query: QueryHostHandle,
+    queue_events: usize,
+}
+
+impl Node {
+    /// Starts the hosts of a node that runs `model`. Call it within a tokio runtime.
+    pub async fn open(model: &Model, options: NodeOptions) -> Result<Self, OpenError> {
+        if options.hosts.is_empty() {
+            return Err(OpenError::NoHosts);
+        }
+        let decoder = &model.decoder;
+        let kv_shape = decoder.kv_shape(options.kv_format);
+        let hosts = start_hosts(decoder, kv_shape, &options).await?;
+        let query = QueryHostArgs {
+            engine: engine(decoder, &options.query, "query".to_owned(), options.chunk_tokens)?,
+            prompter: Arc::clone(&model.prompter),
+            clock: Arc::clone(&options.clock),
+            hosts: hosts.clone(),
+            kv_shape,
+            capacity_bytes: options.capacity_bytes,
+            max_sessions: options.max_sessions,
+            queue_jobs: options.queue_jobs,
+        };
+        let query = query_host::start(query).await.map_err(|error| not_started("the query host", error))?;
+        let supervisor = start_supervisor(kv_shape, &hosts).await?;
+        let fleet = Fleet {
+            decoder: Arc::clone(decoder),
+            prompter: Arc::clone(&model.prompter),
+            addresser: Addresser::new(decoder.fingerprint(), options.kv_format),
+            kv_shape,
+            recompute_anchor: options.recompute_anchor,
+            supervisor,
+            hosts: hosts.iter().map(|host| (host.host, host.actor.clone())).collect(),
+            query: query.actor.clone(),
+            exact_gate: tokio::sync::Mutex::new(()),
+        };
+        Ok(Self {
+            fleet: Arc::new(fleet),
+            hosts: hosts.into(),
+            query,
+            queue_events: options.queue_events.max(2),
+        })
+    }
+
+    /// Encodes a context. Dropping the future cancels the work; on an error every other context is as it was.
+    pub async fn encode(&self, source: ContextSource, layout: Layout) -> Result<Context, EncodeError> {
+        self.encode_with(source, layout, |_| {}).await
+    }
+
+    /// [`encode`](Self::encode) with `progress` told of every chunk. It is called from the hosts' threads: be quick.
+    pub async fn encode_with(
+        &self,
+        source: ContextSource,
+        layout: Layout,
+        progress: impl FnMut(EncodeProgress) + Send + 'static,
+    ) -> Result<Context, EncodeError> {
+        let prompting = match source {
+            ContextSource::Document(_) => Prompting::Chat,
+            _ => Prompting::Raw,
+        };
+        self.encode_as(prompting, source, layout, EncodeMeter::new(progress)).await
+    }
+
+    async fn encode_as(
+        &self,
+        prompting: Prompting,
+        source: ContextSource,
+        layout: Layout,
+        meter: EncodeMeter,
+    ) -> Result<Context, EncodeError> {
+        let request = EncodeRequest { source, layout, meter: meter.clone(), cancel: CancelToken::default() };
+        let encoded = encode(&self.fleet, request).await?;
+        Ok(Context { node: self.clone(), encoded: Arc::new(encoded), prompting, progress: meter.progress() })
+    }
+
+    /// The model's decoder.
+    pub fn decoder(&self) -> &Decoder {
+        &self.fleet.decoder
+    }
+
+    /// The model's tokenizer and chat template.
+    pub fn prompter(&self) -> &Prompter {
+        &self.fleet.prompter
+    }
+
+    /// The stores of the context hosts, in their order, to read their fill from.
+    pub fn stores(&self) -> impl Iterator<Item = (HostId, &KvBudget)> {
+        self.hosts.iter().map(|host| (host.host, &*host.budget))
+    }
+
+    /// The store of the sessions' own keys and values.
+    pub fn session_store(&self) -> &KvBudget {
+        &self.query.budget
+    }
+
+    /// Stops every host after the step under way and waits for it. Sessions and contexts of the node end with it.
+    pub async fn close(&self) {
+        stop(&self.query.actor).await;
+        for host in &*self.hosts {
+            stop(&host.actor).await;
+        }
+        stop(&self.fleet.supervisor).await;
+    }
+}
+
+async fn start_hosts(
+    decoder: &Arc<Decoder>,
+    kv_shape: KvShape,
+    options: &NodeOptions,
+) -> Result<Vec<ContextHostHandle>, OpenError> {
+    let mut hosts = Vec::new();
+    for (index, threads) in options.hosts.iter().enumerate() {
+        let host = HostId(index as u32);
+        let args = ContextHostArgs {
+            host,
+            engine: engine(decoder, threads, host.to_string(), options.chunk_tokens)?,
+            kv_shape,
+            capacity_bytes: options.capacity_bytes,
+            queue_jobs: options.queue_jobs,
+        };
+        let started = context_host::start(args).await;
+        hosts.push(started.map_err(|error| not_started(&format!("context host {host}"), error))?);
+    }
+    Ok(hosts)
+}
+
+async fn start_supervisor(
+    kv_shape: KvShape,
+    hosts: &[ContextHostHandle],
+) -> Result<ActorRef<SupervisorMsg>, OpenError> {
+    let table: BTreeMap<_, _> =
+        hosts.iter().map(|host| (host.host, (host.actor.clone(), host.budget.capacity_bytes()))).collect();
+    let args = SupervisorArgs { kv_shape, hosts: table };
+    let (actor, _) =
+        Actor::spawn(None, Supervisor, args).await.map_err(|error| not_started("the supervisor", error))?;
+    Ok(actor)
+}
+
+fn engine(
+    decoder: &Arc<Decoder>,
+    threads: &HostThreads,
+    name: String,
+    chunk_tokens: usize,
+) -> Result<Engine, OpenError> {
+    let options = CpuOptions { name, threads: threads.threads, cpus: threads.cpus.clone() };
+    let backend: Box<dyn Backend> = Box::new(Cpu::new(&options)?);
+    Ok(Engine::new(Arc::clone(decoder), backend, chunk_tokens))
+}
+
+fn not_started(what: &str, error: ractor::SpawnErr) -> OpenError {
+    OpenError::Start { what: what.to_owned(), reason: error.to_string() }
+}
+
+async fn stop<M: ractor::Message>(actor: &ActorRef<M>) {
+    // One that has stopped already has nothing to wait for.
+    let _ = actor.stop_and_wait(None, None).await;
+}
+
+/// An encoded context: a handle that keeps its blocks. Any number of sessions share it; the last handle or session to go
+/// frees what no other context shares.
+#[derive(Clone, Debug)]
+pub struct Context {
+    node: Node,
+    encoded: Arc<EncodedContext>,
+    prompting: Prompting,
+    progress: EncodeProgress,
+}
+
+impl Context {
+    /// Its name in the node.
+    pub fn id(&self) -> ContextId {
+        self.encoded.manifest.id
+    }
+
+    /// Its tokens and blocks.
+    pub fn manifest(&self) -> &Manifest {
+        &self.encoded.manifest
+    }
+
+    /// What its encoding came to: how many blocks were encoded, how many shared.
+    pub fn progress(&self) -> EncodeProgress {
+        self.progress
+    }
+
+    /// Bytes of its blocks' keys and values, shared ones counted.
+    pub fn kv_bytes(&self) -> usize {
+        let manifest = &self.encoded.manifest;
+        manifest.blocks.iter().map(|block| self.node.fleet.kv_shape.bytes_for(block.range.len())).sum()
+    }
+
+    /// The context with more behind it. Whole blocks are shared with this one, which stays as it is: only a short last
+    /// block is encoded again.
+    pub async fn append(&self, addition: Addition) -> Result<Self, EncodeError> {
+        self.append_with(addition, |_| {}).await
+    }
+
+    /// [`append`](Self::append) with `progress` told of every chunk.
+    pub async fn append_with(
+        &self,
+        addition: Addition,
+        progress: impl FnMut(EncodeProgress) + Send + 'static,
+    ) -> Result<Self, EncodeError> {
+        let manifest = &self.encoded.manifest;
+        let source = ContextSource::Append(Arc::clone(&manifest.ids), addition);
+        self.node.encode_as(self.prompting, source, manifest.layout, EncodeMeter::new(progress)).await
+    }
+
+    /// Opens a session: a conversation of its own over this context.
+    pub async fn session(&self) -> Result<Session, SessionError> {
+        let query = &self.node.query.actor;
+        let id = call!(query, QueryHostMsg::Open, Arc::clone(&self.encoded), self.prompting).asked()??;
+        Ok(Session { id, query: query.clone(), queue_events: self.node.queue_events })
+    }
+}
+
+/// A conversation over a context. What was asked and answered stays in it: a later question sees it and nothing is
+/// encoded again. Dropping it closes it.
+#[derive(Debug)]
+pub struct Session {
+    id: SessionId,
+    query: ActorRef<QueryHostMsg>,
+    queue_events: usize,
+}
+
+impl Session {
+    /// Its name in the node.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Asks, and gives the answer as it is made. What is wrong with the question is told as the stream's first event.
+    pub fn ask(&self, input: impl Into<QueryInput>, options: AskOptions) -> Turn {
+        let (events, receiver) = mpsc::channel(self.queue_events);
+        let cancel = CancelToken::default();
+        let request =
+            TurnRequest { input: input.into(), options, events: events.clone(), cancel: cancel.clone() };
+        if self.query.cast(QueryHostMsg::Ask(self.id, request)).is_err() {
+            // The channel is empty: there is room.
+            let _ = events.try_send(Err(AskError::Stopped));
+        }
+        Turn { events: receiver, cancel }
+    }
+
+    /// The turns answered so far.
+    pub async fn turns(&self) -> Result<Vec<TurnRecord>, SessionError> {
+        Ok(call!(self.query, QueryHostMsg::Turns, self.id).asked()?)
+    }
+
+    /// Ends the session and frees its own keys and values; so does dropping it.
+    pub fn close(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // A query host that is gone has no sessions.
+        let _ = self.query.cast(QueryHostMsg::Close(self.id));
+    }
+}

@@ -1,0 +1,314 @@
+//! The life of a context token (phase 1 of Star Attention, arXiv 2411.17116, section 2.1).
+//!
+//! 1. **tokenise** the text: [`tokenise`];
+//! 2. **cut** the tokens into blocks and **address** each by its content: [`Draft::new`];
+//! 3. **place** the blocks on hosts, or be refused with the numbers: [`place`];
+//! 4. **encode** what no host holds yet: [`encode_star`], every host its own blocks side by side with the others and
+//!    with no word between them; or [`encode_exact`], block after block along the path of a query token;
+//! 5. on the host, **ensure the anchor** and run the block behind it chunk by chunk: [`BlockEncoder`] (`exact`: [`ExactEncoder`]);
+//! 6. **seal** the block into the host's bounded store, and hand out the **manifest**: [`encode`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+use ractor::call;
+use stellate_kernels::{KvBlock, KvSpan, Visible};
+use stellate_model::block::{Addresser, Attention, Before, BlockId, Layout};
+use stellate_model::decoder::Decoder;
+
+use crate::budget::{BudgetedBlock, KvBudget};
+use crate::cancel::CancelToken;
+use crate::context_host::{ContextHostMsg, EncodeJob, Encoded, HostError, Reserved};
+use crate::engine::Engine;
+use crate::error::{Asked, EncodeError};
+use crate::fanout::{Fanout, FanoutError};
+use crate::fleet::Fleet;
+use crate::manifest::{Manifest, ManifestBlock};
+use crate::path::query::forward;
+use crate::placement::{AnchorNeed, Need};
+use crate::progress::EncodeMeter;
+use crate::prompt::ContextSource;
+use crate::query_host::{ExactJob, QueryHostMsg};
+use crate::supervisor::{ContextLease, PlaceRequest, Placement, SupervisorMsg};
+use crate::tail::Tail;
+
+/// A context to encode.
+#[derive(Debug)]
+pub struct EncodeRequest {
+    /// Its text or tokens.
+    pub source: ContextSource,
+    /// Its shape.
+    pub layout: Layout,
+    /// Told of every chunk of tokens that is done.
+    pub meter: EncodeMeter,
+    /// Ends the work between two chunks.
+    pub cancel: CancelToken,
+}
+
+/// A context whose blocks are all sealed, and what keeps them.
+#[derive(Debug)]
+pub struct EncodedContext {
+    /// Its tokens and blocks.
+    pub manifest: Arc<Manifest>,
+    /// Keeps the blocks; dropped with the last user of the context.
+    pub lease: ContextLease,
+}
+
+/// Encodes a context: the whole path. On an error nothing is kept and every other context is as it was.
+pub async fn encode(fleet: &Fleet, request: EncodeRequest) -> Result<EncodedContext, EncodeError> {
+    let EncodeRequest { source, layout, mut meter, cancel } = request;
+    layout.validate()?;
+    let _cancelled_if_dropped = cancel.on_drop();
+    let ids = tokenise(fleet, source).await?;
+    fleet.decoder.check_ids(&ids)?;
+    fleet.decoder.config().check_context(ids.len())?;
+
+    let draft = Draft::new(&fleet.addresser, layout, ids);
+    let (placement, lease) = place(fleet, &draft).await?;
+    let manifest = Arc::new(draft.into_manifest(&placement));
+    meter.start(manifest.tokens(), manifest.blocks.len());
+    match layout.attention {
+        Attention::Star { .. } => encode_star(fleet, &manifest, &meter, &cancel).await?,
+        Attention::Exact => encode_exact(fleet, &manifest, &meter, &cancel).await?,
+    }
+    tracing::info!(context = %manifest.id, tokens = manifest.tokens(), blocks = manifest.blocks.len(), "context encoded");
+    Ok(EncodedContext { manifest, lease })
+}
+
+/// Stage 1: the text's tokens, off the network threads; given tokens go on as they are.
+async fn tokenise(fleet: &Fleet, source: ContextSource) -> Result<Arc<[u32]>, EncodeError> {
+    let prompter = Arc::clone(&fleet.prompter);
+    let task = tokio::task::spawn_blocking(move || prompter.context_ids(source));
+    Ok(task.await.map_err(|_| EncodeError::Stopped)??.into())
+}
+
+/// Stage 2: a context cut into addressed blocks, not yet placed.
+#[derive(Debug)]
+struct Draft {
+    layout: Layout,
+    ids: Arc<[u32]>,
+    blocks: Vec<BlockId>,
+    anchor: Option<BlockId>,
+}
+
+impl Draft {
+    fn new(addresser: &Addresser, layout: Layout, ids: Arc<[u32]>) -> Self {
+        let blocks = addresser.address_all(&layout, &ids);
+        let anchor = match layout.anchor_tokens(ids.len()) {
+            0 => None,
+            tokens => Some(addresser.address(Before::Anchor(&[]), &ids[..tokens], 0)),
+        };
+        Self { layout, ids, blocks, anchor }
+    }
+
+    fn place_request(&self, bytes_for: impl Fn(usize) -> usize) -> PlaceRequest {
+        let ranges = self.layout.cut(self.ids.len());
+        let needs = self.blocks.iter().zip(ranges).map(|(&id, range)| Need {
+            id,
+            bytes: bytes_for(range.len()),
+            anchored: self.anchor.is_some() && range.start > 0,
+        });
+        let anchor = self.anchor.map(|id| AnchorNeed {
+            id,
+            bytes: bytes_for(self.layout.anchor_tokens(self.ids.len())),
+            first_block: self.blocks[0],
+        });
+        PlaceRequest { needs: needs.collect(), anchor }
+    }
+
+    fn into_manifest(self, placement: &Placement) -> Manifest {
+        let ranges = self.layout.cut(self.ids.len());
+        let blocks = self.blocks.iter().zip(ranges).zip(&placement.placed);
+        let blocks =
+            blocks.map(|((&id, range), placed)| ManifestBlock { id, range, host: placed.host }).collect();
+        Manifest { id: placement.context, layout: self.layout, ids: self.ids, blocks, anchor: self.anchor }
+    }
+}
+
+/// Stage 3: a host for every block, with its room promised, and the lease that gives the room back.
+async fn place(fleet: &Fleet, draft: &Draft) -> Result<(Placement, ContextLease), EncodeError> {
+    let request = draft.place_request(|tokens| fleet.kv_shape.bytes_for(tokens));
+    let placement = call!(fleet.supervisor, SupervisorMsg::Place, request).asked()??;
+    let lease = ContextLease::new(placement.context, fleet.supervisor.clone());
+    Ok((placement, lease))
+}
+
+/// Stage 4, `star`: each host encodes its blocks in order, all hosts at once. A host that holds a block already says so
+/// at once, whoever had it encoded.
+async fn encode_star(
+    fleet: &Fleet,
+    manifest: &Manifest,
+    meter: &EncodeMeter,
+    cancel: &CancelToken,
+) -> Result<(), EncodeError> {
+    let anchor = manifest.anchor.map(|id| Anchor {
+        id,
+        ids: manifest.ids[..manifest.layout.anchor_tokens(manifest.tokens())].into(),
+        first_block: manifest.blocks[0].id,
+    });
+    let hosts = fleet.hosts.iter().map(|(&host, actor)| {
+        let blocks = manifest.blocks.iter().filter(move |block| block.host == host);
+        let anchor = &anchor;
+        async move {
+            for block in blocks {
+                let job = EncodeJob {
+                    id: block.id,
+                    ids: manifest.ids[block.range.clone()].into(),
+                    position: block.range.start,
+                    anchor: anchor.clone().filter(|_| block.range.start > 0),
+                    recompute_anchor: fleet.recompute_anchor,
+                    meter: meter.clone(),
+                    cancel: cancel.clone(),
+                };
+                let encoded = call!(actor, ContextHostMsg::Encode, job).asked()??;
+                meter.sealed(block.range.len(), encoded == Encoded::Held);
+            }
+            Ok::<(), EncodeError>(())
+        }
+    });
+    try_join_all(hosts).await.map(|_| ())
+}
+
+/// Stage 4, `exact`: block after block, each computed by the query host, which asks the hosts of all earlier blocks,
+/// and sealed on the host it was placed on.
+async fn encode_exact(
+    fleet: &Fleet,
+    manifest: &Arc<Manifest>,
+    meter: &EncodeMeter,
+    cancel: &CancelToken,
+) -> Result<(), EncodeError> {
+    let _one_at_a_time = fleet.exact_gate.lock().await;
+    for (index, block) in manifest.blocks.iter().enumerate() {
+        let tokens = block.range.len();
+        let host = &fleet.hosts[&block.host];
+        match call!(host, ContextHostMsg::Reserve, block.id, tokens).asked()?? {
+            Reserved::Held => meter.sealed(tokens, true),
+            Reserved::Room(room) => {
+                let (manifest, meter, cancel) = (Arc::clone(manifest), meter.clone(), cancel.clone());
+                let job = ExactJob { manifest, index, room, meter: meter.clone(), cancel };
+                let sealed = call!(fleet.query, QueryHostMsg::EncodeExact, job).asked()??;
+                call!(host, ContextHostMsg::Seal, block.id, sealed).asked()??;
+                meter.sealed(tokens, false);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first tokens of a context, which every later block is encoded behind.
+#[derive(Clone, Debug)]
+pub struct Anchor {
+    /// Its address as a block of its own.
+    pub id: BlockId,
+    /// Its tokens, from position 0.
+    pub ids: Arc<[u32]>,
+    /// The context's first block, which begins with the anchor.
+    pub first_block: BlockId,
+}
+
+/// Stage 5, on the host: one block on its way through the layers, chunk by chunk, so that decode steps of other
+/// contexts get in between. Its tokens attend to the anchor and, causally, to their own block; nothing else.
+#[derive(Debug)]
+pub struct BlockEncoder {
+    ids: Arc<[u32]>,
+    position: usize,
+    block: BudgetedBlock,
+}
+
+impl BlockEncoder {
+    /// Takes room for the tokens `ids`, which stand at `position` and after.
+    pub fn new(budget: &Arc<KvBudget>, ids: Arc<[u32]>, position: usize) -> Result<Self, HostError> {
+        let block = budget.allocate(ids.len())?;
+        Ok(Self { ids, position, block })
+    }
+
+    /// Whether every token is encoded.
+    pub fn is_done(&self) -> bool {
+        self.block.len() == self.ids.len()
+    }
+
+    /// Encodes the next chunk behind the first `anchor.1` tokens of `anchor.0`. Gives the number of tokens done.
+    pub fn step(&mut self, engine: &mut Engine, anchor: Option<(&KvBlock, usize)>) -> usize {
+        let at = self.block.len();
+        let chunk = &self.ids[at..(at + engine.chunk_tokens).min(self.ids.len())];
+        encode_chunk(engine, anchor, &mut self.block, chunk, self.position + at);
+        chunk.len()
+    }
+
+    /// Stage 6: the block, complete.
+    pub fn seal(self) -> BudgetedBlock {
+        assert!(self.is_done(), "a block is sealed when its last token is encoded");
+        self.block
+    }
+}
+
+/// Stage 5, `exact`, on the query host: one block along the path of a query token. Its queries go to the hosts of all
+/// earlier blocks; its keys and values are sealed instead of kept in a session's tail.
+#[derive(Debug)]
+pub struct ExactEncoder {
+    ids: Arc<[u32]>,
+    range: Range<usize>,
+    fanout: Fanout,
+    tail: Tail,
+}
+
+impl ExactEncoder {
+    /// Encodes the tokens `range` of `ids` into `room`, behind the blocks that `fanout` reaches.
+    pub fn new(ids: Arc<[u32]>, range: Range<usize>, fanout: Fanout, room: BudgetedBlock) -> Self {
+        Self { ids, range, fanout, tail: Tail::within(room) }
+    }
+
+    /// Whether every token is encoded.
+    pub fn is_done(&self) -> bool {
+        self.tail.len() == self.range.len()
+    }
+
+    /// Encodes the next chunk. Gives the number of tokens done.
+    pub fn step(&mut self, engine: &mut Engine) -> Result<usize, FanoutError> {
+        let start = self.range.start + self.tail.len();
+        let chunk = &self.ids[start..(start + engine.chunk_tokens).min(self.range.end)];
+        forward(engine, &mut self.fanout, &mut self.tail, chunk, start, 0..0)?;
+        Ok(chunk.len())
+    }
+
+    /// Stage 6: the block, complete.
+    pub fn seal(self) -> BudgetedBlock {
+        assert!(self.is_done(), "a block is sealed when its last token is encoded");
+        self.tail.into_block()
+    }
+}
+
+/// Runs `ids`, at `position` and after, through every layer behind `anchor` and behind what `block` holds, and appends
+/// their keys and values to `block`.
+fn encode_chunk(
+    engine: &mut Engine,
+    anchor: Option<(&KvBlock, usize)>,
+    block: &mut KvBlock,
+    ids: &[u32],
+    position: usize,
+) {
+    let decoder: &Decoder = &engine.decoder;
+    let (backend, pass, attended) = (&*engine.backend, &mut engine.pass, &mut engine.attended);
+    let (at, layers) = (block.len(), decoder.config().layers);
+    decoder.start(pass, ids, position);
+    for layer in 0..layers {
+        decoder.project(backend, layer, pass);
+        block.write(layer, at, pass.key(), pass.value());
+        // Of the last layer only keys and values are kept: nothing reads what it would give to a next one.
+        if layer + 1 == layers {
+            break;
+        }
+        let before =
+            anchor.map(|(kv, tokens)| KvSpan { keys: kv.view(layer, tokens), visible: Visible::All });
+        let own = KvSpan {
+            keys: block.view(layer, at + ids.len()),
+            visible: Visible::Causal { offset: at as i64 },
+        };
+        let spans: Vec<KvSpan<'_>> = before.into_iter().chain([own]).collect();
+        attended.reset(decoder.partial_shape(ids.len()));
+        backend.attend(decoder.queries(pass.query()), &spans, attended);
+        decoder.finish(backend, layer, pass, attended);
+    }
+    block.set_len(at + ids.len());
+}

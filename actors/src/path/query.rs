@@ -1,0 +1,320 @@
+//! The life of a query token (phase 2 of Star Attention, arXiv 2411.17116, section 2.2).
+//!
+//! 1. **render** the question into the tokens to feed: [`TurnRun::begin`];
+//! 2. **embed** a chunk of them, or the token sampled last: [`forward`];
+//! 3. for each layer **project** Q, K, V; **append** K, V to the session's own tail; **fan out** Q to the hosts that
+//!    hold blocks; **attend** the tail meanwhile; **fan in**, check exact cover and **merge** in block order; **finish**
+//!    the layer: [`forward`];
+//! 4. **sample** from the last token's logits and **emit** the token: [`TurnRun::step`];
+//! 5. **log** the turn in its session: [`TurnRun::finish`].
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stellate_kernels::Partial;
+use stellate_model::sampler::{Sampler, top_logprobs};
+use stellate_model::stream::{StopStrings, TokenStream};
+use stellate_runtime::clock::Clock;
+use tokio::sync::mpsc;
+
+use crate::cancel::CancelToken;
+use crate::engine::Engine;
+use crate::error::AskError;
+use crate::fanout::{Fanout, FanoutError};
+use crate::prompt::Prompter;
+use crate::session::{SessionState, TurnRecord};
+use crate::tail::Tail;
+use crate::turn::{AskOptions, FinishReason, QueryInput, Timings, TokenEvent, TurnEvent, TurnReport, Usage};
+
+/// Runs `ids`, at `position` and after, through every layer. They attend to the blocks that `fanout` reaches, to the
+/// tail and, causally, to themselves; their keys and values are appended to the tail, which must have room for them.
+/// Gives the logits of the tokens in `rows`. On an error the tail is as it was.
+pub fn forward(
+    engine: &mut Engine,
+    fanout: &mut Fanout,
+    tail: &mut Tail,
+    ids: &[u32],
+    position: usize,
+    rows: Range<usize>,
+) -> Result<Vec<f32>, FanoutError> {
+    let decoder = Arc::clone(&engine.decoder);
+    let (backend, pass, own) = (&*engine.backend, &mut engine.pass, &mut engine.attended);
+    let (layers, shape) = (decoder.config().layers, decoder.partial_shape(ids.len()));
+    let mut merged = Partial::empty(shape);
+    decoder.start(pass, ids, position);
+    for layer in 0..layers {
+        decoder.project(backend, layer, pass);
+        tail.write(layer, pass.key(), pass.value());
+        // Nobody reads what the last layer would give to a next one.
+        if layer + 1 == layers && rows.is_empty() {
+            break;
+        }
+        fanout.post(layer, pass.query())?;
+        own.reset(shape);
+        backend.attend(decoder.queries(pass.query()), &tail.spans(layer, ids.len()), own);
+        merged.reset(shape);
+        fanout.collect(&mut merged)?;
+        merged.merge(own);
+        decoder.finish(backend, layer, pass, &merged);
+    }
+    tail.advance(ids.len());
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(decoder.logits(backend, pass, rows))
+}
+
+/// What a step of a turn led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There is more to do.
+    Again,
+    /// The listener has not taken the last events yet: nothing was done.
+    Waiting,
+    /// The turn has ended.
+    Ended,
+}
+
+/// A question to be answered, as the query host receives it.
+#[derive(Debug)]
+pub struct TurnRequest {
+    /// What is asked.
+    pub input: QueryInput,
+    /// How the answer is made.
+    pub options: AskOptions,
+    /// Where the answer goes.
+    pub events: mpsc::Sender<Result<TurnEvent, AskError>>,
+    /// Ends the turn between two steps.
+    pub cancel: CancelToken,
+}
+
+/// A turn on its way. It advances by one chunk of the question or one token of the answer at a time, so that sessions
+/// take turns on their query host.
+#[derive(Debug)]
+pub struct TurnRun {
+    feed: Vec<u32>,
+    fed: usize,
+    options: AskOptions,
+    sampler: Sampler,
+    stops: StopStrings,
+    words: Option<TokenStream>,
+    events: mpsc::Sender<Result<TurnEvent, AskError>>,
+    cancel: CancelToken,
+    before: Before,
+    ids: Vec<u32>,
+    text: String,
+    query_tokens: usize,
+    query_logits: Vec<f32>,
+    first_token: Duration,
+}
+
+/// What a turn began with: what it goes back to when it fails.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    tail_tokens: usize,
+    pending: Option<u32>,
+    started: Duration,
+}
+
+impl TurnRun {
+    /// Stage 1: renders the question and checks everything that can be wrong with it, before anything is computed.
+    pub fn begin(
+        request: TurnRequest,
+        session: &SessionState,
+        prompter: &Prompter,
+        engine: &Engine,
+        clock: &dyn Clock,
+    ) -> Result<Self, AskError> {
+        let TurnRequest { input, options, events, cancel } = request;
+        if options.max_tokens == 0 {
+            return Err(AskError::NoTokens);
+        }
+        options.sampling.validate()?;
+        let stops = StopStrings::new(options.stop.iter().cloned())?;
+        let feed = prompter.query_ids(session.prompting, &input, session.is_new(), session.pending)?;
+        if feed.is_empty() {
+            return Err(AskError::Empty);
+        }
+        engine.decoder.check_ids(&feed)?;
+        engine.decoder.config().check_context(session.position() + feed.len() + options.max_tokens)?;
+        let before =
+            Before { tail_tokens: session.tail.len(), pending: session.pending, started: clock.now() };
+        Ok(Self {
+            query_tokens: feed.len(),
+            feed,
+            fed: 0,
+            sampler: Sampler::at_step(options.sampling.clone(), session.generated_tokens() as u64)?,
+            stops,
+            words: prompter.token_stream(),
+            options,
+            events,
+            cancel,
+            before,
+            ids: Vec::new(),
+            text: String::new(),
+            query_logits: Vec::new(),
+            first_token: Duration::ZERO,
+        })
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled() || self.events.is_closed()
+    }
+
+    /// Stages 2 to 4: feeds the next chunk of the question, or the token sampled last; samples and emits. An error
+    /// ends the turn, is told to its listener and leaves the session as it was before the turn.
+    pub fn step(
+        &mut self,
+        engine: &mut Engine,
+        session: &mut SessionState,
+        prompter: &Prompter,
+        clock: &dyn Clock,
+    ) -> Step {
+        // Room for a token and for the report that may follow it.
+        if self.events.capacity() < 2 && !self.events.is_closed() {
+            return Step::Waiting;
+        }
+        if self.is_cancelled() {
+            return self.finish(session, FinishReason::Cancelled, clock);
+        }
+        let outcome = self.feed_chunk(engine, session).and_then(|logits| match logits {
+            Some(logits) => self.emit(&logits, session, prompter, clock),
+            None => Ok(None),
+        });
+        match outcome {
+            Ok(None) => Step::Again,
+            Ok(Some(finish)) => self.finish(session, finish, clock),
+            Err(error) => {
+                self.fail(session, error);
+                Step::Ended
+            }
+        }
+    }
+
+    /// Ends the turn with an error: the session is as it was before the question.
+    pub fn fail(&mut self, session: &mut SessionState, error: AskError) {
+        session.tail.truncate(self.before.tail_tokens);
+        session.pending = self.before.pending;
+        tracing::warn!(%error, "turn failed");
+        // A full or closed queue belongs to a listener that is gone or that will find the stream ended.
+        let _ = self.events.try_send(Err(error));
+    }
+
+    /// Feeds the next chunk. Gives the logits to sample from once the last token is fed.
+    fn feed_chunk(
+        &mut self,
+        engine: &mut Engine,
+        session: &mut SessionState,
+    ) -> Result<Option<Vec<f32>>, AskError> {
+        let end = (self.fed + engine.chunk_tokens).min(self.feed.len());
+        let chunk = &self.feed[self.fed..end];
+        let is_last = end == self.feed.len();
+        let in_question = self.ids.is_empty();
+        let rows = match (is_last, in_question && self.options.logits) {
+            (_, true) => 0..chunk.len(),
+            (true, false) => chunk.len() - 1..chunk.len(),
+            (false, false) => 0..0,
+        };
+        session.tail.reserve(chunk.len())?;
+        let position = session.position();
+        let mut logits = forward(engine, &mut session.fanout, &mut session.tail, chunk, position, rows)?;
+        self.fed = end;
+        if in_question && self.options.logits {
+            self.query_logits.extend_from_slice(&logits);
+        }
+        if !is_last {
+            return Ok(None);
+        }
+        logits.drain(..logits.len() - engine.decoder.config().vocab_size);
+        Ok(Some(logits))
+    }
+
+    /// Samples the next token, tells it, and says whether it was the last one.
+    fn emit(
+        &mut self,
+        logits: &[f32],
+        session: &mut SessionState,
+        prompter: &Prompter,
+        clock: &dyn Clock,
+    ) -> Result<Option<FinishReason>, AskError> {
+        let sampling = &self.options.sampling;
+        // Without a penalty nobody looks at it.
+        let history = match sampling.repetition_penalty {
+            1.0 => Vec::new(),
+            _ => session.history(&self.feed, sampling.repetition_window_tokens),
+        };
+        let sampled = self.sampler.sample(logits, &history)?;
+        if self.ids.is_empty() {
+            self.first_token = clock.now().saturating_sub(self.before.started);
+        }
+        self.ids.push(sampled.id);
+        session.pending = Some(sampled.id);
+        self.feed.push(sampled.id);
+
+        let is_eos = prompter.is_stop(sampled.id) && !self.options.ignore_eos;
+        let piece = match &mut self.words {
+            Some(words) if !is_eos => words.push(sampled.id),
+            _ => String::new(),
+        };
+        let mut outcome = self.stops.push(&piece);
+        let finish = if is_eos || outcome.matched.is_some() {
+            Some(FinishReason::Stop)
+        } else {
+            (self.ids.len() == self.options.max_tokens).then_some(FinishReason::Length)
+        };
+        if finish.is_some() && outcome.matched.is_none() {
+            outcome.text += &self.last_words();
+        }
+        self.text += &outcome.text;
+        let event = TokenEvent {
+            id: sampled.id,
+            text: outcome.text,
+            logprob: sampled.logprob,
+            top: top_logprobs(logits, self.options.top_logprobs),
+            logits: self.options.logits.then(|| logits.into()),
+        };
+        let _ = self.events.try_send(Ok(TurnEvent::Token(event)));
+        Ok(finish)
+    }
+
+    /// The text held back until it was certain that no stop string or character needs it.
+    fn last_words(&mut self) -> String {
+        let rest = self.words.as_mut().map(TokenStream::finish).unwrap_or_default();
+        let mut outcome = self.stops.push(&rest);
+        if outcome.matched.is_none() {
+            outcome.text += &self.stops.finish();
+        }
+        outcome.text
+    }
+
+    /// Stage 5: ends the turn, logs it in the session and tells the report. A turn cancelled within its question never
+    /// happened; one cancelled within its answer keeps what was said.
+    fn finish(&mut self, session: &mut SessionState, finish: FinishReason, clock: &dyn Clock) -> Step {
+        let query_ids = self.feed[..self.query_tokens].to_vec();
+        if self.ids.is_empty() {
+            session.tail.truncate(self.before.tail_tokens);
+            session.pending = self.before.pending;
+        } else {
+            session.log(TurnRecord { query_ids: query_ids.clone(), ids: self.ids.clone(), finish });
+        }
+        let total = clock.now().saturating_sub(self.before.started);
+        let report = TurnReport {
+            text: std::mem::take(&mut self.text),
+            query_ids,
+            finish,
+            usage: Usage {
+                context_tokens: session.context_tokens(),
+                session_tokens: self.before.tail_tokens,
+                query_tokens: self.query_tokens,
+                generated_tokens: self.ids.len(),
+            },
+            timings: Timings::new(self.first_token, total, self.ids.len()),
+            ids: std::mem::take(&mut self.ids),
+            query_logits: self.options.logits.then(|| std::mem::take(&mut self.query_logits).into()),
+        };
+        let _ = self.events.try_send(Ok(TurnEvent::Finished(Box::new(report))));
+        Step::Ended
+    }
+}
