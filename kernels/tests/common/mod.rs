@@ -1,5 +1,6 @@
 //! What the kernel tests share: seeded values, every backend that this machine can run, keys with hostile rests.
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::print_stdout, reason = "a skipped part is said aloud")]
 
 use stellate_kernels::*;
 
