@@ -232,3 +232,98 @@ fn check_original(tokens: usize) -> Result<(), ConfigError> {
     }
     Err(ConfigError::invalid("original_max_position_embeddings", format!("{tokens} positions cannot be")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected values are those of transformers' formulas, computed with numpy in f32.
+    fn expect(rope: &RopeConfig, head_dim: usize, expected: &[(usize, f32)], attention: f32) {
+        let (frequencies, found_attention) = rope.inverse_frequencies(head_dim);
+        assert_eq!(frequencies.len(), head_dim / 2);
+        for &(pair, value) in expected {
+            let error = (frequencies[pair] - value).abs() / value;
+            assert!(error < 3e-7, "pair {pair} is {} and should be {value}", frequencies[pair]);
+        }
+        assert!((found_attention - attention).abs() < 1e-7, "{found_attention} is not {attention}");
+    }
+
+    #[test]
+    fn default_frequencies_are_a_geometric_series() {
+        let rope = RopeConfig::plain(10_000.0);
+        expect(&rope, 8, &[(0, 1.0), (1, 0.1), (2, 0.01), (3, 0.001)], 1.0);
+    }
+
+    #[test]
+    fn linear_scaling_divides_every_frequency() {
+        let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 } };
+        expect(&rope, 8, &[(0, 0.25), (1, 0.025), (2, 0.0025), (3, 0.00025)], 1.0);
+    }
+
+    #[test]
+    fn llama3_scaling_keeps_short_wavelengths_and_blends_the_middle() {
+        let scaling = |factor, original_max_position| RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position,
+        };
+        let golden = RopeConfig { theta: 500_000.0, scaling: scaling(8.0, 64) };
+        let expected =
+            [(0, 1.0), (1, 0.079_403_01), (2, 0.004_700_754), (3, 9.115_831e-4), (7, 1.289_173_2e-6)];
+        expect(&golden, 16, &expected, 1.0);
+        let published = RopeConfig { theta: 500_000.0, scaling: scaling(32.0, 8192) };
+        let expected = [
+            (12, 0.007_292_665),
+            (15, 0.001_290_548),
+            (16, 4.295_567e-4),
+            (17, 9.708_286e-5),
+            (18, 1.946_163_9e-5),
+            (31, 9.418_307e-8),
+        ];
+        expect(&published, 64, &expected, 1.0);
+    }
+
+    fn yarn(original_max_position: usize, truncate: bool) -> RopeConfig {
+        let scaling = RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: None,
+            mscale: None,
+            mscale_all_dim: None,
+            truncate,
+        };
+        RopeConfig { theta: 1_000_000.0, scaling }
+    }
+
+    #[test]
+    fn yarn_blends_between_rounded_ends_and_raises_attention() {
+        let expected =
+            [(0, 1.0), (1, 0.316_272_38), (2, 0.088_913_97), (3, 0.018_747_354), (15, 5.928_434_3e-7)];
+        expect(&yarn(64, true), 32, &expected, 1.138_629_4);
+        let expected =
+            [(20, 0.013_335_215), (24, 0.005_375_321_5), (30, 0.001_064_361_1), (39, 6.490_394_3e-5)];
+        expect(&yarn(32_768, true), 128, &expected, 1.138_629_4);
+        let unrounded =
+            [(20, 0.013_335_215), (24, 0.005_517_270_4), (39, 6.187_807_6e-5), (40, 4.445_698_5e-5)];
+        expect(&yarn(32_768, false), 128, &unrounded, 1.138_629_4);
+    }
+
+    #[test]
+    fn yarn_takes_its_attention_factor_from_the_configuration_first() {
+        let mut rope = yarn(64, true);
+        let RopeScaling::Yarn { attention_factor, mscale, mscale_all_dim, .. } = &mut rope.scaling else {
+            unreachable!()
+        };
+        (*mscale, *mscale_all_dim) = (Some(1.0), Some(0.5));
+        let ratio = (0.1 * 4f64.ln() + 1.0) / (0.05 * 4f64.ln() + 1.0);
+        *attention_factor = None;
+        assert_eq!(rope.inverse_frequencies(32).1, ratio as f32);
+        if let RopeScaling::Yarn { attention_factor, .. } = &mut rope.scaling {
+            *attention_factor = Some(1.5);
+        }
+        assert_eq!(rope.inverse_frequencies(32).1, 1.5);
+    }
+}

@@ -5,6 +5,7 @@
 mod cursor;
 mod metadata;
 mod model;
+mod text;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
