@@ -170,7 +170,11 @@ impl Tokenizer {
     /// as [`Tokenizer::from_bytes`].
     pub fn from_gguf(gguf: &GgufTokenizer) -> Result<Self, TokenizerError> {
         let json = gguf.to_tokenizer_json()?;
-        Self::from_bytes(json.to_string().as_bytes())
+        Self::from_bytes(json.to_string().as_bytes()).map_err(|error| match error {
+            // There is no tokenizer.json to fetch again.
+            TokenizerError::Parse { reason } => TokenizerError::InvalidGguf { reason },
+            other => other,
+        })
     }
 
     /// The ids of `text`. With `add_special` also the tokens that the tokenizer puts around a text (a leading

@@ -63,7 +63,7 @@ impl Pieces {
         let mut entries = entries.into_iter().peekable();
         for id in 0..len {
             while let Some((_, bytes)) = entries.next_if(|&(entry, _)| entry as usize == id) {
-                // Two spellings of one id: the longest list is as good as any, and the order must not matter.
+                // Two spellings of one id: either will do, but the order of a hash map must not choose.
                 let start = if id == 0 { 0 } else { pieces.ends[id - 1] };
                 if bytes.as_slice() > &pieces.bytes[start..] {
                     pieces.bytes.truncate(start);

@@ -201,6 +201,7 @@ fn contradictions_in_a_gguf_file_are_named() {
         ("score of token 0", GgufTokenizer { scores: vec![f32::NAN; good().tokens.len()], ..good() }),
         ("are both \"▁\"", sentence_piece(&["▁", "▁"])),
         ("merge 0", GgufTokenizer { merges: vec!["ab".to_owned()], ..demo_as_gguf() }),
+        ("out of vocabulary", GgufTokenizer { merges: vec!["no such".to_owned()], ..demo_as_gguf() }),
         ("longer than", sentence_piece(&["▁", &"a".repeat(5000)])),
     ];
     for (words, gguf) in bad {
@@ -236,6 +237,31 @@ fn a_missing_file_is_named() {
 }
 
 proptest! {
+    #[test]
+    fn any_gguf_description_is_an_error_or_a_tokenizer_but_never_a_panic(
+        llama: bool,
+        tokens in prop::collection::vec("[ab▁ <>x0-9]{0,6}", 0..12),
+        scores in prop::collection::vec(any::<f32>(), 0..12),
+        token_types in prop::collection::vec(-1..8i32, 0..12),
+        merges in prop::collection::vec("[ab ]{0,4}", 0..4),
+        [bos, unk] in [prop::option::of(0u32..14), prop::option::of(0u32..14)],
+        [add_bos, add_space_prefix] in [any::<Option<bool>>(), any::<Option<bool>>()],
+    ) {
+        let model = if llama { "llama" } else { "gpt2" }.to_owned();
+        let mut gguf = GgufTokenizer {
+            model, tokens, scores, token_types, merges, bos, unk, add_bos, add_space_prefix, ..Default::default()
+        };
+        // Half of the time the lists agree in length, so that the checks behind that one are reached, too.
+        if gguf.tokens.len() % 2 == 0 {
+            gguf.scores.resize(gguf.tokens.len(), 0.0);
+            gguf.token_types.resize(gguf.tokens.len(), 1);
+        }
+        if let Ok(tokenizer) = Tokenizer::from_gguf(&gguf) {
+            let ids = tokenizer.encode("ab a<0 é", true).unwrap_or_default();
+            tokenizer.decode(&ids, false).unwrap();
+        }
+    }
+
     #[test]
     fn our_decoding_is_the_librarys(ids in prop::collection::vec(0u32..4096, 0..60), skip: bool) {
         let tokenizer = demo();
