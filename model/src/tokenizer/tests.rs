@@ -252,7 +252,7 @@ proptest! {
             model, tokens, scores, token_types, merges, bos, unk, add_bos, add_space_prefix, ..Default::default()
         };
         // Half of the time the lists agree in length, so that the checks behind that one are reached, too.
-        if gguf.tokens.len() % 2 == 0 {
+        if gguf.tokens.len().is_multiple_of(2) {
             gguf.scores.resize(gguf.tokens.len(), 0.0);
             gguf.token_types.resize(gguf.tokens.len(), 1);
         }
