@@ -1,35 +1,37 @@
-//! Zeroed memory that starts on a cache line, read as f32 values or as 32-bit words that hold bf16 pairs.
-//! What the values mean is the business of `kv` and `matrix`.
+//! Zeroed memory for packed data, read as f32 values or as 32-bit words that hold bf16 pairs. What the values
+//! mean is the business of `kv` and `matrix`.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
+use memmap2::MmapMut;
 
-/// One cache line: the unit of allocation, so that vector loads never straddle two lines.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u32; 16]);
-
-/// Zeroed, 64-byte aligned memory. The operating system commits its pages when they are first written.
+/// Zeroed memory that starts on a page, so that vector loads never straddle cache lines. The operating system
+/// commits its pages when they are first written, and is asked for huge ones: streaming gigabytes of weights
+/// and keys through 4 KiB pages would spend its time on address translation.
 pub(crate) struct Buffer {
-    lines: Vec<Line>,
+    map: MmapMut,
+    bytes: usize,
 }
 
 impl Buffer {
-    /// At least `bytes` zero bytes, or `None` where the allocator refuses.
+    /// `bytes` zero bytes, or `None` where the operating system refuses.
     pub(crate) fn zeroed(bytes: usize) -> Option<Self> {
-        let lines = bytemuck::allocation::try_zeroed_vec(bytes.div_ceil(size_of::<Line>())).ok()?;
-        Some(Self { lines })
+        let map = MmapMut::map_anon(bytes.max(1)).ok()?;
+        // Refused advice costs speed only.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Some(Self { map, bytes })
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.lines.len() * size_of::<Line>()
+        self.bytes
     }
 
     pub(crate) fn words(&self) -> &[u32] {
-        bytemuck::cast_slice(&self.lines)
+        bytemuck::cast_slice(&self.map[..self.bytes])
     }
 
     /// The memory as values of `T`: f32, or bf16 in the order of the packed pairs.
     pub(crate) fn values_mut<T: Pod>(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(&mut self.lines)
+        bytemuck::cast_slice_mut(&mut self.map[..self.bytes])
     }
 }

@@ -64,7 +64,7 @@ pub struct KvShape {
     pub layers: usize,
     /// Key/value heads per layer.
     pub kv_heads: usize,
-    /// Values per head: a multiple of 8.
+    /// Values per head: even. Stored rounded up to a multiple of 8, the rest zero.
     pub head_dim: usize,
     /// How values are stored.
     pub format: KvFormat,
@@ -73,7 +73,7 @@ pub struct KvShape {
 impl KvShape {
     /// Bytes of one token's keys and values in all layers.
     pub fn bytes_per_token(&self) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * self.format.bytes_per_value()
+        2 * self.layers * self.kv_heads * self.stored_dim() * self.format.bytes_per_value()
     }
 
     /// Bytes of a block for `tokens` tokens: whole tiles.
@@ -82,8 +82,13 @@ impl KvShape {
     }
 
     /// Values of one K tile, and of one V tile.
+    /// Values per head as they are stored.
+    pub fn stored_dim(&self) -> usize {
+        self.head_dim.next_multiple_of(8)
+    }
+
     fn tile_values(&self) -> usize {
-        KEYS_PER_TILE * self.head_dim
+        KEYS_PER_TILE * self.stored_dim()
     }
 }
 
@@ -101,10 +106,10 @@ pub struct KvBlock {
 impl KvBlock {
     /// Room for `capacity_tokens` tokens.
     ///
-    /// Panics on a head dimension that is not a multiple of 8, or where the allocator refuses: callers bound
+    /// Panics on an odd head dimension, or where the allocator refuses: callers bound
     /// their blocks by [`KvShape::bytes_for`] before.
     pub fn new(shape: KvShape, capacity_tokens: usize) -> Self {
-        assert!(shape.head_dim > 0 && shape.head_dim.is_multiple_of(8), "head_dim is a multiple of 8");
+        assert!(shape.head_dim > 0 && shape.head_dim.is_multiple_of(2), "head_dim is even");
         let bytes = shape.bytes_for(capacity_tokens);
         let buffer =
             Buffer::zeroed(bytes).unwrap_or_else(|| panic!("no memory for a KV block of {bytes} bytes"));
@@ -214,22 +219,22 @@ impl fmt::Debug for KvBlock {
 }
 
 fn write_f32(tile: &mut [f32], token: usize, k: &[f32], v: &[f32]) {
-    let (lane, head_dim) = (token % KEYS_PER_TILE, k.len());
-    let (k_tile, v_tile) = tile.split_at_mut(KEYS_PER_TILE * head_dim);
+    let (lane, stored) = (token % KEYS_PER_TILE, k.len().next_multiple_of(8));
+    let (k_tile, v_tile) = tile.split_at_mut(KEYS_PER_TILE * stored);
     for (line, value) in k_tile.chunks_exact_mut(KEYS_PER_TILE).zip(k) {
         line[lane] = *value;
     }
-    v_tile[lane * head_dim..(lane + 1) * head_dim].copy_from_slice(v);
+    v_tile[lane * stored..][..v.len()].copy_from_slice(v);
 }
 
 fn write_bf16(tile: &mut [bf16], token: usize, k: &[f32], v: &[f32]) {
-    let (lane, head_dim) = (token % KEYS_PER_TILE, k.len());
-    let (k_tile, v_tile) = tile.split_at_mut(KEYS_PER_TILE * head_dim);
+    let (lane, stored) = (token % KEYS_PER_TILE, k.len().next_multiple_of(8));
+    let (k_tile, v_tile) = tile.split_at_mut(KEYS_PER_TILE * stored);
     for (line, pair) in k_tile.chunks_exact_mut(2 * KEYS_PER_TILE).zip(k.chunks_exact(2)) {
         line[2 * lane] = bf16::from_f32(pair[0]);
         line[2 * lane + 1] = bf16::from_f32(pair[1]);
     }
-    let pairs = &mut v_tile[lane / 2 * 2 * head_dim..(lane / 2 + 1) * 2 * head_dim];
+    let pairs = &mut v_tile[lane / 2 * 2 * stored..][..2 * v.len()];
     for (pair, value) in pairs.chunks_exact_mut(2).zip(v) {
         pair[lane % 2] = bf16::from_f32(*value);
     }
@@ -280,6 +285,11 @@ impl<'a> KvView<'a> {
         self.shape.head_dim
     }
 
+    /// Values per head as they are stored: the stride of V tiles, and the rows of K tiles.
+    pub fn stored_dim(&self) -> usize {
+        self.shape.stored_dim()
+    }
+
     /// How values are stored.
     pub fn format(&self) -> KvFormat {
         self.shape.format
@@ -300,20 +310,20 @@ impl<'a> KvView<'a> {
     /// Unpacks one key and its value, each `[head_dim]`.
     pub fn read_key(&self, kv_head: usize, key: usize, k_out: &mut [f32], v_out: &mut [f32]) {
         assert!(key < self.keys, "key {key} of {}", self.keys);
-        let (lane, head_dim) = (key % KEYS_PER_TILE, self.shape.head_dim);
+        let (lane, stored) = (key % KEYS_PER_TILE, self.shape.stored_dim());
         match self.tile(kv_head, key / KEYS_PER_TILE) {
             Tile::F32 { k, v } => {
                 for (value, line) in k_out.iter_mut().zip(k.chunks_exact(KEYS_PER_TILE)) {
                     *value = line[lane];
                 }
-                v_out.copy_from_slice(&v[lane * head_dim..(lane + 1) * head_dim]);
+                v_out.copy_from_slice(&v[lane * stored..][..v_out.len()]);
             }
             Tile::Bf16 { k, v } => {
                 for (pair, line) in k_out.chunks_exact_mut(2).zip(k.chunks_exact(KEYS_PER_TILE)) {
                     pair[0] = widen_half(line[lane], 0);
                     pair[1] = widen_half(line[lane], 1);
                 }
-                let words = &v[lane / 2 * head_dim..(lane / 2 + 1) * head_dim];
+                let words = &v[lane / 2 * stored..(lane / 2 + 1) * stored];
                 for (value, word) in v_out.iter_mut().zip(words) {
                     *value = widen_half(*word, lane % 2);
                 }

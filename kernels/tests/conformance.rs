@@ -47,6 +47,9 @@ const ATTENTION: &[AttentionCase] = &[
     case(40, [12, 4, 96], &[(1200, causal(1160))]),
     case(33, [3, 1, 256], &[(90, causal(57))]),
     case(50, [2, 1, 200], &[(1030, Visible::All)]),
+    // Dimensions that are no multiple of a register.
+    case(9, [4, 4, 12], &[(150, causal(141)), (5, Visible::All)]),
+    case(1, [4, 2, 30], &[(1100, Visible::All)]),
     // Scores of thousands, where all weight falls on a few keys.
     AttentionCase { scale: 300.0, ..case(20, [4, 2, 64], &[(200, causal(180))]) },
 ];

@@ -138,13 +138,15 @@ fn segments_of(keys: usize) -> usize {
 /// Query rows of one key/value head, and their attention over one segment.
 struct RowTile {
     head_dim: usize,
-    /// `[rows, head_dim]`, scaled.
+    /// `head_dim` as keys and values are stored: with zeros at the end, where it is no multiple of 8.
+    width: usize,
+    /// `[rows, width]`, scaled.
     queries: Vec<f32>,
     /// Query token of each row.
     tokens: Vec<usize>,
     /// Keys of the current span that each row sees.
     visible: Vec<usize>,
-    /// Outputs of the last segment, `[rows, head_dim]`.
+    /// Outputs of the last segment, `[rows, width]`.
     out: Vec<f32>,
     /// Log-sum-exp of the last segment.
     lse: Vec<f32>,
@@ -158,19 +160,22 @@ struct RowTile {
 
 impl RowTile {
     fn gather(call: &Call<'_>, kv_head: usize, range: std::ops::Range<usize>) -> Self {
-        let head_dim = call.q.head_dim;
-        let mut queries = Vec::with_capacity(range.len() * head_dim);
-        for row in range.clone() {
-            let start = call.place(kv_head, row) * head_dim;
-            queries.extend(call.q.data[start..start + head_dim].iter().map(|value| value * call.q.scale));
+        let (head_dim, width) = (call.q.head_dim, call.spans[0].keys.stored_dim());
+        let mut queries = vec![0.0; range.len() * width];
+        for (row, query) in range.clone().zip(queries.chunks_exact_mut(width)) {
+            let data = &call.q.data[call.place(kv_head, row) * head_dim..][..head_dim];
+            for (value, data) in query.iter_mut().zip(data) {
+                *value = data * call.q.scale;
+            }
         }
         let rows = range.len();
         Self {
             head_dim,
+            width,
             queries,
             tokens: range.map(|row| row / call.group).collect(),
             visible: vec![0; rows],
-            out: vec![0.0; rows * head_dim],
+            out: vec![0.0; rows * width],
             lse: vec![0.0; rows],
             peak: vec![0.0; rows],
             total: vec![0.0; rows],
@@ -183,7 +188,7 @@ impl RowTile {
     }
 
     fn out(&self, row: usize) -> &[f32] {
-        &self.out[row * self.head_dim..(row + 1) * self.head_dim]
+        &self.out[row * self.width..][..self.head_dim]
     }
 
     /// Notes what each row sees of `span`.
@@ -208,7 +213,7 @@ impl RowTile {
             self.attend_tile(kernels, keys, kv_head, first_key);
         }
         for row in 0..self.len() {
-            let out = &mut self.out[row * self.head_dim..(row + 1) * self.head_dim];
+            let out = &mut self.out[row * self.width..(row + 1) * self.width];
             self.lse[row] = if self.total[row] > 0.0 {
                 kernels.scale(out, 1.0 / self.total[row]);
                 self.peak[row] + self.total[row].ln()
@@ -220,12 +225,12 @@ impl RowTile {
 
     /// Adds one tile of keys to every row that sees some of them.
     fn attend_tile(&mut self, kernels: Kernels, keys: &KvView<'_>, kv_head: usize, first_key: usize) {
-        let head_dim = self.head_dim;
+        let width = self.width;
         let rows = self.len();
         let tile = keys.tile(kv_head, first_key / KEYS_PER_TILE);
         let widens = keys.format() == KvFormat::Bf16 && rows >= WIDEN_FROM_ROWS;
-        self.widened.resize(if widens { 2 * KEYS_PER_TILE * head_dim } else { 0 }, 0.0);
-        let (k, v) = operands(kernels, tile, head_dim, &mut self.widened);
+        self.widened.resize(if widens { 2 * KEYS_PER_TILE * width } else { 0 }, 0.0);
+        let (k, v) = operands(kernels, tile, width, &mut self.widened);
         let mut scores = [[0.0; KEYS_PER_TILE]; MICRO_ROWS];
         for first in (0..rows).step_by(MICRO_ROWS) {
             let count = (rows - first).min(MICRO_ROWS);
@@ -238,16 +243,16 @@ impl RowTile {
             kernels.multiply(Multiply {
                 rows: count,
                 columns: KEYS_PER_TILE,
-                depth: head_dim,
-                a: &self.queries[first * head_dim..],
-                a_stride: head_dim,
+                depth: width,
+                a: &self.queries[first * width..],
+                a_stride: width,
                 b: k,
                 c: scores.as_flattened_mut(),
                 c_stride: KEYS_PER_TILE,
                 accumulate: false,
             });
-            let out = &mut self.out[first * head_dim..(first + count) * head_dim];
-            for (row, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let out = &mut self.out[first * width..(first + count) * width];
+            for (row, out) in out.chunks_exact_mut(width).enumerate() {
                 scores[row][counts(row)..].fill(f32::NEG_INFINITY);
                 let (peak, total) = (&mut self.peak[first + row], &mut self.total[first + row]);
                 let factor = kernels.soften(&mut scores[row], peak, total);
@@ -258,13 +263,13 @@ impl RowTile {
             // Keys past `depth` weigh nothing and may hold anything: they are left out.
             kernels.multiply(Multiply {
                 rows: count,
-                columns: head_dim,
+                columns: width,
                 depth,
                 a: scores.as_flattened(),
                 a_stride: KEYS_PER_TILE,
                 b: v,
                 c: out,
-                c_stride: head_dim,
+                c_stride: width,
                 accumulate: true,
             });
         }
@@ -275,24 +280,21 @@ impl RowTile {
 fn operands<'a>(
     kernels: Kernels,
     tile: Tile<'a>,
-    head_dim: usize,
+    width: usize,
     widened: &'a mut [f32],
 ) -> (Right<'a>, Right<'a>) {
     match tile {
         Tile::F32 { k, v } => {
-            (Right::F32 { data: k, stride: KEYS_PER_TILE }, Right::F32 { data: v, stride: head_dim })
+            (Right::F32 { data: k, stride: KEYS_PER_TILE }, Right::F32 { data: v, stride: width })
         }
         Tile::Bf16 { k, v } if widened.is_empty() => {
-            (Right::Pairs { data: k, stride: KEYS_PER_TILE }, Right::Pairs { data: v, stride: head_dim })
+            (Right::Pairs { data: k, stride: KEYS_PER_TILE }, Right::Pairs { data: v, stride: width })
         }
         Tile::Bf16 { k, v } => {
-            let (wide_k, wide_v) = widened.split_at_mut(KEYS_PER_TILE * head_dim);
+            let (wide_k, wide_v) = widened.split_at_mut(KEYS_PER_TILE * width);
             kernels.widen(k, KEYS_PER_TILE, wide_k);
-            kernels.widen(v, head_dim, wide_v);
-            (
-                Right::F32 { data: wide_k, stride: KEYS_PER_TILE },
-                Right::F32 { data: wide_v, stride: head_dim },
-            )
+            kernels.widen(v, width, wide_v);
+            (Right::F32 { data: wide_k, stride: KEYS_PER_TILE }, Right::F32 { data: wide_v, stride: width })
         }
     }
 }

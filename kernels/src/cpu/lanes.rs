@@ -29,6 +29,9 @@ pub(super) trait Lanes: Copy {
     /// `WIDTH` words can be read from `from`, at any alignment.
     unsafe fn load_high(from: *const u32) -> Self;
 
+    /// Asks for the cache line at `address`, which may lie anywhere: nothing is read.
+    fn prefetch<T>(address: *const T);
+
     /// # Safety
     /// `WIDTH` values can be written to `to`, at any alignment.
     unsafe fn store(self, to: *mut f32);
@@ -116,6 +119,8 @@ impl Lanes for Plain {
         let words = unsafe { from.cast::<[u32; 8]>().read_unaligned() };
         Self(words.map(|word| f32::from_bits(word & 0xffff_0000)))
     }
+    #[inline(always)]
+    fn prefetch<T>(_address: *const T) {}
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller vouches for 8 values; the write asks for no alignment.

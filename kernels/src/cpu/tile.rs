@@ -10,6 +10,9 @@ use super::lanes::Lanes;
 /// Rows whose sums are held in registers at once: with panels of 64 columns, 24 of AVX-512's 32 registers.
 pub(super) const MICRO_ROWS: usize = 6;
 
+/// How far ahead memory is asked for: what a core reads in the latency of main memory, and some more.
+const PREFETCH_BYTES: usize = 4096;
+
 /// The right factor `[depth, columns]`, as the packed layouts store it.
 #[derive(Clone, Copy)]
 pub(super) enum Right<'a> {
@@ -134,6 +137,7 @@ impl Strip<'_> {
                 Right::F32 { data, stride } => {
                     let mut b = data.as_ptr().add(column);
                     for k in 0..self.depth {
+                        prefetch::<L, f32, PANEL, ROWS>(b);
                         let line = load_line::<L, PANEL>(|v| L::load(b.add(v * L::WIDTH)));
                         self.step(k, &line, &mut sums);
                         b = b.wrapping_add(stride);
@@ -142,6 +146,7 @@ impl Strip<'_> {
                 Right::Pairs { data, stride } => {
                     let mut b = data.as_ptr().add(column);
                     for k in (0..self.depth / 2 * 2).step_by(2) {
+                        prefetch::<L, u32, PANEL, ROWS>(b);
                         let low = load_line::<L, PANEL>(|v| L::load_low(b.add(v * L::WIDTH)));
                         self.step(k, &low, &mut sums);
                         let high = load_line::<L, PANEL>(|v| L::load_high(b.add(v * L::WIDTH)));
@@ -179,6 +184,17 @@ impl Strip<'_> {
             for v in 0..PANEL {
                 sums[row][v] = factor.mul_add(line[v], sums[row][v]);
             }
+        }
+    }
+}
+
+/// Fetches what follows a panel's line, [`PREFETCH_BYTES`] ahead, when few rows read a long stream once. With
+/// more rows the lines come from the caches, and the stream is read at the pace of the arithmetic.
+#[inline(always)]
+fn prefetch<L: Lanes, T, const PANEL: usize, const ROWS: usize>(line: *const T) {
+    if ROWS < MICRO_ROWS {
+        for v in 0..PANEL {
+            L::prefetch(line.wrapping_byte_add(PREFETCH_BYTES + v * size_of::<f32>() * L::WIDTH));
         }
     }
 }

@@ -41,6 +41,10 @@ impl Lanes for Avx2 {
         })
     }
     #[inline(always)]
+    fn prefetch<T>(address: *const T) {
+        on!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         on!(_mm256_storeu_ps(to, self.0))
     }
@@ -127,6 +131,10 @@ impl Lanes for Avx512 {
             let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
             Self(_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(from.cast()), high)))
         })
+    }
+    #[inline(always)]
+    fn prefetch<T>(address: *const T) {
+        on!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
