@@ -66,7 +66,7 @@ fn attention(cpu: &Cpu, report: &Report) {
     for format in [KvFormat::F32, KvFormat::Bf16] {
         for head_dim in [64, 128] {
             let shape = KvShape { layers: 1, kv_heads, head_dim, format };
-            for (tokens, keys) in [(1024, 1024), (1, 65536)] {
+            for (tokens, keys) in [(1024, 1024), (1, 8192), (1, 65536)] {
                 let mut block = KvBlock::new(shape, keys);
                 let chunk = values(1024 * kv_heads * head_dim);
                 (0..keys).step_by(1024).for_each(|at| block.write(0, at, &chunk, &chunk));
