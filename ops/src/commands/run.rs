@@ -1,0 +1,35 @@
+//! `stellate run`. To be written.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::app::App;
+use crate::settings::{ContextArgs, ModelArgs, NodeArgs, Overrides, SamplingArgs};
+
+/// Arguments of `run`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    node: NodeArgs,
+    #[command(flatten)]
+    context: ContextArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+impl RunArgs {
+    /// Hands on the settings that were given.
+    pub(crate) fn override_settings(&self, overrides: &mut Overrides) {
+        self.model.override_settings(overrides);
+        self.node.override_settings(overrides);
+        self.context.override_settings(overrides);
+        self.sampling.override_settings(overrides);
+    }
+}
+
+pub(crate) async fn run(_args: RunArgs, _app: &App) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("not yet")
+}

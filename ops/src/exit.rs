@@ -1,0 +1,83 @@
+//! Exit codes: which error ends the program with which. `stellate --help` documents them (`cli.rs`).
+
+use std::io::{ErrorKind, Write as _, stderr};
+use std::process::ExitCode;
+
+use stellate_actors::prompt::PromptError;
+use stellate_actors::{AskError, EncodeError, OpenError};
+use stellate_runtime::config::SettingsError;
+
+use crate::interrupt::Interrupted;
+
+/// The work failed.
+pub(crate) const FAILED: u8 = 1;
+/// The command line or a setting is wrong.
+pub(crate) const USAGE: u8 = 2;
+/// The model cannot be used.
+pub(crate) const MODEL: u8 = 3;
+/// Some answers are wrong, or some lines are bad.
+pub(crate) const PARTLY: u8 = 4;
+/// Ctrl-C, as shells count it: 128 + SIGINT.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Something on the command line that only the command itself can see is wrong. Nothing was done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
+
+/// Tells the user what went wrong and gives the exit code.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    // Whoever read our output has read enough: nothing is wrong.
+    if error.chain().any(is_broken_pipe) {
+        return ExitCode::SUCCESS;
+    }
+    let mut message = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        // Errors often repeat their source in their own message.
+        if !message.contains(&cause) {
+            message.push_str(if message.is_empty() { "" } else { ": " });
+            message.push_str(&cause);
+        }
+    }
+    // A standard error that is closed leaves nobody to tell.
+    let _ = writeln!(stderr(), "error: {message}");
+    ExitCode::from(code_of(error))
+}
+
+/// The exit code for an error: that of the first cause that has one of its own.
+pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(code_of_cause).unwrap_or(FAILED)
+}
+
+fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if cause.is::<Interrupted>() {
+        return Some(INTERRUPTED);
+    }
+    if cause.is::<SettingsError>() || cause.is::<UsageError>() {
+        return Some(USAGE);
+    }
+    if let Some(error) = cause.downcast_ref::<OpenError>() {
+        return match error {
+            OpenError::Checkpoint(_) | OpenError::Prompt(_) => Some(MODEL),
+            OpenError::Shape(_) | OpenError::NoHosts => Some(USAGE),
+            _ => None,
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<EncodeError>() {
+        return match error {
+            EncodeError::Layout(_) => Some(USAGE),
+            EncodeError::Prompt(PromptError::NoTokenizer) => Some(MODEL),
+            _ => None,
+        };
+    }
+    match cause.downcast_ref::<AskError>()? {
+        AskError::Prompt(PromptError::NoTokenizer) => Some(MODEL),
+        AskError::NoTokens | AskError::StopString(_) => Some(USAGE),
+        _ => None,
+    }
+}
+
+fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}

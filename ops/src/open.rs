@@ -1,0 +1,146 @@
+//! From settings to a model and a node: what `stellate-runtime` read, in the terms of `stellate-actors`. Every command
+//! opens through here, with a bar for what takes long and an end for Ctrl-C.
+
+use std::path::PathBuf;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use stellate_actors::{
+    AskOptions, Context, ContextSource, HostThreads, KvFormat, Layout, Model, ModelOptions, ModelSource,
+    Node, NodeOptions, SamplingParams, WeightChoice,
+};
+use stellate_model::chat::ContextRole;
+use stellate_runtime::config::{self, Settings};
+
+use crate::app::App;
+use crate::progress;
+use crate::settings::ModelArgs;
+
+/// Where the model comes from: `--random-weights`, else `model.path`, else the demo model in the program.
+pub(crate) fn model_source(args: &ModelArgs, settings: &Settings) -> ModelSource {
+    match &args.random_weights {
+        Some(shape) => ModelSource::Random { shape: shape.clone(), seed: 0 },
+        None if settings.model.path.is_empty() => ModelSource::Demo,
+        None => ModelSource::Checkpoint(PathBuf::from(&settings.model.path)),
+    }
+}
+
+/// How the model is made ready.
+pub(crate) fn model_options(settings: &Settings) -> ModelOptions {
+    let weights = match settings.model.weights {
+        config::WeightFormat::Auto => WeightChoice::Auto,
+        config::WeightFormat::F32 => WeightChoice::F32,
+        config::WeightFormat::Bf16 => WeightChoice::Bf16,
+        config::WeightFormat::Q8_0 => WeightChoice::Q8_0,
+        config::WeightFormat::Q4K => WeightChoice::Q4K,
+    };
+    let context_role = match settings.chat.context_role {
+        config::ContextRole::Auto => ContextRole::Auto,
+        config::ContextRole::System => ContextRole::System,
+        config::ContextRole::User => ContextRole::User,
+    };
+    let system_prompt = Some(settings.chat.system_prompt.clone()).filter(|text| !text.is_empty());
+    ModelOptions { weights, context_role, system_prompt }
+}
+
+/// How the node is built.
+pub(crate) fn node_options(settings: &Settings) -> NodeOptions {
+    let cores = available_parallelism().map_or(1, usize::from);
+    let Settings { attention, kv, hosts, query, .. } = settings;
+    let host = |index: usize| HostThreads {
+        threads: hosts.threads_each(index, cores),
+        cpus: hosts.cpus.get(index).cloned().unwrap_or_default(),
+    };
+    NodeOptions {
+        hosts: (0..hosts.count).map(host).collect(),
+        query: HostThreads { threads: query.threads_total(cores), cpus: query.cpus.clone() },
+        kv_format: match kv.format {
+            config::KvFormat::F32 => KvFormat::F32,
+            config::KvFormat::Bf16 => KvFormat::Bf16,
+        },
+        // More than this machine could address is no bound.
+        capacity_bytes: usize::try_from(kv.capacity_bytes.get()).unwrap_or(usize::MAX),
+        recompute_anchor: attention.recompute_anchor,
+        chunk_tokens: hosts.chunk_tokens,
+        queue_jobs: hosts.queue_jobs,
+        queue_events: query.queue_events,
+        max_sessions: query.max_sessions,
+        ..NodeOptions::default()
+    }
+}
+
+/// How a context is encoded.
+pub(crate) fn layout(settings: &Settings) -> Layout {
+    let attention = &settings.attention;
+    match attention.mode {
+        config::AttentionMode::Star => Layout::star(attention.block_tokens, attention.anchor_len_tokens()),
+        config::AttentionMode::Exact => Layout::exact(attention.block_tokens),
+    }
+}
+
+/// How an answer is made. Stop strings come from flags alone.
+pub(crate) fn ask_options(settings: &Settings, stop: &[String]) -> AskOptions {
+    let sampling = &settings.sampling;
+    let sampling_params = SamplingParams {
+        temperature: sampling.temperature,
+        // The settings have a number for "all", where the sampler has none.
+        top_k: Some(sampling.top_k).filter(|&k| k > 0),
+        top_p: Some(sampling.top_p).filter(|&p| p < 1.0),
+        min_p: Some(sampling.min_p).filter(|&p| p > 0.0),
+        repetition_penalty: sampling.repetition_penalty,
+        repetition_window_tokens: 0,
+        seed: sampling.seed,
+    };
+    AskOptions {
+        sampling: sampling_params,
+        max_tokens: sampling.max_tokens,
+        stop: stop.to_vec(),
+        ..AskOptions::default()
+    }
+}
+
+/// Loads a model on a thread of its own.
+///
+/// # Errors
+/// `OpenError` if it cannot be used; `Interrupted` (the thread then reads on until the process ends).
+pub(crate) async fn load_model(app: &App, source: ModelSource) -> anyhow::Result<Model> {
+    let options = model_options(&app.settings);
+    let bar = progress::bytes("loading the model");
+    let shown = bar.clone();
+    let loading = tokio::task::spawn_blocking(move || {
+        Model::load(&source, &options, &mut |state| {
+            shown.set_length(state.total_bytes);
+            shown.set_position(state.done_bytes);
+        })
+    });
+    let loaded = app.interrupt.or(loading).await;
+    bar.finish_and_clear();
+    Ok(loaded?.context("the thread that loads the model stopped")??)
+}
+
+/// Opens a node as the settings say. Close it, also after an error: its threads end then.
+///
+/// # Errors
+/// `OpenError`.
+pub(crate) async fn open_node(settings: &Settings, model: &Model) -> anyhow::Result<Node> {
+    Ok(Node::open(model, node_options(settings)).await?)
+}
+
+/// Encodes a context behind a bar; also how long it took.
+///
+/// # Errors
+/// `EncodeError`; `Interrupted` (nothing of the context is kept).
+pub(crate) async fn encode(
+    app: &App,
+    node: &Node,
+    source: ContextSource,
+    layout: Layout,
+) -> anyhow::Result<(Context, Duration)> {
+    let bar = progress::items("encoding", "tokens");
+    let start = Instant::now();
+    let encoded = app.interrupt.or(node.encode_with(source, layout, progress::follow(&bar))).await;
+    let took = start.elapsed();
+    bar.finish_and_clear();
+    Ok((encoded??, took))
+}

@@ -1,0 +1,1 @@
+//! What `bench` reports with: plots and memory figures.
