@@ -75,13 +75,13 @@ impl Pool {
 
     /// Runs `work` over pieces of `data` that are whole rows of `row_len` values and about `piece_len` long, with
     /// the index of each piece's first value.
-    pub(crate) fn run_rows(
+    pub(crate) fn run_rows<T: Send>(
         &self,
-        data: &mut [f32],
+        data: &mut [T],
         row_len: usize,
         piece_len: usize,
         flops_per_value: usize,
-        work: impl Fn(usize, &mut [f32]) + Sync,
+        work: impl Fn(usize, &mut [T]) + Sync,
     ) {
         let flops = data.len() * flops_per_value;
         let piece_len = (piece_len / row_len).max(1) * row_len;

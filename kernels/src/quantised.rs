@@ -5,6 +5,11 @@
 use candle_core::quantized::GgmlType;
 use candle_core::quantized::k_quants::{BlockQ4K, BlockQ6K, BlockQ8_0};
 
+use crate::pool::Pool;
+
+/// What rounding one input value is taken to cost when deciding whether threads are worth waking.
+const FLOPS_PER_QUANTISED_VALUE: usize = 32;
+
 /// A quantised block that is plain bytes.
 ///
 /// # Safety
@@ -38,10 +43,18 @@ pub(crate) fn extend_from_values<B: PlainBlock>(blocks: &mut Vec<B>, values: &[f
     B::from_float(values, &mut blocks[old..]);
 }
 
-/// Rows of activations in the format that the dot product with `B` wants.
-pub(crate) fn quantise_input<B: PlainBlock>(x: &[f32]) -> Vec<B::VecDotType> {
-    let mut blocks = vec![B::VecDotType::zeros(); x.len() / B::VecDotType::BLCK_SIZE];
-    B::VecDotType::from_float(x, &mut blocks);
+/// Rows of activations `[m, cols]` in the format that the dot product with `B` wants.
+pub(crate) fn quantise_input<B: PlainBlock>(pool: &Pool, x: &[f32], cols: usize) -> Vec<B::VecDotType> {
+    let block_len = B::VecDotType::BLCK_SIZE;
+    let row_blocks = cols / block_len;
+    let mut blocks = vec![B::VecDotType::zeros(); x.len() / block_len];
+    if row_blocks > 0 {
+        let flops = FLOPS_PER_QUANTISED_VALUE * block_len;
+        pool.run_rows(&mut blocks, row_blocks, row_blocks, flops, |at, blocks| {
+            let start = at * block_len;
+            B::VecDotType::from_float(&x[start..start + blocks.len() * block_len], blocks);
+        });
+    }
     blocks
 }
 

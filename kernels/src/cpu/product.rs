@@ -93,12 +93,16 @@ fn multiply_panel(kernels: Kernels, x: &[f32], weight: &Matrix, panel: usize, su
 
 /// Rounds the inputs to 8 bits as candle does, then shares out the weight's rows. The dot products are
 /// candle's, which chooses its instruction set itself.
-fn quantised<B: PlainBlock>(pool: &Pool, x: &[f32], m: usize, weight: &Matrix, blocks: &[B], out: &mut [f32])
-where
-    B::VecDotType: Send + Sync,
-{
+fn quantised<B: PlainBlock>(
+    pool: &Pool,
+    x: &[f32],
+    m: usize,
+    weight: &Matrix,
+    blocks: &[B],
+    out: &mut [f32],
+) {
     let (rows, cols) = (weight.rows(), weight.cols());
-    let inputs: Vec<B::VecDotType> = quantise_input::<B>(x);
+    let inputs = quantise_input::<B>(pool, x, cols);
     let (input_blocks, row_blocks) = (cols / B::VecDotType::BLCK_SIZE, cols / B::BLCK_SIZE);
     let out = SharedRows::new(out);
     pool.run(rows.div_ceil(QUANTISED_ROWS_PER_ITEM), 2 * m * rows * cols, |item| {

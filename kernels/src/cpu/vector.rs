@@ -4,6 +4,9 @@
 use super::lanes::{Lanes, exp};
 use crate::KEYS_PER_TILE;
 
+/// Lanes of the widest register.
+const MAX_WIDTH: usize = 16;
+
 /// One step of the online softmax (arXiv 1805.02867): turns the scores of a tile into weights relative to the
 /// row's new `peak`, adds them to `total`, and returns what earlier sums are to be multiplied by.
 #[inline(always)]
@@ -125,5 +128,42 @@ fn map<L: Lanes>(x: &mut [f32], operation: impl Fn(L) -> L) {
     rest.copy_from_slice(&padded[..rest.len()]);
 }
 
-/// Lanes of the widest register.
-const MAX_WIDTH: usize = 16;
+#[cfg(test)]
+mod tests {
+    use super::super::isa::{Isa, Kernels};
+    use super::*;
+
+    #[test]
+    fn softmax_weights_are_accurate_over_the_whole_range() {
+        for isa in Isa::available() {
+            let kernels = Kernels::new(isa).unwrap();
+            for offset in [0.0, -9000.0, 9000.0] {
+                // 0, -1.375, … -86.625: exact beside every offset.
+                let scores: [f32; KEYS_PER_TILE] = std::array::from_fn(|i| offset - i as f32 * 1.375);
+                let (mut weights, mut peak, mut total) = (scores, f32::NEG_INFINITY, 0.0);
+                assert_eq!(kernels.soften(&mut weights, &mut peak, &mut total), 0.0);
+                assert_eq!(peak, offset);
+                for (score, weight) in scores.iter().zip(weights) {
+                    let wanted = (f64::from(*score) - f64::from(offset)).exp();
+                    let error = (f64::from(weight) - wanted).abs() / wanted;
+                    assert!(error < 2.5e-7, "{isa}: {weight} at {score}, relative error {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hidden_scores_weigh_exactly_nothing() {
+        for isa in Isa::available() {
+            let kernels = Kernels::new(isa).unwrap();
+            let (mut scores, mut peak, mut total) =
+                ([f32::NEG_INFINITY; KEYS_PER_TILE], f32::NEG_INFINITY, 0.0);
+            assert_eq!(kernels.soften(&mut scores, &mut peak, &mut total), 1.0, "nothing changes");
+            assert_eq!((scores, peak, total), ([0.0; KEYS_PER_TILE], f32::NEG_INFINITY, 0.0));
+            scores = [f32::NEG_INFINITY; KEYS_PER_TILE];
+            scores[5] = 3.0;
+            kernels.soften(&mut scores, &mut peak, &mut total);
+            assert_eq!((scores.iter().sum::<f32>(), scores[5], peak, total), (1.0, 1.0, 3.0, 1.0));
+        }
+    }
+}
