@@ -1,1 +1,8 @@
-//! What `bench` reports with: plots and memory figures.
+//! What measurements need and figures look like: memory readings, facts of the machine, tables and plots. What is
+//! measured is in `commands/bench`.
+
+pub(crate) mod machine;
+pub(crate) mod memory;
+pub(crate) mod plot;
+pub(crate) mod stores;
+pub(crate) mod table;

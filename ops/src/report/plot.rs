@@ -1,0 +1,122 @@
+//! Plots in SVG. One kind so far: seconds against tokens, both axes logarithmic, a line a series. The text in it is set by
+//! whoever shows it; sizes here leave room for that.
+
+use std::path::Path;
+
+use anyhow::anyhow;
+use plotters::prelude::*;
+
+/// Width and height in pixels.
+const SIZE: (u32, u32) = (960, 600);
+const FONT: &str = "sans-serif";
+/// Of Okabe and Ito: told apart by the colour-blind too.
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(0, 0, 0),
+];
+
+/// A line of the plot.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Series {
+    /// What it is called in the legend.
+    pub(crate) label: String,
+    /// Tokens and seconds, all positive, by rising tokens.
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// Draws seconds against tokens of context to `path`. Nothing is drawn without a point.
+pub(crate) fn seconds_against_tokens(path: &Path, title: &str, series: &[Series]) -> anyhow::Result<()> {
+    let points = || series.iter().flat_map(|series| &series.points);
+    let Some((tokens, seconds)) = range(points().map(|p| p.0)).zip(range(points().map(|p| p.1))) else {
+        return Err(anyhow!("there is nothing to plot"));
+    };
+    let wrong = |error: &dyn std::fmt::Display| anyhow!("cannot draw {}: {error}", path.display());
+    let root = SVGBackend::new(path, SIZE).into_drawing_area();
+    root.fill(&WHITE).map_err(|error| wrong(&error))?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, (FONT, 22))
+        .margin(16)
+        .x_label_area_size(56)
+        .y_label_area_size(88)
+        .build_cartesian_2d(
+            (tokens.0 / 1.15..tokens.1 * 1.15).log_scale().base(2.0),
+            (seconds.0 / 1.4..seconds.1 * 1.4).log_scale(),
+        )
+        .map_err(|error| wrong(&error))?;
+    chart
+        .configure_mesh()
+        .x_desc("context, tokens")
+        .y_desc("time to encode, seconds")
+        .x_label_formatter(&|tokens| tokens_label(*tokens))
+        .y_label_formatter(&|seconds| seconds_label(*seconds))
+        .axis_desc_style((FONT, 18))
+        .label_style((FONT, 15))
+        .light_line_style(RGBColor(240, 240, 240))
+        .bold_line_style(RGBColor(215, 215, 215))
+        .draw()
+        .map_err(|error| wrong(&error))?;
+    for (index, Series { label, points }) in series.iter().enumerate() {
+        let colour = COLOURS[index % COLOURS.len()];
+        chart
+            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))
+            .map_err(|error| wrong(&error))?
+            .label(label)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], colour.stroke_width(3)));
+        chart
+            .draw_series(points.iter().map(|&point| Circle::new(point, 4, colour.filled())))
+            .map_err(|error| wrong(&error))?;
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .label_font((FONT, 16))
+        .background_style(WHITE.mix(0.9))
+        .border_style(RGBColor(190, 190, 190))
+        .draw()
+        .map_err(|error| wrong(&error))?;
+    root.present().map_err(|error| wrong(&error))
+}
+
+/// The least and the greatest of some positive numbers.
+fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |range, value| match range {
+        None => Some((value, value)),
+        Some((least, greatest)) => Some((f64::min(least, value), f64::max(greatest, value))),
+    })
+}
+
+/// 2048 as `2K`, as lengths of contexts are called.
+fn tokens_label(tokens: f64) -> String {
+    let kilo = tokens / 1024.0;
+    if kilo >= 1.0 { format!("{}K", (kilo * 10.0).round() / 10.0) } else { format!("{}", tokens.round()) }
+}
+
+fn seconds_label(seconds: f64) -> String {
+    if seconds >= 1.0 { format!("{}", (seconds * 10.0).round() / 10.0) } else { format!("{seconds:.3}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plot_has_its_title_labels_and_series() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plot.svg");
+        let series = [("star", 2.0), ("exact", 3.0)].map(|(label, factor)| Series {
+            label: label.to_owned(),
+            points: vec![(2048.0, factor), (8192.0, factor * 5.0), (32768.0, factor * 30.0)],
+        });
+        seconds_against_tokens(&path, "a title", &series).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for words in ["a title", "context, tokens", "time to encode, seconds", "star", "exact", "8K"] {
+            assert!(text.contains(words), "{words}");
+        }
+        assert!(seconds_against_tokens(&path, "a title", &[]).is_err());
+    }
+}
