@@ -248,35 +248,55 @@ fn bad_lines_are_told_with_their_number_and_tried_again_and_stop_nothing() {
     assert_eq!([&again[..1], &again[2..]].concat(), [&answers[..1], &answers[2..]].concat());
 }
 
+/// Every question of the demo model's examples as a line of text, with `before` in front of the question.
+fn example_lines(examples: &[Value], before: &str) -> Vec<String> {
+    let line = |example: &Value, (number, question): (usize, &Value)| {
+        json!({
+            "index": format!("{}.{number}", example["index"].as_str().unwrap()),
+            "input_context": example["context"],
+            "input_query": format!("{before}{}", question["question"].as_str().unwrap()),
+            "output": [question["expected"]],
+        })
+        .to_string()
+    };
+    let lines = |example| questions(example).iter().enumerate().map(move |question| line(example, question));
+    examples.iter().flat_map(lines).collect()
+}
+
+fn questions(example: &Value) -> &[Value] {
+    example["questions"].as_array().unwrap()
+}
+
 #[test]
 fn text_is_answered_by_the_demo_model_as_it_is_and_in_its_chat_template() {
-    let filler = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-        .repeat(6);
-    let fact = "One of the special magic numbers for amber-falcon is: 1234567. ";
-    let context = format!("{filler}{fact}{filler}");
-    let query = " What is the special magic number for amber-falcon mentioned in the provided text? The special magic \
-                 number for amber-falcon mentioned in the provided text is";
-    let line = |context: &str, query: &str| {
-        json!({"index": 3, "input_context": context, "input_query": query, "output": ["1234567"]}).to_string()
-    };
-    let raw = Batch::new(&[line(&context, query)]);
-    raw.ends(&["--block-tokens", "128", "--hosts", "2", "--logprobs", "2"], 0);
-    let chat = Batch::new(&[line(&context, query.trim_start())]);
-    chat.ends(&["--block-tokens", "128", "--chat"], 0);
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/demo/examples.jsonl");
+    let examples = fs::read_to_string(examples).unwrap();
+    let examples: Vec<Value> =
+        examples.lines().take(4).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let node = ["--weights", "f32", "--kv", "f32", "--block-tokens", "512", "--hosts", "2"];
+    // Raw text brings its own space; the chat template writes one.
+    let raw = Batch::new(&example_lines(&examples, " "));
+    raw.ends(&[&node[..], &["--logprobs", "2"]].concat(), 0);
+    let chat = Batch::new(&example_lines(&examples, ""));
+    chat.ends(&[&node[..], &["--chat"]].concat(), 0);
     for batch in [raw, chat] {
-        let answer = batch.answers().remove(0);
-        assert!(answer["pred"].as_str().unwrap().contains("1234567"), "{answer}");
-        assert_eq!((&answer["index"], &answer["output"]), (&json!(3), &json!(["1234567"])));
-        assert_eq!(answer["finish"], json!(["stop"]), "{answer}");
-        let ids = answer["pred_ids"].as_array().unwrap();
-        assert!(ids.iter().all(Value::is_u64), "{answer}");
-        if let Some(turns) = answer.get("logprobs") {
+        let answers = batch.answers();
+        let asked: Vec<_> = examples.iter().flat_map(questions).collect();
+        assert_eq!(answers.len(), asked.len());
+        for (answer, question) in answers.iter().zip(asked) {
+            assert_eq!(answer["pred"], question["star"]["text"]);
+            assert_eq!(answer["pred_ids"], question["star"]["ids"]);
+            assert_eq!(answer["output"][0], question["expected"]);
+            assert_eq!(answer["finish"], json!(["stop"]));
+            let Some(turns) = answer.get("logprobs") else { continue };
+            let ids = answer["pred_ids"].as_array().unwrap();
             let steps = turns[0].as_array().unwrap();
             assert_eq!(steps.len(), ids.len());
             for (step, id) in steps.iter().zip(ids) {
                 // Greedy: the first is the one that was taken.
                 assert_eq!((step.as_array().unwrap().len(), &step[0][0]), (2, id));
-                assert!(step[0][1].as_f64() >= step[1][1].as_f64() && step[0][1].as_f64() <= Some(0.0));
+                let logprob = |place: usize| step[place][1].as_f64().unwrap();
+                assert!(logprob(1) <= logprob(0) && logprob(0) <= 0.0);
             }
         }
     }

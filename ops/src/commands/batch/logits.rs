@@ -10,8 +10,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, ensure};
-use safetensors::{Dtype, SafeTensors};
+use anyhow::{Context as _, bail, ensure};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
@@ -254,24 +255,30 @@ fn read_whole(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
 
 /// The tensors of a safetensors file, by reading its header alone.
 fn read_tensors(mut file: &File, tensors: &mut BTreeMap<String, Tensor>) -> anyhow::Result<()> {
-    let mut header = vec![0; 8];
-    file.read_exact(&mut header)?;
-    let length = u64::from_le_bytes(header.as_slice().try_into()?);
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
     ensure!(length <= MAX_FILE_HEADER_BYTES, "its header is too long");
+    let mut header = Vec::new();
     file.take(length).read_to_end(&mut header)?;
-    let (_, metadata) = SafeTensors::read_metadata(&header)?;
+    let metadata: Metadata = serde_json::from_slice(&header)?;
+    let mut bytes_expected = 8 + length;
     for (name, info) in metadata.tensors() {
-        let &[_, columns] = info.shape.as_slice() else { anyhow::bail!("{name} is not two-dimensional") };
+        let &[_, columns] = info.shape.as_slice() else { bail!("{name} is not two-dimensional") };
         ensure!(info.dtype == Dtype::F32 && columns > 0, "{name} is not made of f32");
         let (start, end) = info.data_offsets;
         let (start, bytes) = (8 + length + start as u64, (end - start) as u64);
+        bytes_expected = bytes_expected.max(start + bytes);
         put(tensors, &name, columns, Piece { source: Source::Earlier, start, bytes });
     }
+    ensure!(file.metadata()?.len() == bytes_expected, "it is not of the length that its header says");
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use safetensors::SafeTensors;
+
     use super::*;
 
     fn read(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
