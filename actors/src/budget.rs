@@ -12,7 +12,7 @@ use stellate_kernels::{KvBlock, KvShape};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the KV store is full: {needed_tokens} tokens were needed and {free_tokens} are free; \
-     raise kv.capacity, add a host, or close a context"
+     raise kv.capacity_bytes, add a host, or close a context"
 )]
 pub struct StoreFull {
     /// Tokens that were asked for.
@@ -129,10 +129,10 @@ mod tests {
     fn a_full_store_says_how_much_was_needed_and_how_much_is_free() {
         let budget = KvBudget::new(shape(), shape().bytes_for(192));
         let first = budget.allocate(100).unwrap();
-        assert_eq!(first.capacity_tokens(), 128);
+        assert_eq!(budget.used_bytes(), shape().bytes_for(128));
         let refused = budget.allocate(65).unwrap_err();
         assert_eq!(refused, StoreFull { needed_tokens: 65, free_tokens: 64 });
-        assert_eq!(budget.used_bytes(), shape().bytes_for(128));
+        assert_eq!((first.capacity_tokens(), budget.used_bytes()), (100, shape().bytes_for(128)));
         drop(first);
         assert_eq!(budget.used_bytes(), 0);
         assert!(budget.allocate(192).is_ok());

@@ -10,7 +10,7 @@ use stellate_model::decoder::Decoder;
 use stellate_model::demo;
 use stellate_model::gguf::GgufMetadata;
 use stellate_model::random::{RandomModel, random_weights};
-use stellate_model::tokenizer::{GgufTokenizer, Tokenizer};
+use stellate_model::tokenizer::Tokenizer;
 use stellate_model::weights::WeightChoice;
 
 use crate::error::OpenError;
@@ -180,27 +180,11 @@ impl Texts {
 }
 
 fn from_gguf(metadata: &GgufMetadata) -> Result<Prompting, PromptError> {
-    let Some(model) = metadata.text("tokenizer.ggml.model") else {
+    let Some(parts) = metadata.tokenizer() else {
         return Ok(Prompting { tokenizer: None, chat: ChatSource::default(), adds_bos: false });
     };
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let texts = |name: &str| metadata.texts(&key(name)).unwrap_or_default().to_vec();
-    let types = metadata.integers(&key("token_type")).unwrap_or_default();
-    let parts = GgufTokenizer {
-        model: model.to_owned(),
-        pre: metadata.text(&key("pre")).map(str::to_owned),
-        tokens: texts("tokens"),
-        scores: metadata.floats(&key("scores")).unwrap_or_default().to_vec(),
-        token_types: types.iter().map(|&kind| kind as i32).collect(),
-        merges: texts("merges"),
-        bos: metadata.id(&key("bos_token_id")),
-        eos: metadata.id(&key("eos_token_id")),
-        unk: metadata.id(&key("unknown_token_id")),
-        add_bos: metadata.flag(&key("add_bos_token")),
-        add_space_prefix: metadata.flag(&key("add_space_prefix")),
-    };
     let chat = ChatSource {
-        template: metadata.text("tokenizer.chat_template").map(str::to_owned),
+        template: metadata.chat_template().map(str::to_owned),
         bos_token: parts.token(parts.bos).map(str::to_owned),
         eos_token: parts.token(parts.eos).map(str::to_owned),
     };
@@ -219,11 +203,16 @@ impl Prompting {
         if let Some(eos) = id_of(&chat.eos_token).filter(|eos| !stops.contains(eos)) {
             stops.push(eos);
         }
-        let bos = defaults.bos_id.or(id_of(&chat.bos_token)).filter(|_| adds_bos);
-        let bos_token = chat.bos_token.clone().filter(|_| adds_bos).unwrap_or_default();
+        let bos = match &tokenizer {
+            // What the tokenizer itself puts before a text, or what its configuration asks for.
+            Some(tokenizer) => tokenizer.encode("", true)?.first().copied(),
+            None => None,
+        };
+        let bos = bos.or_else(|| defaults.bos_id.or(id_of(&chat.bos_token)).filter(|_| adds_bos));
+        let bos_text = bos.and_then(|id| tokenizer.as_ref()?.token_text(id)).unwrap_or_default();
         let split = match chat.into_template()? {
             Some(template) => template.split(options.context_role, options.system_prompt.as_deref())?,
-            None => PromptSplit::plain(&bos_token),
+            None => PromptSplit::plain(&bos_text),
         };
         Ok(Prompter { tokenizer, split, bos, stops })
     }

@@ -90,14 +90,26 @@ impl NodeOptions {
     }
 }
 
-/// A model that runs on context hosts and a query host of this process. Clones are the same node; it stops when
-/// [`close`](Self::close) is called.
+/// A model that runs on context hosts and a query host of this process. Clones are the same node. It stops when the last
+/// clone, context and session of it is dropped, or when [`close`](Self::close) is called.
 #[derive(Clone, Debug)]
-pub struct Node {
-    fleet: Arc<Fleet>,
-    hosts: Arc<[ContextHostHandle]>,
+pub struct Node(Arc<Cast>);
+
+#[derive(Debug)]
+struct Cast {
+    fleet: Fleet,
+    hosts: Vec<ContextHostHandle>,
     query: QueryHostHandle,
+    clock: Arc<dyn Clock>,
     queue_events: usize,
+}
+
+impl Drop for Cast {
+    fn drop(&mut self) {
+        self.query.actor.stop(None);
+        self.hosts.iter().for_each(|host| host.actor.stop(None));
+        self.fleet.supervisor.stop(None);
+    }
 }
 
 impl Node {
@@ -132,12 +144,8 @@ impl Node {
             query: query.actor.clone(),
             exact_gate: tokio::sync::Mutex::new(()),
         };
-        Ok(Self {
-            fleet: Arc::new(fleet),
-            hosts: hosts.into(),
-            query,
-            queue_events: options.queue_events.max(2),
-        })
+        let (clock, queue_events) = (options.clock, options.queue_events.max(2));
+        Ok(Self(Arc::new(Cast { fleet, hosts, query, clock, queue_events })))
     }
 
     /// Encodes a context. Dropping the future cancels the work; on an error every other context is as it was.
@@ -167,37 +175,37 @@ impl Node {
         meter: EncodeMeter,
     ) -> Result<Context, EncodeError> {
         let request = EncodeRequest { source, layout, meter: meter.clone(), cancel: CancelToken::default() };
-        let encoded = encode(&self.fleet, request).await?;
+        let encoded = encode(&self.0.fleet, request).await?;
         Ok(Context { node: self.clone(), encoded: Arc::new(encoded), prompting, progress: meter.progress() })
     }
 
     /// The model's decoder.
     pub fn decoder(&self) -> &Decoder {
-        &self.fleet.decoder
+        &self.0.fleet.decoder
     }
 
     /// The model's tokenizer and chat template.
     pub fn prompter(&self) -> &Prompter {
-        &self.fleet.prompter
+        &self.0.fleet.prompter
     }
 
     /// The stores of the context hosts, in their order, to read their fill from.
     pub fn stores(&self) -> impl Iterator<Item = (HostId, &KvBudget)> {
-        self.hosts.iter().map(|host| (host.host, &*host.budget))
+        self.0.hosts.iter().map(|host| (host.host, &*host.budget))
     }
 
     /// The store of the sessions' own keys and values.
     pub fn session_store(&self) -> &KvBudget {
-        &self.query.budget
+        &self.0.query.budget
     }
 
     /// Stops every host after the step under way and waits for it. Sessions and contexts of the node end with it.
     pub async fn close(&self) {
-        stop(&self.query.actor).await;
-        for host in &*self.hosts {
+        stop(&self.0.query.actor).await;
+        for host in &self.0.hosts {
             stop(&host.actor).await;
         }
-        stop(&self.fleet.supervisor).await;
+        stop(&self.0.fleet.supervisor).await;
     }
 }
 
@@ -283,7 +291,7 @@ impl Context {
     /// Bytes of its blocks' keys and values, shared ones counted.
     pub fn kv_bytes(&self) -> usize {
         let manifest = &self.encoded.manifest;
-        manifest.blocks.iter().map(|block| self.node.fleet.kv_shape.bytes_for(block.range.len())).sum()
+        manifest.blocks.iter().map(|block| self.node.0.fleet.kv_shape.bytes_for(block.range.len())).sum()
     }
 
     /// The context with more behind it. Whole blocks are shared with this one, which stays as it is: only a short last
@@ -305,9 +313,9 @@ impl Context {
 
     /// Opens a session: a conversation of its own over this context.
     pub async fn session(&self) -> Result<Session, SessionError> {
-        let query = &self.node.query.actor;
+        let query = &self.node.0.query.actor;
         let id = call!(query, QueryHostMsg::Open, Arc::clone(&self.encoded), self.prompting).asked()??;
-        Ok(Session { id, query: query.clone(), queue_events: self.node.queue_events })
+        Ok(Session { id, node: self.node.clone() })
     }
 }
 
@@ -316,8 +324,7 @@ impl Context {
 #[derive(Debug)]
 pub struct Session {
     id: SessionId,
-    query: ActorRef<QueryHostMsg>,
-    queue_events: usize,
+    node: Node,
 }
 
 impl Session {
@@ -328,11 +335,17 @@ impl Session {
 
     /// Asks, and gives the answer as it is made. What is wrong with the question is told as the stream's first event.
     pub fn ask(&self, input: impl Into<QueryInput>, options: AskOptions) -> Turn {
-        let (events, receiver) = mpsc::channel(self.queue_events);
+        let Cast { query, clock, queue_events, .. } = &*self.node.0;
+        let (events, receiver) = mpsc::channel(*queue_events);
         let cancel = CancelToken::default();
-        let request =
-            TurnRequest { input: input.into(), options, events: events.clone(), cancel: cancel.clone() };
-        if self.query.cast(QueryHostMsg::Ask(self.id, request)).is_err() {
+        let request = TurnRequest {
+            input: input.into(),
+            options,
+            asked: clock.now(),
+            events: events.clone(),
+            cancel: cancel.clone(),
+        };
+        if query.actor.cast(QueryHostMsg::Ask(self.id, request)).is_err() {
             // The channel is empty: there is room.
             let _ = events.try_send(Err(AskError::Stopped));
         }
@@ -341,7 +354,7 @@ impl Session {
 
     /// The turns answered so far.
     pub async fn turns(&self) -> Result<Vec<TurnRecord>, SessionError> {
-        Ok(call!(self.query, QueryHostMsg::Turns, self.id).asked()?)
+        Ok(call!(self.node.0.query.actor, QueryHostMsg::Turns, self.id).asked()?)
     }
 
     /// Ends the session and frees its own keys and values; so does dropping it.
@@ -353,6 +366,6 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         // A query host that is gone has no sessions.
-        let _ = self.query.cast(QueryHostMsg::Close(self.id));
+        let _ = self.node.0.query.actor.cast(QueryHostMsg::Close(self.id));
     }
 }

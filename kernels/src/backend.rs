@@ -101,6 +101,9 @@ pub trait Backend: Send + Sync + Debug {
     /// What runs, for logs: `cpu avx512, 2 threads`.
     fn name(&self) -> &str;
 
+    /// Makes the calling thread this backend's own: called once, by the thread that will make all other calls.
+    fn attach(&self) {}
+
     /// Folds into `out` the attention of `q` over each span in order. `out` has the shape of `q`; where it is
     /// empty it becomes the attention over all spans. Query head `h` reads key/value head
     /// `h / (heads / kv_heads)` (grouped-query attention, arXiv 2305.13245).

@@ -16,12 +16,13 @@ pub(crate) const INLINE_FLOPS: usize = 1 << 19;
 #[derive(Debug)]
 pub(crate) struct Pool {
     threads: usize,
+    cpus: Vec<usize>,
     pool: Option<ThreadPool>,
 }
 
 impl Pool {
     /// `threads` threads (0: one per listed core, or per core of the machine), pinned to `cpus` in turn unless
-    /// the list is empty. A single thread is the caller's own, whose affinity is left alone.
+    /// the list is empty. A single thread is the caller's own: see [`Pool::attach`].
     pub(crate) fn new(name: &str, threads: usize, cpus: &[usize]) -> Result<Self, KernelError> {
         check_cpus(cpus)?;
         let threads = match (threads, cpus.len()) {
@@ -30,7 +31,7 @@ impl Pool {
             (given, _) => given,
         };
         if threads == 1 {
-            return Ok(Self { threads, pool: None });
+            return Ok(Self { threads, cpus: cpus.to_vec(), pool: None });
         }
         let prefix = name.to_owned();
         let pool = ThreadPoolBuilder::new()
@@ -45,7 +46,15 @@ impl Pool {
                 return Err(KernelError::Pinning { cpus: cpus.to_vec() });
             }
         }
-        Ok(Self { threads, pool: Some(pool) })
+        Ok(Self { threads, cpus: cpus.to_vec(), pool: Some(pool) })
+    }
+
+    /// Binds the calling thread, which does small work itself, to the first of the listed cores.
+    pub(crate) fn attach(&self) {
+        if let Some(&id) = self.cpus.first() {
+            // The core was there when the pool was made; without it the thread is merely free to move.
+            let _ = core_affinity::set_for_current(core_affinity::CoreId { id });
+        }
     }
 
     pub(crate) fn threads(&self) -> usize {

@@ -53,6 +53,7 @@ impl Device {
     /// Works until the actor is gone.
     pub(super) fn run(mut self, attends: &Receiver<AttendJob>, work: &Receiver<ContextHostMsg>) {
         tracing::debug!(host = %self.host, backend = self.engine.backend.name(), "context host started");
+        self.engine.backend.attach();
         while !self.stop.is_cancelled() {
             while let Ok(job) = attends.try_recv() {
                 self.attend(job);

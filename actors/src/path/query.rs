@@ -83,6 +83,8 @@ pub struct TurnRequest {
     pub input: QueryInput,
     /// How the answer is made.
     pub options: AskOptions,
+    /// When it was asked, by the node's clock.
+    pub asked: Duration,
     /// Where the answer goes.
     pub events: mpsc::Sender<Result<TurnEvent, AskError>>,
     /// Ends the turn between two steps.
@@ -114,7 +116,7 @@ pub struct TurnRun {
 struct Before {
     tail_tokens: usize,
     pending: Option<u32>,
-    started: Duration,
+    asked: Duration,
 }
 
 impl TurnRun {
@@ -124,9 +126,8 @@ impl TurnRun {
         session: &SessionState,
         prompter: &Prompter,
         engine: &Engine,
-        clock: &dyn Clock,
     ) -> Result<Self, AskError> {
-        let TurnRequest { input, options, events, cancel } = request;
+        let TurnRequest { input, options, asked, events, cancel } = request;
         if options.max_tokens == 0 {
             return Err(AskError::NoTokens);
         }
@@ -138,8 +139,7 @@ impl TurnRun {
         }
         engine.decoder.check_ids(&feed)?;
         engine.decoder.config().check_context(session.position() + feed.len() + options.max_tokens)?;
-        let before =
-            Before { tail_tokens: session.tail.len(), pending: session.pending, started: clock.now() };
+        let before = Before { tail_tokens: session.tail.len(), pending: session.pending, asked };
         Ok(Self {
             query_tokens: feed.len(),
             feed,
@@ -247,7 +247,7 @@ impl TurnRun {
         };
         let sampled = self.sampler.sample(logits, &history)?;
         if self.ids.is_empty() {
-            self.first_token = clock.now().saturating_sub(self.before.started);
+            self.first_token = clock.now().saturating_sub(self.before.asked);
         }
         self.ids.push(sampled.id);
         session.pending = Some(sampled.id);
@@ -299,7 +299,7 @@ impl TurnRun {
         } else {
             session.log(TurnRecord { query_ids: query_ids.clone(), ids: self.ids.clone(), finish });
         }
-        let total = clock.now().saturating_sub(self.before.started);
+        let total = clock.now().saturating_sub(self.before.asked);
         let report = TurnReport {
             text: std::mem::take(&mut self.text),
             query_ids,

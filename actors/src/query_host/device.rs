@@ -83,6 +83,7 @@ impl Device {
     /// Works until the actor is gone.
     pub(super) fn run(mut self, work: &Receiver<QueryHostMsg>) {
         tracing::debug!(backend = self.engine.backend.name(), "query host started");
+        self.engine.backend.attach();
         while !self.stop.is_cancelled() {
             while let Ok(message) = work.try_recv() {
                 self.handle(message);
@@ -154,7 +155,7 @@ impl Device {
                 if slot.run.as_ref().is_some_and(TurnRun::is_cancelled) {
                     slot.step(&mut self.engine, &self.prompter, &*self.clock);
                 }
-                slot.begin(request, &self.prompter, &self.engine, &*self.clock)
+                slot.begin(request, &self.prompter, &self.engine)
             }
         };
         if let Err(error) = begun {
@@ -202,17 +203,11 @@ impl Device {
 }
 
 impl Slot {
-    fn begin(
-        &mut self,
-        request: TurnRequest,
-        prompter: &Prompter,
-        engine: &Engine,
-        clock: &dyn Clock,
-    ) -> Result<(), AskError> {
+    fn begin(&mut self, request: TurnRequest, prompter: &Prompter, engine: &Engine) -> Result<(), AskError> {
         if self.run.is_some() {
             return Err(AskError::Busy);
         }
-        self.run = Some(TurnRun::begin(request, &self.session, prompter, engine, clock)?);
+        self.run = Some(TurnRun::begin(request, &self.session, prompter, engine)?);
         Ok(())
     }
 

@@ -82,6 +82,10 @@ impl Backend for Cpu {
         &self.name
     }
 
+    fn attach(&self) {
+        self.pool.attach();
+    }
+
     fn attend(&self, q: Queries<'_>, spans: &[KvSpan<'_>], out: &mut Partial) {
         check_attend(&q, spans, out);
         attention::attend(self.kernels, &self.pool, &q, spans, out);
