@@ -38,14 +38,15 @@ pub(crate) fn seconds_against_tokens(path: &Path, title: &str, series: &[Series]
     let wrong = |error: &dyn std::fmt::Display| anyhow!("cannot draw {}: {error}", path.display());
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE).map_err(|error| wrong(&error))?;
+    let (x_range, y_range) = ((tokens.0 / 1.15, tokens.1 * 1.15), (seconds.0 / 1.4, seconds.1 * 1.4));
     let mut chart = ChartBuilder::on(&root)
         .caption(title, (FONT, 22))
         .margin(16)
         .x_label_area_size(56)
         .y_label_area_size(88)
         .build_cartesian_2d(
-            (tokens.0 / 1.15..tokens.1 * 1.15).log_scale().base(2.0),
-            (seconds.0 / 1.4..seconds.1 * 1.4).log_scale(),
+            (x_range.0..x_range.1).log_scale().with_key_points(ticks(x_range, 2.0, &[1.0])),
+            (y_range.0..y_range.1).log_scale().with_key_points(ticks(y_range, 10.0, &[1.0, 2.0, 5.0])),
         )
         .map_err(|error| wrong(&error))?;
     chart
@@ -56,7 +57,6 @@ pub(crate) fn seconds_against_tokens(path: &Path, title: &str, series: &[Series]
         .y_label_formatter(&|seconds| seconds_label(*seconds))
         .axis_desc_style((FONT, 18))
         .label_style((FONT, 15))
-        .light_line_style(RGBColor(240, 240, 240))
         .bold_line_style(RGBColor(215, 215, 215))
         .draw()
         .map_err(|error| wrong(&error))?;
@@ -90,19 +90,37 @@ fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
+/// The numbers `step × base^k` within `range`, for every step and whole k, rising.
+fn ticks(range: (f64, f64), base: f64, steps: &[f64]) -> Vec<f64> {
+    let powers = (range.0.log(base).floor() as i32..=range.1.log(base).ceil() as i32).map(|k| base.powi(k));
+    let ticks = powers.flat_map(|power| steps.iter().map(move |step| step * power));
+    ticks.filter(|tick| (range.0..=range.1).contains(tick)).collect()
+}
+
 /// 2048 as `2K`, as lengths of contexts are called.
 fn tokens_label(tokens: f64) -> String {
     let kilo = tokens / 1024.0;
     if kilo >= 1.0 { format!("{}K", (kilo * 10.0).round() / 10.0) } else { format!("{}", tokens.round()) }
 }
 
+/// As short as it is exact to three digits: `0.05`, `20`.
 fn seconds_label(seconds: f64) -> String {
-    if seconds >= 1.0 { format!("{}", (seconds * 10.0).round() / 10.0) } else { format!("{seconds:.3}") }
+    let decimals = (2 - seconds.log10().floor() as i32).clamp(0, 9) as i32;
+    format!("{}", (seconds * 10_f64.powi(decimals)).round() / 10_f64.powi(decimals))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_are_round_numbers() {
+        assert_eq!(ticks((1500.0, 9000.0), 2.0, &[1.0]), [2048.0, 4096.0, 8192.0]);
+        let labels: Vec<_> =
+            ticks((0.04, 12.0), 10.0, &[1.0, 2.0, 5.0]).into_iter().map(seconds_label).collect();
+        assert_eq!(labels, ["0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10"]);
+        assert_eq!(tokens_label(2048.0), "2K");
+    }
 
     #[test]
     fn a_plot_has_its_title_labels_and_series() {

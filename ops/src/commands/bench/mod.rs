@@ -341,7 +341,7 @@ fn speed_table(measurements: &[Measurement], repeat: usize) -> String {
 fn memory_table(measurements: &[Measurement]) -> String {
     let row = |m: &Measurement| {
         let peak = m.peak_resident_bytes.map(|bytes| bytes as usize);
-        let over = peak.map(|peak| format!("{:.2}", peak as f64 / m.weights_and_kv_bytes as f64));
+        let above = peak.map(|peak| human::bytes(peak.saturating_sub(m.weights_and_kv_bytes)));
         vec![
             m.attention.clone(),
             human::count(m.context_tokens),
@@ -351,7 +351,7 @@ fn memory_table(measurements: &[Measurement]) -> String {
             m.kv_bytes_per_token_formula.to_string(),
             human::bytes(m.weights_and_kv_bytes),
             peak.map_or_else(|| "unknown".to_owned(), human::bytes),
-            over.unwrap_or_default(),
+            above.unwrap_or_default(),
         ]
     };
     let header = [
@@ -363,7 +363,7 @@ fn memory_table(measurements: &[Measurement]) -> String {
         "formula",
         "weights + KV",
         "peak resident",
-        "ratio",
+        "above",
     ];
     table::markdown(&header, measurements.iter().map(row).collect(), 1)
 }
