@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -56,18 +56,18 @@ impl Batch {
         fs::write(self.path("in.jsonl"), lines.join("\n")).unwrap();
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_stellate"))
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stellate"));
+        command
             .current_dir(self.folder.path())
             .args(["batch", "--input", "in.jsonl", "--output", "out.jsonl", "--threads", "1"])
-            .args(arguments)
-            .output()
-            .unwrap()
+            .args(arguments);
+        command
     }
 
     /// Runs to the end and expects `code`. Gives what was said on standard error.
     fn ends(&self, arguments: &[&str], code: i32) -> String {
-        let output = self.run(arguments);
+        let output = self.command(arguments).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{said}");
         said
@@ -186,6 +186,39 @@ fn a_run_that_was_broken_off_goes_on_where_it_stopped() {
     let said = broken.ends(&arguments, 0);
     assert!(said.contains("6 answered"), "{said}");
     assert_eq!(tensors(&broken.path("logits")), logits);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_keeps_what_was_answered_and_goes_on_later() {
+    use std::time::{Duration, Instant};
+    const LINES: usize = 40;
+    // Contexts of their own, so that every line takes its time.
+    let line = |index: usize| {
+        let context: Vec<usize> = (0..600).map(|at| 2 + (at * 31 + index * 7) % 4000).collect();
+        json!({"index": index, "context_ids": context, "turns": [[5, 6]]}).to_string()
+    };
+    let batch = Batch::new(&(0..LINES).map(line).collect::<Vec<_>>());
+    let arguments = ["--ignore-eos", "--max-tokens", "20", "--attention", "exact", "--logits", "logits"];
+    let mut child = batch.command(&arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    let answered = || fs::read(batch.path("out.jsonl")).is_ok_and(|text| text.contains(&b'\n'));
+    while !answered() && started.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let signal = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &signal]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let first = batch.answers();
+    assert!(!first.is_empty() && first.len() < LINES, "{} lines", first.len());
+    assert_eq!(tensors(&batch.path("logits")).len(), 2 * first.len());
+
+    batch.ends(&arguments, 0);
+    let all = batch.answers();
+    assert_eq!(all[..first.len()], first);
+    let indexes: Vec<_> = all.iter().map(|answer| answer["index"].as_u64().unwrap() as usize).collect();
+    assert_eq!(indexes, (0..LINES).collect::<Vec<_>>());
+    assert_eq!(tensors(&batch.path("logits")).len(), 2 * LINES);
 }
 
 #[test]

@@ -105,7 +105,7 @@ fn tokens_label(tokens: f64) -> String {
 
 /// As short as it is exact to three digits: `0.05`, `20`.
 fn seconds_label(seconds: f64) -> String {
-    let decimals = (2 - seconds.log10().floor() as i32).clamp(0, 9) as i32;
+    let decimals = (2 - seconds.log10().floor() as i32).clamp(0, 9);
     format!("{}", (seconds * 10_f64.powi(decimals)).round() / 10_f64.powi(decimals))
 }
 

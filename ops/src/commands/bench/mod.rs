@@ -1,28 +1,27 @@
 //! `stellate bench`: how fast a model encodes contexts and answers over them, and in how much memory, over lengths and
-//! block sizes, star and exact. What is measured is planned in `plan.rs` and done in `measure.rs`; here are the arguments and
-//! what is told.
+//! block sizes, star and exact. What is measured is planned in `plan.rs` and done in `measure.rs`; how it is told is in
+//! `tell.rs`; here are the arguments and the order of things.
 
 mod measure;
 mod plan;
+mod tell;
 
 use std::io::{Write as _, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use serde::Serialize;
-use stellate_actors::{Model, ModelSource, Node};
+use stellate_actors::{ModelSource, Node};
 use stellate_kernels::KvShape;
-use stellate_model::config::StoredFloat;
 use stellate_model::random::RandomModel;
-use stellate_runtime::config::{AnchorTokens, AttentionMode, Settings, WeightFormat};
+use stellate_runtime::config::{AnchorTokens, AttentionMode, Settings};
 
-use self::measure::{Bench, Measurement, Times};
+use self::measure::{Bench, Measurement};
 use self::plan::{BlockLength, Case, Questions, weight_bytes};
+use self::tell::{ModelFacts, NodeFacts, Report, name_of};
 use crate::app::App;
 use crate::report::machine::{self, Machine};
-use crate::report::plot::{self, Series};
-use crate::report::table;
+use crate::report::plot;
 use crate::settings::{ModelArgs, NodeArgs, Overrides, words};
 use crate::{human, open, output};
 
@@ -84,40 +83,6 @@ impl BenchArgs {
     }
 }
 
-/// Everything that is told: the JSON document.
-#[derive(Serialize)]
-struct Report {
-    machine: Machine,
-    model: ModelFacts,
-    node: NodeFacts,
-    query_tokens: usize,
-    max_tokens: usize,
-    repeat: usize,
-    seed: u64,
-    measurements: Vec<Measurement>,
-}
-
-#[derive(Serialize)]
-struct ModelFacts {
-    name: String,
-    weights: String,
-    weight_bytes: usize,
-    layers: usize,
-    kv_heads: usize,
-    head_dim: usize,
-}
-
-#[derive(Serialize)]
-struct NodeFacts {
-    hosts: usize,
-    threads_per_host: Vec<usize>,
-    query_threads: usize,
-    kv_format: String,
-    kv_capacity_bytes: usize,
-    chunk_tokens: usize,
-    recompute_anchor: bool,
-}
-
 /// Measures and tells.
 ///
 /// # Errors
@@ -145,16 +110,8 @@ pub(crate) async fn run(args: BenchArgs, app: &App) -> anyhow::Result<ExitCode> 
     node.close().await;
     let report = Report {
         machine: Machine::read(options.query.threads)?,
-        model: model_facts(name, &model, settings),
-        node: NodeFacts {
-            hosts: options.hosts.len(),
-            threads_per_host: options.hosts.iter().map(|host| host.threads).collect(),
-            query_threads: options.query.threads,
-            kv_format: settings.kv.format.to_string(),
-            kv_capacity_bytes: options.capacity_bytes,
-            chunk_tokens: options.chunk_tokens,
-            recompute_anchor: options.recompute_anchor,
-        },
+        model: ModelFacts::new(name, &model, settings),
+        node: NodeFacts::new(&options, settings),
         query_tokens: args.query_tokens,
         max_tokens: args.max_tokens,
         repeat: args.repeat,
@@ -207,165 +164,6 @@ async fn measure_all(
         measurements.push(measured);
     }
     Ok(measurements)
-}
-
-fn name_of(source: &ModelSource) -> String {
-    match source {
-        ModelSource::Demo => "demo".to_owned(),
-        ModelSource::Checkpoint(path) => path.display().to_string(),
-        ModelSource::Random { shape, .. } => format!("{shape}, random weights"),
-    }
-}
-
-fn model_facts(name: String, model: &Model, settings: &Settings) -> ModelFacts {
-    let config = model.decoder.config();
-    let weights = match (settings.model.weights, config.dtype) {
-        (WeightFormat::Auto, Some(StoredFloat::F32)) => "f32".to_owned(),
-        (WeightFormat::Auto, Some(StoredFloat::F16 | StoredFloat::Bf16)) => "bf16".to_owned(),
-        (WeightFormat::Auto, None) => "stored".to_owned(),
-        (format, _) => format.to_string(),
-    };
-    ModelFacts {
-        name,
-        weights,
-        weight_bytes: model.decoder.weight_bytes(),
-        layers: config.layers,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-    }
-}
-
-impl Report {
-    fn title(&self) -> String {
-        let Self { model, machine, node, .. } = self;
-        let hosts = if node.hosts == 1 { "1 host".to_owned() } else { format!("{} hosts", node.hosts) };
-        format!(
-            "{}, {} weights, {} KV; {hosts}, {}",
-            model.name, model.weights, node.kv_format, machine.backend
-        )
-    }
-
-    /// The lines of the plot, in the order of measuring.
-    fn series(&self) -> Vec<Series> {
-        let mut lines: Vec<Series> = Vec::new();
-        for measured in &self.measurements {
-            let point = (measured.context_tokens as f64, measured.encode_s.best);
-            match lines.iter_mut().find(|line| line.label == measured.series) {
-                Some(line) => line.points.push(point),
-                None => lines.push(Series { label: measured.series.clone(), points: vec![point] }),
-            }
-        }
-        lines
-    }
-
-    fn to_text(&self) -> String {
-        let Self { machine, model, node, .. } = self;
-        let memory =
-            machine.memory_bytes.map_or_else(|| "unknown".to_owned(), |bytes| human::bytes(bytes as usize));
-        let threads: Vec<_> = node.threads_per_host.iter().map(usize::to_string).collect();
-        let anchor =
-            if node.recompute_anchor { "computed behind every block" } else { "computed once per host" };
-        let mut text = format!(
-            "machine: {}, {} cores, {memory} of memory, {}\n\
-             program: stellate {}{}, {}, {} UTC\n\
-             model:   {}: {} weights, {}; KV of {} layers × {} heads × {}\n\
-             node:    context hosts: {} (threads: {}), query host: {} threads, {} KV, stores of {} each, \
-             chunks of {} tokens, anchor {anchor}\n\
-             asked:   {} question tokens, {} answer tokens, best of {} (median), seed {}\n\n",
-            machine.cpu,
-            machine.cores,
-            machine.system,
-            machine.version,
-            if machine.optimised { "" } else { " (DEBUG BUILD: these times mean nothing)" },
-            machine.backend,
-            machine.date,
-            model.name,
-            model.weights,
-            human::bytes(model.weight_bytes),
-            model.layers,
-            model.kv_heads,
-            model.head_dim,
-            node.hosts,
-            threads.join(", "),
-            node.query_threads,
-            node.kv_format,
-            human::bytes(node.kv_capacity_bytes),
-            node.chunk_tokens,
-            self.query_tokens,
-            self.max_tokens,
-            self.repeat,
-            self.seed,
-        );
-        text += &speed_table(&self.measurements, self.repeat);
-        text += "\n\n";
-        text += &memory_table(&self.measurements);
-        if self.measurements.iter().any(|measured| !measured.peak_is_own) {
-            text += "\nthe system does not let the peak be reset: it is that of the whole run so far";
-        }
-        text
-    }
-}
-
-fn speed_table(measurements: &[Measurement], repeat: usize) -> String {
-    let times = |times: Times| match repeat {
-        1 => human::seconds(times.best),
-        _ => format!("{} ({})", human::seconds(times.best), human::seconds(times.median)),
-    };
-    let row = |m: &Measurement| {
-        vec![
-            m.attention.clone(),
-            human::count(m.context_tokens),
-            human::count(m.block_tokens),
-            human::count(m.anchor_tokens),
-            times(m.encode_s),
-            human::count(m.encode_tokens_per_s.round() as usize),
-            times(m.first_token_s),
-            times(m.token_s),
-            times(m.second_turn_first_token_s),
-        ]
-    };
-    let header = [
-        "attention",
-        "context",
-        "block",
-        "anchor",
-        "encode",
-        "tokens/s",
-        "first token",
-        "per token",
-        "2nd turn, first",
-    ];
-    table::markdown(&header, measurements.iter().map(row).collect(), 1)
-}
-
-fn memory_table(measurements: &[Measurement]) -> String {
-    let row = |m: &Measurement| {
-        let peak = m.peak_resident_bytes.map(|bytes| bytes as usize);
-        let above = peak.map(|peak| human::bytes(peak.saturating_sub(m.weights_and_kv_bytes)));
-        vec![
-            m.attention.clone(),
-            human::count(m.context_tokens),
-            human::count(m.block_tokens),
-            human::bytes(m.kv_bytes),
-            format!("{:.0}", m.kv_bytes_per_token),
-            m.kv_bytes_per_token_formula.to_string(),
-            human::bytes(m.weights_and_kv_bytes),
-            peak.map_or_else(|| "unknown".to_owned(), human::bytes),
-            above.unwrap_or_default(),
-        ]
-    };
-    let header = [
-        "attention",
-        "context",
-        "block",
-        "KV",
-        "bytes/token",
-        "formula",
-        "weights + KV",
-        "peak resident",
-        "above",
-    ];
-    table::markdown(&header, measurements.iter().map(row).collect(), 1)
 }
 
 fn positive(text: &str) -> Result<usize, String> {
