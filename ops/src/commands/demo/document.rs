@@ -86,11 +86,12 @@ impl Document {
                 None if written >= tokens => break,
                 None => filler::sentence(&mut rng),
             };
-            let sentence = format!("{sentence} ");
+            // Behind a space, as it is tokenised within the text.
+            let space = if text.ends_with('\n') { "" } else { " " };
+            let sentence = format!("{space}{sentence}");
             written += count(&sentence);
             text.push_str(&sentence);
         }
-        text.truncate(text.trim_end().len());
         text.push('\n');
         let total = written.max(1) as f64;
         for fact in &mut facts {

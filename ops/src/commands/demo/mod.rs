@@ -37,10 +37,10 @@ exit code is 4 when it does.";
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct DemoArgs {
     /// Tokens of the document
-    #[arg(long, value_name = "N", default_value_t = 8192)]
+    #[arg(long, value_name = "N", default_value_t = 6144)]
     tokens: usize,
     /// Facts hidden in the document; each is asked for once
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = facts)]
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = facts)]
     facts: usize,
     /// Seed of the document
     #[arg(long, value_name = "N", default_value_t = 1)]
