@@ -35,6 +35,7 @@ pub mod engine;
 pub mod error;
 pub mod fanout;
 pub mod fleet;
+pub mod handle;
 pub mod link;
 pub mod manifest;
 pub mod model;
@@ -50,8 +51,9 @@ pub mod tail;
 pub mod turn;
 
 pub use error::{AskError, EncodeError, OpenError, SessionError};
+pub use handle::{Context, Session};
 pub use model::{Model, ModelOptions, ModelSource};
-pub use node::{Context, HostThreads, Node, NodeOptions, Session};
+pub use node::{HostThreads, Node, NodeOptions};
 pub use progress::EncodeProgress;
 pub use prompt::{Addition, ContextSource};
 pub use stellate_kernels::KvFormat;

@@ -4,30 +4,26 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ractor::{Actor, ActorRef, call};
+use ractor::{Actor, ActorRef};
 use stellate_kernels::{Backend, Cpu, CpuOptions, KvFormat, KvShape};
 use stellate_model::block::{Addresser, Layout};
 use stellate_model::decoder::Decoder;
 use stellate_runtime::clock::{Clock, SystemClock};
-use tokio::sync::mpsc;
 
 use crate::budget::KvBudget;
 use crate::cancel::CancelToken;
 use crate::context_host::{self, ContextHostArgs, ContextHostHandle};
 use crate::engine::Engine;
-use crate::error::{AskError, Asked, EncodeError, OpenError, SessionError};
+use crate::error::{EncodeError, OpenError};
 use crate::fleet::Fleet;
+use crate::handle::Context;
 use crate::link::HostId;
-use crate::manifest::{ContextId, Manifest};
 use crate::model::Model;
-use crate::path::context::{EncodeRequest, EncodedContext, encode};
-use crate::path::query::TurnRequest;
+use crate::path::context::{EncodeRequest, encode};
 use crate::progress::{EncodeMeter, EncodeProgress};
-use crate::prompt::{Addition, ContextSource, Prompter, Prompting};
-use crate::query_host::{self, QueryHostArgs, QueryHostHandle, QueryHostMsg};
-use crate::session::{SessionId, TurnRecord};
+use crate::prompt::{ContextSource, Prompter, Prompting};
+use crate::query_host::{self, QueryHostArgs, QueryHostHandle};
 use crate::supervisor::{Supervisor, SupervisorArgs, SupervisorMsg};
-use crate::turn::{AskOptions, QueryInput, Turn};
 
 /// Threads of one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,13 +91,14 @@ impl NodeOptions {
 #[derive(Clone, Debug)]
 pub struct Node(Arc<Cast>);
 
+/// The actors of a node and the ways to them.
 #[derive(Debug)]
-struct Cast {
-    fleet: Fleet,
-    hosts: Vec<ContextHostHandle>,
-    query: QueryHostHandle,
-    clock: Arc<dyn Clock>,
-    queue_events: usize,
+pub(crate) struct Cast {
+    pub(crate) fleet: Fleet,
+    pub(crate) hosts: Vec<ContextHostHandle>,
+    pub(crate) query: QueryHostHandle,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) queue_events: usize,
 }
 
 impl Drop for Cast {
@@ -167,7 +164,7 @@ impl Node {
         self.encode_as(prompting, source, layout, EncodeMeter::new(progress)).await
     }
 
-    async fn encode_as(
+    pub(crate) async fn encode_as(
         &self,
         prompting: Prompting,
         source: ContextSource,
@@ -176,7 +173,11 @@ impl Node {
     ) -> Result<Context, EncodeError> {
         let request = EncodeRequest { source, layout, meter: meter.clone(), cancel: CancelToken::default() };
         let encoded = encode(&self.0.fleet, request).await?;
-        Ok(Context { node: self.clone(), encoded: Arc::new(encoded), prompting, progress: meter.progress() })
+        Ok(Context::new(self.clone(), encoded, prompting, meter.progress()))
+    }
+
+    pub(crate) fn cast(&self) -> &Cast {
+        &self.0
     }
 
     /// The model's decoder.
@@ -260,112 +261,4 @@ fn not_started(what: &str, error: ractor::SpawnErr) -> OpenError {
 async fn stop<M: ractor::Message>(actor: &ActorRef<M>) {
     // One that has stopped already has nothing to wait for.
     let _ = actor.stop_and_wait(None, None).await;
-}
-
-/// An encoded context: a handle that keeps its blocks. Any number of sessions share it; the last handle or session to go
-/// frees what no other context shares.
-#[derive(Clone, Debug)]
-pub struct Context {
-    node: Node,
-    encoded: Arc<EncodedContext>,
-    prompting: Prompting,
-    progress: EncodeProgress,
-}
-
-impl Context {
-    /// Its name in the node.
-    pub fn id(&self) -> ContextId {
-        self.encoded.manifest.id
-    }
-
-    /// Its tokens and blocks.
-    pub fn manifest(&self) -> &Manifest {
-        &self.encoded.manifest
-    }
-
-    /// What its encoding came to: how many blocks were encoded, how many shared.
-    pub fn progress(&self) -> EncodeProgress {
-        self.progress
-    }
-
-    /// Bytes of its blocks' keys and values, shared ones counted.
-    pub fn kv_bytes(&self) -> usize {
-        let manifest = &self.encoded.manifest;
-        manifest.blocks.iter().map(|block| self.node.0.fleet.kv_shape.bytes_for(block.range.len())).sum()
-    }
-
-    /// The context with more behind it. Whole blocks are shared with this one, which stays as it is: only a short last
-    /// block is encoded again.
-    pub async fn append(&self, addition: Addition) -> Result<Self, EncodeError> {
-        self.append_with(addition, |_| {}).await
-    }
-
-    /// [`append`](Self::append) with `progress` told of every chunk.
-    pub async fn append_with(
-        &self,
-        addition: Addition,
-        progress: impl FnMut(EncodeProgress) + Send + 'static,
-    ) -> Result<Self, EncodeError> {
-        let manifest = &self.encoded.manifest;
-        let source = ContextSource::Append(Arc::clone(&manifest.ids), addition);
-        self.node.encode_as(self.prompting, source, manifest.layout, EncodeMeter::new(progress)).await
-    }
-
-    /// Opens a session: a conversation of its own over this context.
-    pub async fn session(&self) -> Result<Session, SessionError> {
-        let query = &self.node.0.query.actor;
-        let id = call!(query, QueryHostMsg::Open, Arc::clone(&self.encoded), self.prompting).asked()??;
-        Ok(Session { id, node: self.node.clone() })
-    }
-}
-
-/// A conversation over a context. What was asked and answered stays in it: a later question sees it and nothing is
-/// encoded again. Dropping it closes it.
-#[derive(Debug)]
-pub struct Session {
-    id: SessionId,
-    node: Node,
-}
-
-impl Session {
-    /// Its name in the node.
-    pub fn id(&self) -> SessionId {
-        self.id
-    }
-
-    /// Asks, and gives the answer as it is made. What is wrong with the question is told as the stream's first event.
-    pub fn ask(&self, input: impl Into<QueryInput>, options: AskOptions) -> Turn {
-        let Cast { query, clock, queue_events, .. } = &*self.node.0;
-        let (events, receiver) = mpsc::channel(*queue_events);
-        let cancel = CancelToken::default();
-        let request = TurnRequest {
-            input: input.into(),
-            options,
-            asked: clock.now(),
-            events: events.clone(),
-            cancel: cancel.clone(),
-        };
-        if query.actor.cast(QueryHostMsg::Ask(self.id, request)).is_err() {
-            // The channel is empty: there is room.
-            let _ = events.try_send(Err(AskError::Stopped));
-        }
-        Turn { events: receiver, cancel }
-    }
-
-    /// The turns answered so far.
-    pub async fn turns(&self) -> Result<Vec<TurnRecord>, SessionError> {
-        Ok(call!(self.node.0.query.actor, QueryHostMsg::Turns, self.id).asked()?)
-    }
-
-    /// Ends the session and frees its own keys and values; so does dropping it.
-    pub fn close(self) {
-        drop(self);
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        // A query host that is gone has no sessions.
-        let _ = self.node.0.query.actor.cast(QueryHostMsg::Close(self.id));
-    }
 }
