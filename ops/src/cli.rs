@@ -29,7 +29,7 @@ Answers and results go to standard output; progress, logs and errors go to stand
 Exit codes:
   0    everything was done
   1    the work failed
-  2    the command line or a setting is wrong
+  2    the command line, a setting, or a file that one of them names is wrong
   3    the model cannot be used: missing, damaged or unsupported
   4    done, but some answers are wrong (demo) or some lines are bad (batch)
   130  interrupted with Ctrl-C";

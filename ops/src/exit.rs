@@ -11,7 +11,7 @@ use crate::interrupt::Interrupted;
 
 /// The work failed.
 pub(crate) const FAILED: u8 = 1;
-/// The command line or a setting is wrong.
+/// The command line, a setting, or a file that one of them names is wrong.
 pub(crate) const USAGE: u8 = 2;
 /// The model cannot be used.
 pub(crate) const MODEL: u8 = 3;

@@ -1,6 +1,7 @@
 //! From settings to a model and a node: what `stellate-runtime` read, in the terms of `stellate-actors`. Every command
 //! opens through here, with a bar for what takes long and an end for Ctrl-C.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
@@ -8,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use stellate_actors::{
     AskOptions, Context, ContextSource, HostThreads, KvFormat, Layout, Model, ModelOptions, ModelSource,
-    Node, NodeOptions, SamplingParams, WeightChoice,
+    Node, NodeOptions, OpenError, SamplingParams, WeightChoice,
 };
 use stellate_model::chat::ContextRole;
+use stellate_model::checkpoint::CheckpointError;
 use stellate_runtime::config::{self, Settings};
 
 use crate::app::App;
@@ -106,6 +108,10 @@ pub(crate) fn ask_options(settings: &Settings, stop: &[String]) -> AskOptions {
 /// `OpenError` if it cannot be used; `Interrupted` (the thread then reads on until the process ends).
 pub(crate) async fn load_model(app: &App, source: ModelSource) -> anyhow::Result<Model> {
     let options = model_options(&app.settings);
+    let named = match &source {
+        ModelSource::Checkpoint(path) => format!("cannot use the model {}", path.display()),
+        ModelSource::Demo | ModelSource::Random { .. } => "cannot make the model".to_owned(),
+    };
     let bar = progress::bytes("loading the model");
     let shown = bar.clone();
     let loading = tokio::task::spawn_blocking(move || {
@@ -116,7 +122,12 @@ pub(crate) async fn load_model(app: &App, source: ModelSource) -> anyhow::Result
     });
     let loaded = app.interrupt.or(loading).await;
     bar.finish_and_clear();
-    Ok(loaded?.context("the thread that loads the model stopped")??)
+    let model = loaded?.context("the thread that loads the model stopped")?;
+    model.map_err(|error| {
+        let missing = matches!(&error, OpenError::Checkpoint(CheckpointError::Io { source, .. }) if source.kind() == ErrorKind::NotFound);
+        let hint = if missing { " (a Hugging Face directory, a .gguf file, or a hub id such as org/name)" } else { "" };
+        anyhow::Error::new(error).context(format!("{named}{hint}"))
+    })
 }
 
 /// Opens a node as the settings say. Close it, also after an error: its threads end then.
@@ -143,4 +154,49 @@ pub(crate) async fn encode(
     let took = start.elapsed();
     bar.finish_and_clear();
     Ok((encoded??, took))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_mean_all_or_none_are_none_to_the_sampler() {
+        let options = ask_options(&Settings::default(), &[]);
+        assert_eq!(options.sampling, SamplingParams::default());
+        let mut settings = Settings::default();
+        settings.sampling.top_k = 5;
+        settings.sampling.top_p = 0.5;
+        let options = ask_options(&settings, &["end".to_owned()]);
+        assert_eq!((options.sampling.top_k, options.sampling.top_p), (Some(5), Some(0.5)));
+        assert_eq!(options.stop, ["end"]);
+    }
+
+    #[test]
+    fn a_layout_has_the_anchor_that_the_settings_resolve() {
+        let mut settings = Settings::default();
+        settings.attention.block_tokens = 64;
+        assert_eq!(layout(&settings), Layout::star(64, 64));
+        settings.attention.mode = config::AttentionMode::Exact;
+        assert_eq!(layout(&settings), Layout::exact(64));
+    }
+
+    #[test]
+    fn hosts_share_the_cores_and_take_the_threads_they_are_given() {
+        let mut settings = Settings::default();
+        settings.hosts.count = 3;
+        settings.hosts.threads = 2;
+        settings.hosts.cpus = vec![vec![0], vec![1], vec![0]];
+        let options = node_options(&settings);
+        assert_eq!(options.hosts.len(), 3);
+        assert_eq!(options.hosts[1], HostThreads { threads: 2, cpus: vec![1] });
+    }
+
+    #[test]
+    fn without_a_path_or_a_shape_the_model_is_the_demo() {
+        let mut settings = Settings::default();
+        assert_eq!(model_source(&ModelArgs::default(), &settings), ModelSource::Demo);
+        settings.model.path = "org/name".to_owned();
+        assert_eq!(model_source(&ModelArgs::default(), &settings), ModelSource::Checkpoint("org/name".into()));
+    }
 }

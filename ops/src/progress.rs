@@ -1,6 +1,7 @@
-//! Progress bars on standard error, shown only where that is a terminal. They disappear when they end.
+//! Progress bars and remarks on standard error, shown only where that is a terminal. Bars disappear when they end.
 
 use std::borrow::Cow;
+use std::io::{IsTerminal as _, Write as _, stderr};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use stellate_actors::EncodeProgress;
@@ -28,4 +29,12 @@ pub(crate) fn follow(bar: &ProgressBar) -> impl FnMut(EncodeProgress) + Send + '
 fn bar(label: impl Into<Cow<'static, str>>, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("a template of this file");
     ProgressBar::new(0).with_style(style).with_message(label)
+}
+
+/// A remark for whoever watches; none where nobody does.
+pub(crate) fn note(text: &str) {
+    if stderr().is_terminal() {
+        // Nobody is left to be told of a terminal that is gone.
+        let _ = writeln!(stderr(), "{text}");
+    }
 }

@@ -161,3 +161,77 @@ where
 {
     PossibleValuesParser::new(all.iter().map(|&value| word(value))).try_map(|text| text.parse::<T>())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use stellate_runtime::config::{Settings, Sources};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct All {
+        #[command(flatten)]
+        model: ModelArgs,
+        #[command(flatten)]
+        node: NodeArgs,
+        #[command(flatten)]
+        context: ContextArgs,
+        #[command(flatten)]
+        sampling: SamplingArgs,
+    }
+
+    /// The settings of `flags` over a file and an environment variable.
+    fn settings(flags: &[&str]) -> Settings {
+        let all = All::try_parse_from([&["stellate"], flags].concat()).unwrap();
+        let mut overrides = Overrides::default();
+        all.model.override_settings(&mut overrides);
+        all.node.override_settings(&mut overrides);
+        all.context.override_settings(&mut overrides);
+        all.sampling.override_settings(&mut overrides);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("settings.toml");
+        let text = "[hosts]\ncount = 3\nchunk_tokens = 64\n[attention]\nblock_tokens = 1024\nanchor_tokens = 700\n";
+        std::fs::write(&file, text).unwrap();
+        let environment = vec![("STELLATE_HOSTS__CHUNK_TOKENS".to_owned(), "128".to_owned())];
+        Settings::read(&Sources { file: Some(file), environment, overrides: overrides.into_pairs() }).unwrap()
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_and_the_file_and_leave_what_they_do_not_name() {
+        let without = settings(&[]);
+        assert_eq!((without.hosts.count, without.hosts.chunk_tokens), (3, 128));
+        assert_eq!(without.attention.anchor_len_tokens(), 700);
+        let with = settings(&["--hosts", "2", "--chunk-tokens", "32", "--kv-capacity", "1.5GiB", "--recompute-anchor"]);
+        assert_eq!((with.hosts.count, with.hosts.chunk_tokens), (2, 32));
+        assert_eq!(with.kv.capacity_bytes.get(), 3 << 29);
+        assert!(with.attention.recompute_anchor);
+        assert_eq!(with.sampling, without.sampling);
+    }
+
+    #[test]
+    fn a_block_length_alone_makes_the_anchor_a_block() {
+        assert_eq!(settings(&["--block-tokens", "512"]).attention.anchor_len_tokens(), 512);
+        assert_eq!(
+            settings(&["--block-tokens", "512", "--anchor-tokens", "0"]).attention.anchor_len_tokens(),
+            0
+        );
+        assert_eq!(settings(&["--anchor-tokens", "block"]).attention.anchor_len_tokens(), 1024);
+    }
+
+    #[test]
+    fn every_word_of_a_setting_is_a_value_of_its_flag() {
+        for word in WeightFormat::ALL {
+            assert_eq!(settings(&["--weights", word.as_str()]).model.weights, *word);
+        }
+        let wrong = All::try_parse_from(["stellate", "--kv", "f16"]).err().unwrap().to_string();
+        assert!(wrong.contains("f32") && wrong.contains("bf16"), "{wrong}");
+    }
+
+    #[test]
+    fn a_model_and_random_weights_exclude_each_other() {
+        let shape = RandomModel::NAMES[0];
+        assert!(All::try_parse_from(["stellate", "--random-weights", shape, "--model", "x"]).is_err());
+        assert!(All::try_parse_from(["stellate", "--random-weights", "no-such-shape"]).is_err());
+    }
+}
