@@ -197,6 +197,9 @@ mod tests {
         let mut settings = Settings::default();
         assert_eq!(model_source(&ModelArgs::default(), &settings), ModelSource::Demo);
         settings.model.path = "org/name".to_owned();
-        assert_eq!(model_source(&ModelArgs::default(), &settings), ModelSource::Checkpoint("org/name".into()));
+        assert_eq!(
+            model_source(&ModelArgs::default(), &settings),
+            ModelSource::Checkpoint("org/name".into())
+        );
     }
 }

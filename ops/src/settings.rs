@@ -191,7 +191,8 @@ mod tests {
         all.sampling.override_settings(&mut overrides);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("settings.toml");
-        let text = "[hosts]\ncount = 3\nchunk_tokens = 64\n[attention]\nblock_tokens = 1024\nanchor_tokens = 700\n";
+        let text =
+            "[hosts]\ncount = 3\nchunk_tokens = 64\n[attention]\nblock_tokens = 1024\nanchor_tokens = 700\n";
         std::fs::write(&file, text).unwrap();
         let environment = vec![("STELLATE_HOSTS__CHUNK_TOKENS".to_owned(), "128".to_owned())];
         Settings::read(&Sources { file: Some(file), environment, overrides: overrides.into_pairs() }).unwrap()
@@ -202,7 +203,15 @@ mod tests {
         let without = settings(&[]);
         assert_eq!((without.hosts.count, without.hosts.chunk_tokens), (3, 128));
         assert_eq!(without.attention.anchor_len_tokens(), 700);
-        let with = settings(&["--hosts", "2", "--chunk-tokens", "32", "--kv-capacity", "1.5GiB", "--recompute-anchor"]);
+        let with = settings(&[
+            "--hosts",
+            "2",
+            "--chunk-tokens",
+            "32",
+            "--kv-capacity",
+            "1.5GiB",
+            "--recompute-anchor",
+        ]);
         assert_eq!((with.hosts.count, with.hosts.chunk_tokens), (2, 32));
         assert_eq!(with.kv.capacity_bytes.get(), 3 << 29);
         assert!(with.attention.recompute_anchor);
