@@ -36,7 +36,7 @@ pub(super) fn mode(report: &ModeReport, colours: bool) -> String {
         None => "each sees all earlier ones".to_owned(),
     };
     let header = ["session", "turn", "question: KEY", "depth", "answer", "expected", "", "first token"];
-    let rows = report.questions.iter().map(|question| row(question)).collect();
+    let rows = report.questions.iter().map(row).collect();
     let table = markdown(&header, rows, 0);
     format!(
         "{}: blocks of {} tokens, {layout}\n{}\n",
