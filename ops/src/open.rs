@@ -123,6 +123,11 @@ pub(crate) async fn load_model(app: &App, source: ModelSource) -> anyhow::Result
     let loaded = app.interrupt.or(loading).await;
     bar.finish_and_clear();
     let model = loaded?.context("the thread that loads the model stopped")?;
+    if let Ok(model) = &model {
+        let (decoder, config) = (&model.decoder, model.decoder.config());
+        let (weight_bytes, fingerprint) = (decoder.weight_bytes(), decoder.fingerprint());
+        tracing::info!(family = ?config.family, layers = config.layers, weight_bytes, %fingerprint, "model loaded");
+    }
     model.map_err(|error| {
         let missing = matches!(&error, OpenError::Checkpoint(CheckpointError::Io { source, .. }) if source.kind() == ErrorKind::NotFound);
         let hint = if missing { " (a Hugging Face directory, a .gguf file, or a hub id such as org/name)" } else { "" };
@@ -135,7 +140,9 @@ pub(crate) async fn load_model(app: &App, source: ModelSource) -> anyhow::Result
 /// # Errors
 /// `OpenError`.
 pub(crate) async fn open_node(settings: &Settings, model: &Model) -> anyhow::Result<Node> {
-    Ok(Node::open(model, node_options(settings)).await?)
+    let options = node_options(settings);
+    tracing::info!(hosts = options.hosts.len(), capacity_bytes = options.capacity_bytes, "opening the node");
+    Ok(Node::open(model, options).await?)
 }
 
 /// Encodes a context behind a bar; also how long it took.
@@ -153,7 +160,10 @@ pub(crate) async fn encode(
     let encoded = app.interrupt.or(node.encode_with(source, layout, progress::follow(&bar))).await;
     let took = start.elapsed();
     bar.finish_and_clear();
-    Ok((encoded??, took))
+    let context = encoded??;
+    let (tokens, done) = (context.manifest().tokens(), context.progress());
+    tracing::info!(tokens, blocks = done.blocks_total, reused = done.blocks_reused, ?took, "context encoded");
+    Ok((context, took))
 }
 
 #[cfg(test)]
