@@ -160,10 +160,7 @@ pub(crate) async fn encode(
     let encoded = app.interrupt.or(node.encode_with(source, layout, progress::follow(&bar))).await;
     let took = start.elapsed();
     bar.finish_and_clear();
-    let context = encoded??;
-    let (tokens, done) = (context.manifest().tokens(), context.progress());
-    tracing::info!(tokens, blocks = done.blocks_total, reused = done.blocks_reused, ?took, "context encoded");
-    Ok((context, took))
+    Ok((encoded??, took))
 }
 
 #[cfg(test)]

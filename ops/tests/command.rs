@@ -45,7 +45,7 @@ fn a_wrong_variable_or_filter_is_named_and_ends_with_exit_code_2() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_the_work_cleanly_with_exit_code_130() {
-    let mut demo = stellate(&["demo", "--tokens", "60000", "--attention", "exact"]);
+    let mut demo = stellate(&["demo", "--tokens", "120000", "--attention", "exact"]);
     let child = demo.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // Long enough to be at work, and far from its end. An earlier signal would end the program by itself.
     std::thread::sleep(Duration::from_secs(3));
