@@ -31,6 +31,8 @@ pub struct ManifestBlock {
     pub range: Range<usize>,
     /// The host that holds it.
     pub host: HostId,
+    /// Whether the host keeps a copy of the context's anchor for it.
+    pub anchor_copy: bool,
 }
 
 /// A context: its tokens, and the blocks that hold their keys and values.

@@ -55,7 +55,7 @@ pub struct Placed {
     pub host: HostId,
     /// Whether it already holds the block.
     pub held: bool,
-    /// Whether it must make a copy of the anchor for this context.
+    /// Whether the block is encoded behind a copy of the anchor that the host keeps, also for this context.
     pub anchor_copy: bool,
 }
 
@@ -82,15 +82,17 @@ pub fn place(
     let mut full = false;
     for need in needs {
         let anchor = anchor.filter(|_| need.anchored);
+        let keeps = |host: &HostLoad| anchor.is_some_and(|anchor| host.blocks.contains(&anchor.id));
         if let Some(holder) = hosts.iter().find(|host| host.blocks.contains(&need.id)) {
-            placed.push(Placed { host: holder.host, held: true, anchor_copy: false });
+            placed.push(Placed { host: holder.host, held: true, anchor_copy: keeps(holder) });
             continue;
         }
         match best(hosts, need, anchor) {
             Some(index) => {
-                let anchor_copy = copies_anchor(&hosts[index], anchor);
-                needed_bytes += take(&mut hosts[index], need, anchor.filter(|_| anchor_copy));
-                placed.push(Placed { host: hosts[index].host, held: false, anchor_copy });
+                let host = &mut hosts[index];
+                let copy = anchor.filter(|_| lacks_anchor(host, anchor));
+                needed_bytes += take(host, need, copy);
+                placed.push(Placed { host: host.host, held: false, anchor_copy: keeps(host) });
             }
             // Goes on, to say how much all of it would have taken.
             None => {
@@ -105,14 +107,14 @@ pub fn place(
 /// The host with the most room among those that `need`, with its anchor, fits into.
 fn best(hosts: &[HostLoad], need: &Need, anchor: Option<AnchorNeed>) -> Option<usize> {
     let room_after = |host: &HostLoad| {
-        let copy = anchor.filter(|_| copies_anchor(host, anchor)).map_or(0, |anchor| anchor.bytes);
+        let copy = anchor.filter(|_| lacks_anchor(host, anchor)).map_or(0, |anchor| anchor.bytes);
         host.free_bytes().checked_sub(need.bytes + copy)
     };
     let candidates = hosts.iter().enumerate().filter_map(|(index, host)| Some((index, room_after(host)?)));
     candidates.max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0))).map(|(index, _)| index)
 }
 
-fn copies_anchor(host: &HostLoad, anchor: Option<AnchorNeed>) -> bool {
+fn lacks_anchor(host: &HostLoad, anchor: Option<AnchorNeed>) -> bool {
     anchor.is_some_and(|a| !host.blocks.contains(&a.id) && !host.blocks.contains(&a.first_block))
 }
 
@@ -177,9 +179,10 @@ mod tests {
         let anchor = AnchorNeed { id: ids[5], bytes: 40, first_block: ids[0] };
         let mut hosts = hosts(2, 1000);
         let placed = place(&mut hosts, &needs(&ids[..5]), Some(anchor)).unwrap();
-        let copies: Vec<_> = placed.iter().filter(|p| p.anchor_copy).map(|p| p.host).collect();
+        let copies: BTreeSet<_> = placed.iter().filter(|p| p.anchor_copy).map(|p| p.host).collect();
         assert_eq!(placed[0].host, HostId(0));
-        assert_eq!(copies, [HostId(1)]);
+        assert_eq!(copies, BTreeSet::from([HostId(1)]));
+        assert_eq!(hosts.iter().map(|host| host.used_bytes).sum::<usize>(), 5 * BYTES + 40);
     }
 
     #[test]
@@ -200,8 +203,8 @@ mod tests {
             if let Ok(placed) = place(&mut hosts, &needs(&ids[..count]), Some(anchor)) {
                 prop_assert_eq!(placed.len(), count);
                 let used: usize = hosts.iter().map(|host| host.used_bytes).sum();
-                let copies = placed.iter().filter(|p| p.anchor_copy).count();
-                prop_assert_eq!(used, count * BYTES + copies * anchor_bytes);
+                let copies: BTreeSet<_> = placed.iter().filter(|p| p.anchor_copy).map(|p| p.host).collect();
+                prop_assert_eq!(used, count * BYTES + copies.len() * anchor_bytes);
                 prop_assert!(hosts.iter().all(|host| host.used_bytes <= capacity));
             }
         }

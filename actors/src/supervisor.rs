@@ -136,9 +136,8 @@ impl Table {
         self.next_context += 1;
         for (need, placed) in request.needs.iter().zip(&placed) {
             self.hold(context, placed.host, need.id, need.bytes);
-            let Some(anchor) = request.anchor.filter(|_| need.anchored) else { continue };
             // Also where the block is held: should the context that had it encoded go away half-way, this one goes on.
-            if placed.anchor_copy || self.hosts[&placed.host].blocks.contains_key(&anchor.id) {
+            if let Some(anchor) = request.anchor.filter(|_| placed.anchor_copy) {
                 self.hold(context, placed.host, anchor.id, anchor.bytes);
             }
         }

@@ -130,15 +130,17 @@ impl Device {
     fn first_stage(&self, job: &EncodeJob) -> Result<Stage, HostError> {
         let Some(anchor) = &job.anchor else { return self.block_stage(job, None) };
         let encode_anchor = |budget: &Arc<KvBudget>| BlockEncoder::new(budget, Arc::clone(&anchor.ids), 0);
-        if job.recompute_anchor {
-            // Scratch like activations, gone with the block: not of the store's bytes.
-            let scratch = KvBudget::new(self.budget.shape(), usize::MAX);
-            return encode_anchor(&scratch).map(Stage::OwnAnchor);
+        if !job.recompute_anchor {
+            if held_anchor(&self.blocks, anchor).is_some() {
+                return self.block_stage(job, None);
+            }
+            if anchor.is_kept {
+                return encode_anchor(&self.budget).map(Stage::Anchor);
+            }
         }
-        match held_anchor(&self.blocks, anchor) {
-            Some(_) => self.block_stage(job, None),
-            None => encode_anchor(&self.budget).map(Stage::Anchor),
-        }
+        // Scratch like activations, gone with the block: not of the store's bytes.
+        let scratch = KvBudget::new(self.budget.shape(), usize::MAX);
+        encode_anchor(&scratch).map(Stage::OwnAnchor)
     }
 
     fn block_stage(&self, job: &EncodeJob, own_anchor: Option<BudgetedBlock>) -> Result<Stage, HostError> {

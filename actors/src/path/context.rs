@@ -102,14 +102,17 @@ impl Draft {
         Self { layout, ids, blocks, anchor }
     }
 
-    fn place_request(&self, bytes_for: impl Fn(usize) -> usize) -> PlaceRequest {
+    fn place_request(&self, fleet: &Fleet) -> PlaceRequest {
+        let bytes_for = |tokens| fleet.kv_shape.bytes_for(tokens);
         let ranges = self.layout.cut(self.ids.len());
         let needs = self.blocks.iter().zip(ranges).map(|(&id, range)| Need {
             id,
             bytes: bytes_for(range.len()),
             anchored: self.anchor.is_some() && range.start > 0,
         });
-        let anchor = self.anchor.map(|id| AnchorNeed {
+        // An anchor that is computed again behind every block is kept nowhere.
+        let kept = self.anchor.filter(|_| !fleet.recompute_anchor);
+        let anchor = kept.map(|id| AnchorNeed {
             id,
             bytes: bytes_for(self.layout.anchor_tokens(self.ids.len())),
             first_block: self.blocks[0],
@@ -120,16 +123,21 @@ impl Draft {
     fn into_manifest(self, placement: &Placement) -> Manifest {
         let ranges = self.layout.cut(self.ids.len());
         let blocks = self.blocks.iter().zip(ranges).zip(&placement.placed);
-        let blocks =
-            blocks.map(|((&id, range), placed)| ManifestBlock { id, range, host: placed.host }).collect();
+        let blocks = blocks
+            .map(|((&id, range), placed)| ManifestBlock {
+                id,
+                range,
+                host: placed.host,
+                anchor_copy: placed.anchor_copy,
+            })
+            .collect();
         Manifest { id: placement.context, layout: self.layout, ids: self.ids, blocks, anchor: self.anchor }
     }
 }
 
 /// Stage 3: a host for every block, with its room promised, and the lease that gives the room back.
 async fn place(fleet: &Fleet, draft: &Draft) -> Result<(Placement, ContextLease), EncodeError> {
-    let request = draft.place_request(|tokens| fleet.kv_shape.bytes_for(tokens));
-    let placement = call!(fleet.supervisor, SupervisorMsg::Place, request).asked()??;
+    let placement = call!(fleet.supervisor, SupervisorMsg::Place, draft.place_request(fleet)).asked()??;
     let lease = ContextLease::new(placement.context, fleet.supervisor.clone());
     Ok((placement, lease))
 }
@@ -146,17 +154,19 @@ async fn encode_star(
         id,
         ids: manifest.ids[..manifest.layout.anchor_tokens(manifest.tokens())].into(),
         first_block: manifest.blocks[0].id,
+        is_kept: false,
     });
     let hosts = fleet.hosts.iter().map(|(&host, actor)| {
         let blocks = manifest.blocks.iter().filter(move |block| block.host == host);
         let anchor = &anchor;
         async move {
             for block in blocks {
+                let anchor = anchor.clone().filter(|_| block.range.start > 0);
                 let job = EncodeJob {
                     id: block.id,
                     ids: manifest.ids[block.range.clone()].into(),
                     position: block.range.start,
-                    anchor: anchor.clone().filter(|_| block.range.start > 0),
+                    anchor: anchor.map(|anchor| Anchor { is_kept: block.anchor_copy, ..anchor }),
                     recompute_anchor: fleet.recompute_anchor,
                     meter: meter.clone(),
                     cancel: cancel.clone(),
@@ -205,6 +215,8 @@ pub struct Anchor {
     pub ids: Arc<[u32]>,
     /// The context's first block, which begins with the anchor.
     pub first_block: BlockId,
+    /// Whether the host keeps it once it is computed: only where the supervisor counts it.
+    pub is_kept: bool,
 }
 
 /// Stage 5, on the host: one block on its way through the layers, chunk by chunk, so that decode steps of other
