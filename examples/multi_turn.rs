@@ -11,7 +11,7 @@ use std::io::Write as _;
 
 use stellate_actors::{
     Addition, AskOptions, Context, ContextSource, FinishReason, Layout, Model, ModelOptions, ModelSource,
-    Node, NodeOptions, Session, TurnEvent, TurnReport,
+    Node, NodeOptions, QueryInput, Session, TurnEvent, TurnReport,
 };
 
 const FILLER: &str =
@@ -41,6 +41,12 @@ async fn main() -> anyhow::Result<()> {
     ask(&first, "amber-falcon").await?;
     ask(&first, "amber-falcon").await?;
     ask(&second, "amber-falcon").await?;
+
+    // An answer cut off by its budget goes on where it stopped.
+    let few = AskOptions { max_tokens: 3, ..AskOptions::default() };
+    let begun = second.ask(question("amber-falcon"), few.clone()).finish().await?;
+    let more = second.ask(QueryInput::Continue, few).finish().await?;
+    println!("amber-falcon, in two pieces:{} + {}", begun.text, more.text);
 
     // An answer nobody needs any more: the session goes on.
     let turn = second.ask(question("amber-falcon"), AskOptions::default());

@@ -52,7 +52,7 @@ pub mod turn;
 
 pub use error::{AskError, EncodeError, OpenError, SessionError};
 pub use handle::{Context, Session};
-pub use model::{Model, ModelOptions, ModelSource};
+pub use model::{Model, ModelOptions, ModelProgress, ModelSource, ModelStage};
 pub use node::{HostThreads, Node, NodeOptions};
 pub use progress::EncodeProgress;
 pub use prompt::{Addition, ContextSource};

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stellate_model::chat::{ChatSource, ContextRole, PromptSplit};
+#[cfg(feature = "hub")]
+use stellate_model::checkpoint::HubProgress;
 use stellate_model::checkpoint::{Checkpoint, CheckpointError, GenerationDefaults, LoadProgress};
 use stellate_model::decoder::Decoder;
 use stellate_model::demo;
@@ -49,6 +51,26 @@ pub struct ModelOptions {
     pub system_prompt: Option<String>,
 }
 
+/// How far a model is from being ready, in bytes of its files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelProgress {
+    /// What is being done.
+    pub stage: ModelStage,
+    /// Bytes done in this stage.
+    pub done_bytes: u64,
+    /// Bytes of this stage in all; 0 while unknown.
+    pub total_bytes: u64,
+}
+
+/// What takes its time before a model is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelStage {
+    /// Files come from the hub.
+    Fetching,
+    /// Weights are read into their running format.
+    Loading,
+}
+
 /// A model ready for a node.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -65,7 +87,7 @@ impl Model {
     pub fn load(
         source: &ModelSource,
         options: &ModelOptions,
-        progress: &mut dyn FnMut(LoadProgress<'_>),
+        progress: &mut dyn FnMut(ModelProgress),
     ) -> Result<Self, OpenError> {
         match source {
             ModelSource::Demo => {
@@ -79,7 +101,7 @@ impl Model {
                 Self::from_checkpoint(&demo::checkpoint()?, texts.prompting()?, options, progress)
             }
             ModelSource::Checkpoint(path) => {
-                let checkpoint = open(path)?;
+                let checkpoint = open(path, progress)?;
                 let prompting = match checkpoint.gguf_metadata() {
                     Some(metadata) => from_gguf(metadata)?,
                     None => Texts::read(&checkpoint)?.prompting()?,
@@ -101,22 +123,31 @@ impl Model {
         checkpoint: &Checkpoint,
         prompting: Prompting,
         options: &ModelOptions,
-        progress: &mut dyn FnMut(LoadProgress<'_>),
+        progress: &mut dyn FnMut(ModelProgress),
     ) -> Result<Self, OpenError> {
         let defaults = checkpoint.generation_config().clone();
         let prompter = Arc::new(prompting.into_prompter(&defaults, options)?);
-        let loaded = checkpoint.load(options.weights, progress)?;
+        let loaded =
+            checkpoint.load(options.weights, &mut |LoadProgress { done_bytes, total_bytes, .. }| {
+                progress(ModelProgress { stage: ModelStage::Loading, done_bytes, total_bytes });
+            })?;
         let decoder = Arc::new(Decoder::new(checkpoint.config().clone(), loaded));
         Ok(Self { decoder, prompter, defaults })
     }
 }
 
 /// Opens a path, or a hub id where there is no such path.
-fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    #[cfg(feature = "hub")]
-    if let Some(id) = hub_id(path) {
-        return Checkpoint::open_hub(id, None, &mut |_| {});
-    }
+#[cfg(feature = "hub")]
+fn open(path: &Path, progress: &mut dyn FnMut(ModelProgress)) -> Result<Checkpoint, CheckpointError> {
+    let Some(id) = hub_id(path) else { return Checkpoint::open(path) };
+    Checkpoint::open_hub(id, None, &mut |HubProgress { done_bytes, total_bytes }| {
+        progress(ModelProgress { stage: ModelStage::Fetching, done_bytes, total_bytes });
+    })
+}
+
+/// Opens a path.
+#[cfg(not(feature = "hub"))]
+fn open(path: &Path, _: &mut dyn FnMut(ModelProgress)) -> Result<Checkpoint, CheckpointError> {
     Checkpoint::open(path)
 }
 

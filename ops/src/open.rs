@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use stellate_actors::{
     AskOptions, Context, ContextSource, HostThreads, KvFormat, Layout, Model, ModelOptions, ModelSource,
-    Node, NodeOptions, OpenError, SamplingParams, WeightChoice,
+    ModelStage, Node, NodeOptions, OpenError, SamplingParams, WeightChoice,
 };
 use stellate_model::chat::ContextRole;
 use stellate_model::checkpoint::CheckpointError;
@@ -116,6 +116,10 @@ pub(crate) async fn load_model(app: &App, source: ModelSource) -> anyhow::Result
     let shown = bar.clone();
     let loading = tokio::task::spawn_blocking(move || {
         Model::load(&source, &options, &mut |state| {
+            shown.set_message(match state.stage {
+                ModelStage::Fetching => "fetching the model",
+                ModelStage::Loading => "loading the model",
+            });
             shown.set_length(state.total_bytes);
             shown.set_position(state.done_bytes);
         })
