@@ -1,5 +1,6 @@
 //! Contexts through the session API: shapes of all kinds, sharing, appending, freeing, refusals that lose nothing.
 
+use stellate_actors::context_host::HostError;
 use stellate_actors::error::EncodeError;
 use stellate_actors::{
     Addition, AskOptions, Context, ContextSource, EncodeProgress, KvFormat, Layout, Model, Node, NodeOptions,
@@ -249,5 +250,24 @@ async fn two_contexts_that_share_blocks_can_be_encoded_at_once_and_one_given_up(
         drop(context);
         until_used(&node, 0).await;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_with_a_tiny_queue_refuses_by_name_and_frees_everything() -> anyhow::Result<()> {
+    let model = model()?;
+    let options = NodeOptions { queue_jobs: 1, kv_format: KvFormat::F32, ..NodeOptions::default() };
+    let node = Node::open(&model, options).await?;
+    let many = (0..24).map(|seed| encode(&node, ids(300, seed), Layout::star(32, 32)));
+    let outcomes = futures_util::future::join_all(many).await;
+    for outcome in &outcomes {
+        if let Err(error) = outcome {
+            assert!(matches!(error, EncodeError::Host(HostError::Overloaded { .. })), "{error}");
+        }
+    }
+    assert!(outcomes.iter().any(Result::is_err), "a queue of one job takes 24 contexts at once");
+    drop(outcomes);
+    until_used(&node, 0).await;
+    answer(&encode(&node, ids(300, 1), Layout::star(32, 32)).await?).await?;
     Ok(())
 }

@@ -31,6 +31,7 @@ pub mod budget;
 pub mod cancel;
 pub mod context_host;
 pub mod cover;
+mod device_thread;
 pub mod engine;
 pub mod error;
 pub mod fanout;

@@ -90,6 +90,7 @@ impl Device {
                     self.blocks.remove(&id);
                 }
             }
+            ContextHostMsg::Retry => {}
         }
     }
 

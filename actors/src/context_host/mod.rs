@@ -5,15 +5,15 @@
 mod device;
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use crossbeam_channel::{Sender, TrySendError, bounded};
+use crossbeam_channel::{Sender, bounded};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use stellate_kernels::KvShape;
 use stellate_model::block::BlockId;
 
 use crate::budget::{BudgetedBlock, KvBudget, StoreFull};
 use crate::cancel::CancelToken;
+use crate::device_thread::{DeviceThread, RETRY};
 use crate::engine::Engine;
 use crate::link::{AttendJob, HostId, LocalLink};
 use crate::path::context::Anchor;
@@ -90,6 +90,8 @@ pub enum ContextHostMsg {
     Seal(BlockId, BudgetedBlock, RpcReplyPort<Result<(), HostError>>),
     /// Let go of blocks that no context needs any more.
     Release(Vec<BlockId>),
+    /// Hand over releases that found the queue full.
+    Retry,
 }
 
 /// What a context host starts with.
@@ -146,11 +148,7 @@ struct ContextHost;
 
 struct State {
     host: HostId,
-    queue_jobs: usize,
-    stop: CancelToken,
-    released: Vec<BlockId>,
-    work: Option<Sender<ContextHostMsg>>,
-    thread: Option<JoinHandle<()>>,
+    thread: DeviceThread<ContextHostMsg>,
 }
 
 impl Actor for ContextHost {
@@ -160,75 +158,49 @@ impl Actor for ContextHost {
 
     async fn pre_start(&self, _: ActorRef<Self::Msg>, start: Start) -> Result<State, ActorProcessingErr> {
         let Start { args, budget, attend_jobs } = start;
-        let (work, jobs) = bounded(args.queue_jobs.max(1));
-        let stop = CancelToken::default();
-        let device = device::Device::new(args.host, args.engine, budget, stop.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("stellate-{}", args.host))
-            .spawn(move || device.run(&attend_jobs, &jobs))?;
-        Ok(State {
-            host: args.host,
-            queue_jobs: args.queue_jobs,
-            stop,
-            released: Vec::new(),
-            work: Some(work),
-            thread: Some(thread),
-        })
+        let ContextHostArgs { host, engine, queue_jobs, .. } = args;
+        let thread = DeviceThread::spawn(format!("stellate-{host}"), queue_jobs, move |jobs, stop| {
+            device::Device::new(host, engine, budget, stop).run(&attend_jobs, jobs);
+        })?;
+        Ok(State { host, thread })
     }
 
     async fn handle(
         &self,
-        _: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         message: ContextHostMsg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        state.hand_over(message);
+        if state.hand_over(message) {
+            drop(myself.send_after(RETRY, || ContextHostMsg::Retry));
+        }
         Ok(())
     }
 
     async fn post_stop(&self, _: ActorRef<Self::Msg>, state: &mut State) -> Result<(), ActorProcessingErr> {
-        state.stop.cancel();
-        state.work = None;
-        if let Some(thread) = state.thread.take() {
-            // The thread ends after the chunk under way; nothing on this runtime waits for it meanwhile.
-            tokio::task::spawn_blocking(move || thread.join())
-                .await?
-                .map_err(|_| "the device thread panicked")?;
-        }
-        Ok(())
+        state.thread.stop().await
     }
 }
 
 impl State {
-    /// Hands a message to the device thread, or refuses it if the queue is full. Releases are never lost and never
-    /// overtaken: those that found the queue full go before the next message.
-    fn hand_over(&mut self, message: ContextHostMsg) {
-        if !self.released.is_empty() {
-            let released = std::mem::take(&mut self.released);
-            self.offer(ContextHostMsg::Release(released));
-        }
-        if self.released.is_empty() {
-            self.offer(message);
-        } else {
-            self.refuse(message);
-        }
-    }
-
-    fn offer(&mut self, message: ContextHostMsg) {
-        let Some(work) = &self.work else { return };
-        // A thread that is gone drops the message, and with it the reply port: the asker is told.
-        if let Err(TrySendError::Full(message)) = work.try_send(message) {
-            self.refuse(message);
-        }
-    }
-
-    fn refuse(&mut self, message: ContextHostMsg) {
-        let error = HostError::Overloaded { host: self.host, queue: self.queue_jobs };
+    /// Hands a message to the device thread, or refuses it if the queue is full; a release is kept instead, and goes
+    /// before whatever comes later. Tells whether one was just kept or is still kept by a retry.
+    fn hand_over(&mut self, message: ContextHostMsg) -> bool {
+        let error = HostError::Overloaded { host: self.host, queue: self.thread.queue_jobs() };
+        let message = match message {
+            ContextHostMsg::Retry => return self.thread.retry(),
+            message => self.thread.offer(message),
+        };
         match message {
-            ContextHostMsg::Encode(_, reply) => drop(reply.send(Err(error))),
-            ContextHostMsg::Reserve(_, _, reply) => drop(reply.send(Err(error))),
-            ContextHostMsg::Seal(_, _, reply) => drop(reply.send(Err(error))),
-            ContextHostMsg::Release(ids) => self.released.extend(ids),
+            Ok(()) | Err(ContextHostMsg::Retry) => {}
+            Err(ContextHostMsg::Encode(_, reply)) => drop(reply.send(Err(error))),
+            Err(ContextHostMsg::Reserve(_, _, reply)) => drop(reply.send(Err(error))),
+            Err(ContextHostMsg::Seal(_, _, reply)) => drop(reply.send(Err(error))),
+            Err(release @ ContextHostMsg::Release(_)) => {
+                self.thread.keep(release);
+                return true;
+            }
         }
+        false
     }
 }

@@ -117,6 +117,7 @@ impl Device {
                     run.fail(&mut session, AskError::Closed);
                 }
             }
+            QueryHostMsg::Retry => {}
         }
     }
 

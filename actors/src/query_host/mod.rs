@@ -4,9 +4,7 @@
 mod device;
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use crossbeam_channel::{Sender, TrySendError, bounded};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use stellate_kernels::KvShape;
 use stellate_runtime::clock::Clock;
@@ -14,6 +12,7 @@ use stellate_runtime::clock::Clock;
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cancel::CancelToken;
 use crate::context_host::ContextHostHandle;
+use crate::device_thread::{DeviceThread, RETRY};
 use crate::engine::Engine;
 use crate::error::{AskError, EncodeError, SessionError};
 use crate::manifest::Manifest;
@@ -51,6 +50,8 @@ pub enum QueryHostMsg {
     Turns(SessionId, RpcReplyPort<Vec<TurnRecord>>),
     /// Close a session.
     Close(SessionId),
+    /// Hand over closes that found the queue full.
+    Retry,
 }
 
 /// What a query host starts with.
@@ -92,77 +93,65 @@ pub async fn start(args: QueryHostArgs) -> Result<QueryHostHandle, ractor::Spawn
 
 struct QueryHost;
 
-struct State {
-    queue_jobs: usize,
-    stop: CancelToken,
-    work: Option<Sender<QueryHostMsg>>,
-    closed: Vec<SessionId>,
-    thread: Option<JoinHandle<()>>,
-}
-
 impl Actor for QueryHost {
     type Msg = QueryHostMsg;
-    type State = State;
+    type State = DeviceThread<QueryHostMsg>;
     type Arguments = (QueryHostArgs, Arc<KvBudget>);
 
     async fn pre_start(
         &self,
         _: ActorRef<Self::Msg>,
         (args, budget): Self::Arguments,
-    ) -> Result<State, ActorProcessingErr> {
-        let queue_jobs = args.queue_jobs.max(1);
-        let (work, jobs) = bounded(queue_jobs);
-        let stop = CancelToken::default();
-        let device = device::Device::new(args, budget, stop.clone());
-        let thread =
-            std::thread::Builder::new().name("stellate-query".to_owned()).spawn(move || device.run(&jobs))?;
-        Ok(State { queue_jobs, stop, work: Some(work), closed: Vec::new(), thread: Some(thread) })
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let thread = DeviceThread::spawn("stellate-query".to_owned(), args.queue_jobs, move |jobs, stop| {
+            device::Device::new(args, budget, stop).run(jobs);
+        });
+        Ok(thread?)
     }
 
     async fn handle(
         &self,
-        _: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         message: QueryHostMsg,
-        state: &mut State,
+        thread: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        for session in std::mem::take(&mut state.closed) {
-            state.offer(QueryHostMsg::Close(session));
+        if hand_over(thread, message) {
+            drop(myself.send_after(RETRY, || QueryHostMsg::Retry));
         }
-        state.offer(message);
         Ok(())
     }
 
-    async fn post_stop(&self, _: ActorRef<Self::Msg>, state: &mut State) -> Result<(), ActorProcessingErr> {
-        state.stop.cancel();
-        state.work = None;
-        if let Some(thread) = state.thread.take() {
-            // The thread ends after the step under way; nothing on this runtime waits for it meanwhile.
-            tokio::task::spawn_blocking(move || thread.join())
-                .await?
-                .map_err(|_| "the query thread panicked")?;
-        }
-        Ok(())
+    async fn post_stop(
+        &self,
+        _: ActorRef<Self::Msg>,
+        thread: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        thread.stop().await
     }
 }
 
-impl State {
-    /// Hands a message to the device thread, or refuses it if the queue is full. A close is kept for later instead.
-    fn offer(&mut self, message: QueryHostMsg) {
-        let Some(work) = &self.work else { return };
-        // A thread that is gone drops the message, and with it the way back: the asker is told.
-        let Err(TrySendError::Full(message)) = work.try_send(message) else { return };
-        let queue = self.queue_jobs;
-        match message {
-            QueryHostMsg::EncodeExact(_, reply) => {
-                drop(reply.send(Err(EncodeError::Overloaded { queue })));
-            }
-            QueryHostMsg::Open(_, _, reply) => drop(reply.send(Err(SessionError::Overloaded { queue }))),
-            QueryHostMsg::Ask(_, request) => {
-                drop(request.events.try_send(Err(AskError::Overloaded { queue })));
-            }
-            // Without a reply the asker learns that there is none.
-            QueryHostMsg::Turns(..) => {}
-            QueryHostMsg::Close(session) => self.closed.push(session),
+/// Hands a message to the device thread, or refuses it if the queue is full; a close is kept instead. Tells whether one
+/// was just kept or is still kept by a retry.
+fn hand_over(thread: &mut DeviceThread<QueryHostMsg>, message: QueryHostMsg) -> bool {
+    let queue = thread.queue_jobs();
+    let message = match message {
+        QueryHostMsg::Retry => return thread.retry(),
+        message => thread.offer(message),
+    };
+    match message {
+        // Without a reply the asker of a log learns that there is none.
+        Ok(()) | Err(QueryHostMsg::Retry | QueryHostMsg::Turns(..)) => {}
+        Err(QueryHostMsg::EncodeExact(_, reply)) => {
+            drop(reply.send(Err(EncodeError::Overloaded { queue })));
+        }
+        Err(QueryHostMsg::Open(_, _, reply)) => drop(reply.send(Err(SessionError::Overloaded { queue }))),
+        Err(QueryHostMsg::Ask(_, request)) => {
+            drop(request.events.try_send(Err(AskError::Overloaded { queue })));
+        }
+        Err(close @ QueryHostMsg::Close(_)) => {
+            thread.keep(close);
+            return true;
         }
     }
+    false
 }
