@@ -1,7 +1,7 @@
 //! Contexts through the session API: shapes of all kinds, sharing, appending, freeing, refusals that lose nothing.
 
 use stellate_actors::context_host::HostError;
-use stellate_actors::error::EncodeError;
+use stellate_actors::error::{ContextFull, EncodeError};
 use stellate_actors::{
     Addition, AskOptions, Context, ContextSource, EncodeProgress, KvFormat, Layout, Model, Node, NodeOptions,
     QueryInput, WeightChoice,
@@ -114,12 +114,19 @@ async fn a_full_node_says_how_much_was_needed_and_free_and_leaves_every_context_
     for layout in [Layout::star(64, 0), Layout::exact(64)] {
         let kept = encode(&node, ids(256, 5), layout).await?;
         let (before, used) = (answer(&kept).await?, used_bytes(&node));
+        let expected = ContextFull {
+            needed_tokens: 384,
+            free_tokens: 256,
+            block_tokens: 64,
+            largest_free_tokens: 128,
+            hosts: 2,
+        };
         match encode(&node, ids(384, 6), layout).await.map(|_| ()) {
-            Err(EncodeError::Full { needed_tokens: 384, free_tokens: 256, hosts: 2 }) => {}
+            Err(EncodeError::Full(full)) => assert_eq!(full, expected),
             other => panic!("not refused as it should be: {other:?}"),
         }
         match kept.append(Addition::Ids(ids(384, 7))).await.map(|_| ()) {
-            Err(EncodeError::Full { needed_tokens: 384, free_tokens: 256, hosts: 2 }) => {}
+            Err(EncodeError::Full(full)) => assert_eq!(full, expected),
             other => panic!("not refused as it should be: {other:?}"),
         }
         assert_eq!(used_bytes(&node), used);

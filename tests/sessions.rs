@@ -292,3 +292,21 @@ async fn a_raw_text_is_continued_as_it_stands() -> anyhow::Result<()> {
     assert_eq!(report.text, " 1234567.");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_session_whose_opening_nobody_waits_for_takes_no_place() -> anyhow::Result<()> {
+    let options = NodeOptions { max_sessions: 1, ..NodeOptions::default() };
+    let node = Node::open(&model()?, options).await?;
+    let context = node.encode(ContextSource::Ids(ids(10, 1)), Layout::star(32, 32)).await?;
+    for _ in 0..50 {
+        // Polled once, so that the question is sent, and given up before the answer is taken.
+        let opening = Box::pin(context.session());
+        drop(futures_util::future::select(opening, futures_util::future::ready(())).await);
+    }
+    let mut spins = 0;
+    while context.session().await.is_err() {
+        spins += 1;
+        assert!(spins < 100_000, "the place is taken by a session that nobody has");
+    }
+    Ok(())
+}

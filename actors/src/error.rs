@@ -60,6 +60,26 @@ pub enum OpenError {
     NoHosts,
 }
 
+/// The context hosts have no room for a context. Nothing of it is kept; every other context is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the context does not fit: {needed_tokens} tokens were needed and {free_tokens} are free (context hosts: {hosts}); \
+     its next block needs {block_tokens} on one host, and no host has more than {largest_free_tokens} free; raise \
+     kv.capacity_bytes, add a host, close a context, or use smaller blocks"
+)]
+pub struct ContextFull {
+    /// Tokens that its blocks, with the copies of its anchor, would have taken; in whole tiles of 64 a block.
+    pub needed_tokens: usize,
+    /// Tokens that there is room for, on all hosts together.
+    pub free_tokens: usize,
+    /// Tokens of the first block that fits nowhere, with the copy of the anchor that it needs.
+    pub block_tokens: usize,
+    /// Tokens that the emptiest host has room for.
+    pub largest_free_tokens: usize,
+    /// Hosts of the node.
+    pub hosts: usize,
+}
+
 /// A context could not be encoded. Nothing of it is kept; every other context is as it was.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -77,18 +97,8 @@ pub enum EncodeError {
     #[error(transparent)]
     Model(#[from] ConfigError),
     /// The context hosts have no room for it.
-    #[error(
-        "the context does not fit: {needed_tokens} tokens were needed and {free_tokens} are free on {hosts} context \
-         hosts; raise kv.capacity_bytes, add a host, or close a context"
-    )]
-    Full {
-        /// Tokens that its blocks, with the copies of its anchor, would have taken.
-        needed_tokens: usize,
-        /// Tokens that there is room for, on all hosts together.
-        free_tokens: usize,
-        /// Hosts of the node.
-        hosts: usize,
-    },
+    #[error(transparent)]
+    Full(#[from] ContextFull),
     /// A context host could not do its part.
     #[error("context host: {0}")]
     Host(#[from] HostError),

@@ -14,7 +14,7 @@ use crate::path::context::EncodedContext;
 use crate::path::query::TurnRequest;
 use crate::progress::{EncodeMeter, EncodeProgress};
 use crate::prompt::{Addition, ContextSource, Prompting};
-use crate::query_host::QueryHostMsg;
+use crate::query_host::{QueryHostMsg, SessionLease};
 use crate::session::{SessionId, TurnRecord};
 use crate::turn::{AskOptions, QueryInput, Turn};
 
@@ -79,8 +79,8 @@ impl Context {
     /// Opens a session: a conversation of its own over this context.
     pub async fn session(&self) -> Result<Session, SessionError> {
         let query = &self.node.cast().query.actor;
-        let id = call!(query, QueryHostMsg::Open, Arc::clone(&self.encoded), self.prompting).asked()??;
-        Ok(Session { id, node: self.node.clone() })
+        let lease = call!(query, QueryHostMsg::Open, Arc::clone(&self.encoded), self.prompting).asked()??;
+        Ok(Session { lease, node: self.node.clone() })
     }
 }
 
@@ -88,14 +88,14 @@ impl Context {
 /// encoded again. Dropping it closes it.
 #[derive(Debug)]
 pub struct Session {
-    id: SessionId,
+    lease: SessionLease,
     node: Node,
 }
 
 impl Session {
     /// Its name in the node.
     pub fn id(&self) -> SessionId {
-        self.id
+        self.lease.session()
     }
 
     /// Asks, and gives the answer as it is made. What is wrong with the question is told as the stream's first event.
@@ -110,7 +110,7 @@ impl Session {
             events: events.clone(),
             cancel: cancel.clone(),
         };
-        if query.actor.cast(QueryHostMsg::Ask(self.id, request)).is_err() {
+        if query.actor.cast(QueryHostMsg::Ask(self.id(), request)).is_err() {
             // The channel is empty: there is room.
             let _ = events.try_send(Err(AskError::Stopped));
         }
@@ -119,18 +119,11 @@ impl Session {
 
     /// The turns answered so far.
     pub async fn turns(&self) -> Result<Vec<TurnRecord>, SessionError> {
-        Ok(call!(self.node.cast().query.actor, QueryHostMsg::Turns, self.id).asked()?)
+        Ok(call!(self.node.cast().query.actor, QueryHostMsg::Turns, self.id()).asked()?)
     }
 
     /// Ends the session and frees its own keys and values; so does dropping it.
     pub fn close(self) {
         drop(self);
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        // A query host that is gone has no sessions.
-        let _ = self.node.cast().query.actor.cast(QueryHostMsg::Close(self.id));
     }
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stellate_model::chat::{ChatSource, ContextRole, PromptSplit};
+use stellate_model::chat::{ChatError, ChatSource, ContextRole, PromptSplit};
 #[cfg(feature = "hub")]
 use stellate_model::checkpoint::HubProgress;
 use stellate_model::checkpoint::{Checkpoint, CheckpointError, GenerationDefaults, LoadProgress};
@@ -12,7 +12,7 @@ use stellate_model::decoder::Decoder;
 use stellate_model::demo;
 use stellate_model::gguf::GgufMetadata;
 use stellate_model::random::{RandomModel, random_weights};
-use stellate_model::tokenizer::Tokenizer;
+use stellate_model::tokenizer::{Tokenizer, TokenizerError};
 use stellate_model::weights::WeightChoice;
 
 use crate::error::OpenError;
@@ -91,20 +91,15 @@ impl Model {
     ) -> Result<Self, OpenError> {
         match source {
             ModelSource::Demo => {
-                let texts = Texts {
-                    tokenizer: Some(Arc::new(
-                        Tokenizer::from_bytes(demo::TOKENIZER).map_err(PromptError::from)?,
-                    )),
-                    tokenizer_config: Some(demo::TOKENIZER_CONFIG.to_owned()),
-                    chat_template: None,
-                };
-                Self::from_checkpoint(&demo::checkpoint()?, texts.prompting()?, options, progress)
+                let tokenizer = Tokenizer::from_bytes(demo::TOKENIZER).map(Some);
+                let prompting = from_texts(tokenizer, Some(demo::TOKENIZER_CONFIG), None);
+                Self::from_checkpoint(&demo::checkpoint()?, prompting, options, progress)
             }
             ModelSource::Checkpoint(path) => {
                 let checkpoint = open(path, progress)?;
                 let prompting = match checkpoint.gguf_metadata() {
-                    Some(metadata) => from_gguf(metadata)?,
-                    None => Texts::read(&checkpoint)?.prompting()?,
+                    Some(metadata) => from_gguf(metadata),
+                    None => from_files(&checkpoint)?,
                 };
                 Self::from_checkpoint(&checkpoint, prompting, options, progress)
             }
@@ -126,7 +121,7 @@ impl Model {
         progress: &mut dyn FnMut(ModelProgress),
     ) -> Result<Self, OpenError> {
         let defaults = checkpoint.generation_config().clone();
-        let prompter = Arc::new(prompting.into_prompter(&defaults, options)?);
+        let prompter = Arc::new(prompting.into_prompter(&defaults, options));
         let loaded =
             checkpoint.load(options.weights, &mut |LoadProgress { done_bytes, total_bytes, .. }| {
                 progress(ModelProgress { stage: ModelStage::Loading, done_bytes, total_bytes });
@@ -165,86 +160,74 @@ fn hub_id(path: &Path) -> Option<&str> {
     (plain(org) && plain(name) && !is_file).then_some(text)
 }
 
-/// The text files of a checkpoint.
-struct Texts {
-    tokenizer: Option<Arc<Tokenizer>>,
-    tokenizer_config: Option<String>,
-    chat_template: Option<String>,
-}
-
-/// A tokenizer and what stands around a context, before the user's options.
+/// A tokenizer and what stands around a context, as they came with the model: each may be broken.
 struct Prompting {
-    tokenizer: Option<Arc<Tokenizer>>,
-    chat: ChatSource,
+    tokenizer: Result<Option<Tokenizer>, TokenizerError>,
+    chat: Result<ChatSource, ChatError>,
     adds_bos: bool,
 }
 
-impl Texts {
-    fn read(checkpoint: &Checkpoint) -> Result<Self, PromptError> {
-        let files = checkpoint.files();
-        let tokenizer = files.tokenizer.as_ref().map(Tokenizer::from_file).transpose()?.map(Arc::new);
-        let text = |path: &Option<PathBuf>| {
-            let read = |path: &PathBuf| {
-                std::fs::read_to_string(path).map_err(|error| PromptError::File {
-                    path: path.display().to_string(),
-                    reason: error.to_string(),
-                })
-            };
-            path.as_ref().map(read).transpose()
+/// What a checkpoint's text files say.
+fn from_files(checkpoint: &Checkpoint) -> Result<Prompting, PromptError> {
+    let files = checkpoint.files();
+    let text = |path: &Option<PathBuf>| {
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).map_err(|error| PromptError::File {
+                path: path.display().to_string(),
+                reason: error.to_string(),
+            })
         };
-        Ok(Self {
-            tokenizer,
-            tokenizer_config: text(&files.tokenizer_config)?,
-            chat_template: text(&files.chat_template)?,
-        })
-    }
-
-    fn prompting(self) -> Result<Prompting, PromptError> {
-        let config = self.tokenizer_config.as_deref();
-        let chat = ChatSource::from_files(config, self.chat_template.as_deref())?;
-        // A tokenizer.json whose post-processor adds the token needs no help.
-        let adds_bos = config
-            .and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok())
-            .is_some_and(|config| config["add_bos_token"] == true);
-        Ok(Prompting { tokenizer: self.tokenizer, chat, adds_bos })
-    }
+        path.as_ref().map(read).transpose()
+    };
+    let tokenizer = files.tokenizer.as_ref().map(Tokenizer::from_file).transpose();
+    let (config, template) = (text(&files.tokenizer_config)?, text(&files.chat_template)?);
+    Ok(from_texts(tokenizer, config.as_deref(), template.as_deref()))
 }
 
-fn from_gguf(metadata: &GgufMetadata) -> Result<Prompting, PromptError> {
+fn from_texts(
+    tokenizer: Result<Option<Tokenizer>, TokenizerError>,
+    config: Option<&str>,
+    template: Option<&str>,
+) -> Prompting {
+    // A tokenizer.json whose post-processor adds the token needs no help.
+    let adds_bos = config
+        .and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok())
+        .is_some_and(|config| config["add_bos_token"] == true);
+    Prompting { tokenizer, chat: ChatSource::from_files(config, template), adds_bos }
+}
+
+fn from_gguf(metadata: &GgufMetadata) -> Prompting {
     let Some(parts) = metadata.tokenizer() else {
-        return Ok(Prompting { tokenizer: None, chat: ChatSource::default(), adds_bos: false });
+        return Prompting { tokenizer: Ok(None), chat: Ok(ChatSource::default()), adds_bos: false };
     };
     let chat = ChatSource {
         template: metadata.chat_template().map(str::to_owned),
         bos_token: parts.token(parts.bos).map(str::to_owned),
         eos_token: parts.token(parts.eos).map(str::to_owned),
     };
-    Ok(Prompting { tokenizer: Some(Arc::new(Tokenizer::from_gguf(&parts)?)), chat, adds_bos: false })
+    Prompting { tokenizer: Tokenizer::from_gguf(&parts).map(Some), chat: Ok(chat), adds_bos: false }
 }
 
 impl Prompting {
-    fn into_prompter(
-        self,
-        defaults: &GenerationDefaults,
-        options: &ModelOptions,
-    ) -> Result<Prompter, PromptError> {
+    fn into_prompter(self, defaults: &GenerationDefaults, options: &ModelOptions) -> Prompter {
         let Self { tokenizer, chat, adds_bos } = self;
+        let tokenizer = tokenizer.map(|tokenizer| tokenizer.map(Arc::new)).map_err(Arc::new);
+        let known = tokenizer.as_ref().ok().and_then(Option::as_ref);
+        let (bos_token, eos_token) = match &chat {
+            Ok(chat) => (chat.bos_token.as_deref(), chat.eos_token.as_deref()),
+            Err(_) => (None, None),
+        };
+        let id_of = |token: Option<&str>| known?.token_id(token?);
         let mut stops = defaults.eos_ids.clone();
-        let id_of = |token: &Option<String>| tokenizer.as_ref()?.token_id(token.as_deref()?);
-        if let Some(eos) = id_of(&chat.eos_token).filter(|eos| !stops.contains(eos)) {
-            stops.push(eos);
-        }
-        let bos = match &tokenizer {
-            // What the tokenizer itself puts before a text, or what its configuration asks for.
-            Some(tokenizer) => tokenizer.encode("", true)?.first().copied(),
-            None => None,
-        };
-        let bos = bos.or_else(|| defaults.bos_id.or(id_of(&chat.bos_token)).filter(|_| adds_bos));
-        let bos_text = bos.and_then(|id| tokenizer.as_ref()?.token_text(id)).unwrap_or_default();
-        let split = match chat.into_template()? {
-            Some(template) => template.split(options.context_role, options.system_prompt.as_deref())?,
-            None => PromptSplit::plain(&bos_text),
-        };
-        Ok(Prompter { tokenizer, split, bos, stops })
+        stops.extend(id_of(eos_token).filter(|eos| !defaults.eos_ids.contains(eos)));
+        // What the tokenizer itself puts before a text, or what its configuration asks for.
+        let own = known.and_then(|tokenizer| tokenizer.encode("", true).ok()?.first().copied());
+        let bos = own.or_else(|| defaults.bos_id.or(id_of(bos_token)).filter(|_| adds_bos));
+        let bos_text = bos.and_then(|id| known?.token_text(id)).unwrap_or_default();
+        let split = chat.and_then(|chat| match chat.into_template()? {
+            Some(template) => template.split(options.context_role, options.system_prompt.as_deref()),
+            None => Ok(PromptSplit::plain(&bos_text)),
+        });
+        Prompter { split: split.map_err(Arc::new), bos, stops, tokenizer }
     }
 }

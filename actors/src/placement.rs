@@ -60,12 +60,14 @@ pub struct Placed {
 }
 
 /// The hosts have no room for all blocks. Nothing was placed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoRoom {
-    /// Bytes that the blocks and anchors would take.
+    /// Bytes that the blocks and the copies of the anchor would take.
     pub needed_bytes: usize,
-    /// Bytes free on all hosts together.
-    pub free_bytes: usize,
+    /// Bytes of the first block that fits on no host, with the copy of the anchor that it needs there.
+    pub block_bytes: usize,
+    /// Bytes free on each host.
+    pub free_bytes: Vec<usize>,
 }
 
 /// Places `needs` in order: a block that some host holds stays there, every other goes to the host with the most room
@@ -76,10 +78,10 @@ pub fn place(
     needs: &[Need],
     anchor: Option<AnchorNeed>,
 ) -> Result<Vec<Placed>, NoRoom> {
-    let free_bytes = hosts.iter().map(HostLoad::free_bytes).sum();
+    let free_bytes = hosts.iter().map(HostLoad::free_bytes).collect();
     let mut placed = Vec::with_capacity(needs.len());
     let mut needed_bytes = 0;
-    let mut full = false;
+    let mut homeless = None;
     for need in needs {
         let anchor = anchor.filter(|_| need.anchored);
         let keeps = |host: &HostLoad| anchor.is_some_and(|anchor| host.blocks.contains(&anchor.id));
@@ -96,12 +98,17 @@ pub fn place(
             }
             // Goes on, to say how much all of it would have taken.
             None => {
-                needed_bytes += need.bytes;
-                full = true;
+                let is_kept = hosts.iter().any(|host| !lacks_anchor(host, anchor));
+                let block_bytes = need.bytes + anchor.filter(|_| !is_kept).map_or(0, |anchor| anchor.bytes);
+                needed_bytes += block_bytes;
+                homeless.get_or_insert(block_bytes);
             }
         }
     }
-    if full { Err(NoRoom { needed_bytes, free_bytes }) } else { Ok(placed) }
+    match homeless {
+        Some(block_bytes) => Err(NoRoom { needed_bytes, block_bytes, free_bytes }),
+        None => Ok(placed),
+    }
 }
 
 /// The host with the most room among those that `need`, with its anchor, fits into.
@@ -189,7 +196,8 @@ mod tests {
     fn no_room_says_how_much_was_needed_and_how_much_is_free() {
         let mut hosts = hosts(2, 150);
         let refused = place(&mut hosts, &needs(&ids(3)), None);
-        assert_eq!(refused, Err(NoRoom { needed_bytes: 300, free_bytes: 300 }));
+        let expected = NoRoom { needed_bytes: 300, block_bytes: 100, free_bytes: vec![150, 150] };
+        assert_eq!(refused, Err(expected));
     }
 
     proptest! {

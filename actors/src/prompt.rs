@@ -47,12 +47,15 @@ pub enum PromptError {
     /// The model came without a tokenizer.
     #[error("the model has no tokenizer; give token ids, or a checkpoint with tokenizer.json")]
     NoTokenizer,
-    /// The tokenizer cannot be used, or refused the text.
+    /// The tokenizer refused the text.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// The chat template cannot be used.
-    #[error(transparent)]
-    Chat(#[from] ChatError),
+    /// The tokenizer that came with the model cannot be used.
+    #[error("the model's tokenizer cannot be used: {0}; or give token ids")]
+    BadTokenizer(Arc<TokenizerError>),
+    /// The chat template that came with the model cannot be used.
+    #[error("the model's chat template cannot be used: {0}; or feed text as it is (--raw)")]
+    BadTemplate(Arc<ChatError>),
     /// A file beside the checkpoint cannot be read.
     #[error("cannot read {path}: {reason}; check that the checkpoint is complete")]
     File {
@@ -66,17 +69,25 @@ pub enum PromptError {
     NothingToContinue,
 }
 
-/// Turns texts into tokens and back, for one model.
-#[derive(Debug, Default)]
+/// Turns texts into tokens and back, for one model. A tokenizer or template that is broken is told to those who need it:
+/// token ids need neither, and raw text no template.
+#[derive(Debug)]
 pub struct Prompter {
     /// The model's tokenizer, if it came with one.
-    pub tokenizer: Option<Arc<Tokenizer>>,
+    pub tokenizer: Result<Option<Arc<Tokenizer>>, Arc<TokenizerError>>,
     /// What stands around a context and a question.
-    pub split: PromptSplit,
+    pub split: Result<PromptSplit, Arc<ChatError>>,
     /// The token to begin raw text with, if the model was trained so.
     pub bos: Option<u32>,
     /// Tokens that end an answer.
     pub stops: Vec<u32>,
+}
+
+impl Default for Prompter {
+    /// For a model without a tokenizer.
+    fn default() -> Self {
+        Self { tokenizer: Ok(None), split: Ok(PromptSplit::default()), bos: None, stops: Vec::new() }
+    }
 }
 
 impl Prompter {
@@ -87,7 +98,7 @@ impl Prompter {
 
     /// Turns the tokens of an answer into text, if there is a tokenizer.
     pub fn token_stream(&self) -> Option<TokenStream> {
-        self.tokenizer.as_ref().map(|tokenizer| TokenStream::continuing(tokenizer, true))
+        self.tokenizer().ok().map(|tokenizer| TokenStream::continuing(tokenizer, true))
     }
 
     /// The tokens of a context.
@@ -95,7 +106,7 @@ impl Prompter {
         match source {
             ContextSource::Ids(ids) => Ok(ids),
             ContextSource::Document(text) => {
-                let text = format!("{}{text}", self.split.before_context);
+                let text = format!("{}{text}", self.split()?.before_context);
                 Ok(self.tokenizer()?.encode(&text, false)?)
             }
             ContextSource::Text(text) => {
@@ -137,7 +148,7 @@ impl Prompter {
             let question = tokenizer.encode_continuation(text)?;
             return Ok(pending.into_iter().chain(question).collect());
         }
-        let PromptSplit { between_context_and_question, after_question, turn_glue, .. } = &self.split;
+        let PromptSplit { between_context_and_question, after_question, turn_glue, .. } = self.split()?;
         let before = if is_first { between_context_and_question } else { turn_glue };
         let mut ids = tokenizer.encode_continuation(&format!("{before}{text}{after_question}"))?;
         // An end-of-turn token that the model sampled is the one the template writes; any other token that was
@@ -148,7 +159,16 @@ impl Prompter {
         Ok(ids)
     }
 
-    fn tokenizer(&self) -> Result<&Tokenizer, PromptError> {
-        self.tokenizer.as_deref().ok_or(PromptError::NoTokenizer)
+    /// The tokenizer, or why there is none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, PromptError> {
+        match &self.tokenizer {
+            Ok(Some(tokenizer)) => Ok(tokenizer),
+            Ok(None) => Err(PromptError::NoTokenizer),
+            Err(error) => Err(PromptError::BadTokenizer(Arc::clone(error))),
+        }
+    }
+
+    fn split(&self) -> Result<&PromptSplit, PromptError> {
+        self.split.as_ref().map_err(|error| PromptError::BadTemplate(Arc::clone(error)))
     }
 }

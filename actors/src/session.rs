@@ -1,7 +1,6 @@
 //! A session as its query host holds it: a conversation over a context, its own keys and values, and the log of its
 //! turns. Contexts are shared; a tail belongs to one session.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -84,18 +83,9 @@ impl SessionState {
         &self.turns
     }
 
-    /// The last `window` tokens (0: all) of context, earlier turns and `current`, as the sampler's penalty counts them.
-    pub fn history(&self, current: &[u32], window: usize) -> Vec<u32> {
-        let window = if window == 0 { usize::MAX } else { window };
-        let earlier = self.turns.iter().flat_map(|turn| [&*turn.query_ids, &*turn.ids]);
-        let pieces: Vec<&[u32]> =
-            [&*self.context.manifest.ids].into_iter().chain(earlier).chain([current]).collect();
-        let mut history = VecDeque::new();
-        for piece in pieces.into_iter().rev() {
-            for &id in piece.iter().rev().take(window - history.len()) {
-                history.push_front(id);
-            }
-        }
-        history.into()
+    /// The tokens of context, earlier turns and `current`, as the sampler's penalty counts them.
+    pub fn history(&self, current: &[u32]) -> Vec<u32> {
+        let turns = self.turns.iter().flat_map(|turn| [&*turn.query_ids, &*turn.ids]);
+        [&*self.context.manifest.ids].into_iter().chain(turns).chain([current]).flatten().copied().collect()
     }
 }

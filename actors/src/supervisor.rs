@@ -9,7 +9,7 @@ use stellate_model::block::BlockId;
 
 use crate::budget::free_tokens;
 use crate::context_host::ContextHostMsg;
-use crate::error::EncodeError;
+use crate::error::{ContextFull, EncodeError};
 use crate::link::HostId;
 use crate::manifest::ContextId;
 use crate::placement::{AnchorNeed, HostLoad, Need, NoRoom, Placed, place};
@@ -173,11 +173,14 @@ impl Table {
 
     fn full(&self, room: NoRoom) -> EncodeError {
         let tokens = |bytes| free_tokens(self.kv_shape, bytes);
-        EncodeError::Full {
+        let free: Vec<usize> = room.free_bytes.into_iter().map(tokens).collect();
+        EncodeError::Full(ContextFull {
             needed_tokens: tokens(room.needed_bytes),
-            free_tokens: tokens(room.free_bytes),
+            free_tokens: free.iter().sum(),
+            block_tokens: tokens(room.block_bytes),
+            largest_free_tokens: free.into_iter().max().unwrap_or(0),
             hosts: self.hosts.len(),
-        }
+        })
     }
 }
 

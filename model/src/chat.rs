@@ -59,7 +59,7 @@ pub enum ChatError {
         reason: String,
     },
     /// The template is not valid Jinja.
-    #[error("the chat template is not valid: {reason}; pass another template")]
+    #[error("the chat template is not valid: {reason}; put another chat_template.jinja beside the checkpoint")]
     Syntax {
         /// What the engine said, with the line.
         reason: String,
@@ -79,7 +79,7 @@ pub enum ChatError {
     /// The template does not show the text of a message exactly once, so nothing can be put in its place.
     #[error(
         "the chat template shows the {text} {count} times where once is needed; put the context in the {other} message, \
-         or pass another template"
+         or put another chat_template.jinja beside the checkpoint"
     )]
     NotInPlace {
         /// Which text.

@@ -97,6 +97,8 @@ pub struct TurnRequest {
 pub struct TurnRun {
     feed: Vec<u32>,
     fed: usize,
+    /// Every token so far, where the sampler penalises repetition; else empty.
+    history: Vec<u32>,
     options: AskOptions,
     sampler: Sampler,
     stops: StopStrings,
@@ -139,11 +141,16 @@ impl TurnRun {
         }
         engine.decoder.check_ids(&feed)?;
         engine.decoder.config().check_context(session.position() + feed.len() + options.max_tokens)?;
+        let history = match options.sampling.repetition_penalty {
+            1.0 => Vec::new(),
+            _ => session.history(&feed),
+        };
         let before = Before { tail_tokens: session.tail.len(), pending: session.pending, asked };
         Ok(Self {
             query_tokens: feed.len(),
             feed,
             fed: 0,
+            history,
             sampler: Sampler::at_step(options.sampling.clone(), session.generated_tokens() as u64)?,
             stops,
             words: prompter.token_stream(),
@@ -239,19 +246,16 @@ impl TurnRun {
         prompter: &Prompter,
         clock: &dyn Clock,
     ) -> Result<Option<FinishReason>, AskError> {
-        let sampling = &self.options.sampling;
-        // Without a penalty nobody looks at it.
-        let history = match sampling.repetition_penalty {
-            1.0 => Vec::new(),
-            _ => session.history(&self.feed, sampling.repetition_window_tokens),
-        };
-        let sampled = self.sampler.sample(logits, &history)?;
+        let sampled = self.sampler.sample(logits, &self.history)?;
         if self.ids.is_empty() {
             self.first_token = clock.now().saturating_sub(self.before.asked);
         }
         self.ids.push(sampled.id);
         session.pending = Some(sampled.id);
         self.feed.push(sampled.id);
+        if self.options.sampling.repetition_penalty != 1.0 {
+            self.history.push(sampled.id);
+        }
 
         let is_eos = prompter.is_stop(sampled.id) && !self.options.ignore_eos;
         let piece = match &mut self.words {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use ractor::RpcReplyPort;
+use ractor::{ActorRef, RpcReplyPort};
 use stellate_model::block::BlockId;
 use stellate_runtime::clock::Clock;
 
-use super::{ExactJob, QueryHostArgs, QueryHostMsg};
+use super::{ExactJob, QueryHostArgs, QueryHostMsg, SessionLease};
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cancel::CancelToken;
 use crate::context_host::ContextHostHandle;
@@ -37,6 +37,7 @@ pub(super) struct Device {
     hosts: BTreeMap<HostId, ContextHostHandle>,
     budget: Arc<KvBudget>,
     max_sessions: usize,
+    actor: ActorRef<QueryHostMsg>,
     stop: CancelToken,
     sessions: BTreeMap<SessionId, Slot>,
     next_session: u64,
@@ -65,7 +66,12 @@ struct ExactProgress {
 }
 
 impl Device {
-    pub(super) fn new(args: QueryHostArgs, budget: Arc<KvBudget>, stop: CancelToken) -> Self {
+    pub(super) fn new(
+        args: QueryHostArgs,
+        budget: Arc<KvBudget>,
+        actor: ActorRef<QueryHostMsg>,
+        stop: CancelToken,
+    ) -> Self {
         Self {
             engine: args.engine,
             prompter: args.prompter,
@@ -73,6 +79,7 @@ impl Device {
             hosts: args.hosts.into_iter().map(|host| (host.host, host)).collect(),
             budget,
             max_sessions: args.max_sessions,
+            actor,
             stop,
             sessions: BTreeMap::new(),
             next_session: 1,
@@ -125,7 +132,7 @@ impl Device {
         &mut self,
         context: Arc<EncodedContext>,
         prompting: Prompting,
-    ) -> Result<SessionId, SessionError> {
+    ) -> Result<SessionLease, SessionError> {
         if self.sessions.len() >= self.max_sessions {
             return Err(SessionError::TooMany { max_sessions: self.max_sessions });
         }
@@ -135,7 +142,7 @@ impl Device {
         let tail = Tail::growing(Arc::clone(&self.budget));
         let session = SessionState::new(context, prompting, fanout, tail);
         self.sessions.insert(id, Slot { session, run: None });
-        Ok(id)
+        Ok(SessionLease { session: id, query: self.actor.clone() })
     }
 
     /// The routes to the first `blocks` blocks of a context.

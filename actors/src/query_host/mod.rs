@@ -43,7 +43,7 @@ pub enum QueryHostMsg {
     /// Compute a block of an `exact` context.
     EncodeExact(ExactJob, RpcReplyPort<Result<BudgetedBlock, EncodeError>>),
     /// Open a session over a context.
-    Open(Arc<EncodedContext>, Prompting, RpcReplyPort<Result<SessionId, SessionError>>),
+    Open(Arc<EncodedContext>, Prompting, RpcReplyPort<Result<SessionLease, SessionError>>),
     /// Answer a question. What goes wrong is told in the answer's own stream.
     Ask(SessionId, TurnRequest),
     /// The log of a session; nothing if it is closed.
@@ -52,6 +52,27 @@ pub enum QueryHostMsg {
     Close(SessionId),
     /// Hand over closes that found the queue full.
     Retry,
+}
+
+/// Keeps a session open: dropped, also on its way to who asked for it, it has the session closed.
+#[derive(Debug)]
+pub struct SessionLease {
+    session: SessionId,
+    query: ActorRef<QueryHostMsg>,
+}
+
+impl SessionLease {
+    /// The session.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+}
+
+impl Drop for SessionLease {
+    fn drop(&mut self) {
+        // A query host that is gone has no sessions.
+        let _ = self.query.cast(QueryHostMsg::Close(self.session));
+    }
 }
 
 /// What a query host starts with.
@@ -100,11 +121,11 @@ impl Actor for QueryHost {
 
     async fn pre_start(
         &self,
-        _: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         (args, budget): Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let thread = DeviceThread::spawn("stellate-query".to_owned(), args.queue_jobs, move |jobs, stop| {
-            device::Device::new(args, budget, stop).run(jobs);
+            device::Device::new(args, budget, myself, stop).run(jobs);
         });
         Ok(thread?)
     }

@@ -11,7 +11,6 @@ mod words;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use stellate_actors::{Model, ModelSource};
@@ -161,7 +160,7 @@ pub(crate) async fn run(args: DemoArgs, app: &App) -> anyhow::Result<ExitCode> {
 }
 
 fn make_document(args: &DemoArgs, model: &Model) -> anyhow::Result<(Document, usize)> {
-    let tokenizer = model.prompter.tokenizer.as_ref().context("the demo model has a tokenizer")?;
+    let tokenizer = model.prompter.tokenizer()?;
     // The demo's tokenizer refuses no text.
     let count = |text: &str| tokenizer.encode(text, false).map_or(0, |ids| ids.len());
     let document = Document::generate(args.seed, args.tokens, args.facts, count);

@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
-use stellate_actors::prompt::PromptError;
 use stellate_actors::{AskOptions, Attention, Context, ContextSource, Node, OpenError};
 
 use self::answer::TurnOutput;
@@ -122,9 +121,9 @@ pub(crate) async fn run(args: RunArgs, app: &App) -> anyhow::Result<ExitCode> {
     args.check()?;
     let text = documents::read(app, &args.context, args.raw).await?;
     let model = open::load_model(app, open::model_source(&args.model, &app.settings)).await?;
-    if model.prompter.tokenizer.is_none() {
-        let error = OpenError::from(PromptError::NoTokenizer);
-        return Err(error).context("`stellate run` asks in words; `stellate batch` also takes token ids");
+    if let Err(error) = model.prompter.tokenizer() {
+        return Err(OpenError::from(error))
+            .context("`stellate run` asks in words; `stellate batch` also takes token ids");
     }
     let node = open::open_node(&app.settings, &model).await?;
     let ended = run_on(&args, app, &node, text).await;
