@@ -47,6 +47,7 @@ pub mod progress;
 pub mod prompt;
 pub mod query_host;
 pub mod session;
+pub mod speculate;
 pub mod supervisor;
 pub mod tail;
 pub mod turn;
@@ -62,5 +63,6 @@ pub use stellate_model::block::{Attention, Layout};
 pub use stellate_model::sampler::SamplingParams;
 pub use stellate_model::weights::WeightChoice;
 pub use turn::{
-    AskOptions, FinishReason, QueryInput, Timings, TokenEvent, Turn, TurnEvent, TurnReport, Usage,
+    AskOptions, FinishReason, QueryInput, Speculation, Timings, TokenEvent, Turn, TurnEvent, TurnReport,
+    Usage,
 };

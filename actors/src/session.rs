@@ -83,6 +83,19 @@ impl SessionState {
         &self.turns
     }
 
+    /// At most the last `count` tokens of earlier turns and `current`.
+    pub fn recent(&self, current: &[u32], count: usize) -> Vec<u32> {
+        let turns = self.turns.iter().flat_map(|turn| [&*turn.query_ids, &*turn.ids]).chain([current]);
+        let mut pieces = Vec::new();
+        let mut left = count;
+        for piece in turns.rev() {
+            let end = &piece[piece.len().saturating_sub(left)..];
+            left -= end.len();
+            pieces.push(end);
+        }
+        pieces.into_iter().rev().flatten().copied().collect()
+    }
+
     /// The tokens of context, earlier turns and `current`, as the sampler's penalty counts them.
     pub fn history(&self, current: &[u32]) -> Vec<u32> {
         let turns = self.turns.iter().flat_map(|turn| [&*turn.query_ids, &*turn.ids]);

@@ -52,6 +52,8 @@ pub struct AskOptions {
     pub top_logprobs: usize,
     /// Reports the logits of every query token and of every step.
     pub logits: bool,
+    /// Tokens to guess at most in a step, by prompt lookup; 0 guesses nothing. The answer is the same.
+    pub guess_tokens: usize,
 }
 
 impl Default for AskOptions {
@@ -63,6 +65,7 @@ impl Default for AskOptions {
             ignore_eos: false,
             top_logprobs: 0,
             logits: false,
+            guess_tokens: 8,
         }
     }
 }
@@ -107,6 +110,17 @@ pub struct Usage {
     pub generated_tokens: usize,
 }
 
+/// What guessing ahead came to: a step gives one token, and one more for every guess that held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Speculation {
+    /// Steps of the answer.
+    pub steps: usize,
+    /// Tokens guessed.
+    pub guessed_tokens: usize,
+    /// Guesses that held.
+    pub accepted_tokens: usize,
+}
+
 /// How long a turn took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Timings {
@@ -139,6 +153,8 @@ pub struct TurnReport {
     pub finish: FinishReason,
     /// Tokens in and out.
     pub usage: Usage,
+    /// What guessing ahead came to.
+    pub speculation: Speculation,
     /// How long it took.
     pub timings: Timings,
     /// Logits of the query tokens, `[query_tokens, vocab_size]`, if asked for.

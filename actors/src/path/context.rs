@@ -30,6 +30,7 @@ use crate::placement::{AnchorNeed, Need};
 use crate::progress::EncodeMeter;
 use crate::prompt::ContextSource;
 use crate::query_host::{ExactJob, QueryHostMsg};
+use crate::speculate::ContextIndex;
 use crate::supervisor::{ContextLease, PlaceRequest, Placement, SupervisorMsg};
 use crate::tail::Tail;
 
@@ -51,6 +52,8 @@ pub struct EncodeRequest {
 pub struct EncodedContext {
     /// Its tokens and blocks.
     pub manifest: Arc<Manifest>,
+    /// Where runs of its tokens stand, for guesses at answers that copy them.
+    pub index: ContextIndex,
     /// Keeps the blocks; dropped with the last user of the context.
     pub lease: ContextLease,
 }
@@ -68,12 +71,15 @@ pub async fn encode(fleet: &Fleet, request: EncodeRequest) -> Result<EncodedCont
     let (placement, lease) = place(fleet, &draft).await?;
     let manifest = Arc::new(draft.into_manifest(&placement));
     meter.start(manifest.tokens(), manifest.blocks.len());
+    let ids = Arc::clone(&manifest.ids);
+    let index = tokio::task::spawn_blocking(move || ContextIndex::new(&ids));
     match layout.attention {
         Attention::Star { .. } => encode_star(fleet, &manifest, &meter, &cancel).await?,
         Attention::Exact => encode_exact(fleet, &manifest, &meter, &cancel).await?,
     }
     tracing::info!(context = %manifest.id, tokens = manifest.tokens(), blocks = manifest.blocks.len(), "context encoded");
-    Ok(EncodedContext { manifest, lease })
+    let index = index.await.map_err(|_| EncodeError::Stopped)?;
+    Ok(EncodedContext { manifest, index, lease })
 }
 
 /// Stage 1: the text's tokens, off the network threads; given tokens go on as they are.

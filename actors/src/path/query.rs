@@ -5,7 +5,8 @@
 //! 3. for each layer **project** Q, K, V; **append** K, V to the session's own tail; **fan out** Q to the hosts that
 //!    hold blocks; **attend** the tail meanwhile; **fan in**, check exact cover and **merge** in block order; **finish**
 //!    the layer: [`forward`];
-//! 4. **sample** from the last token's logits and **emit** the token: [`TurnRun::step`];
+//! 4. **sample** from the last token's logits and **emit** the token; where guesses at the next tokens were fed behind it,
+//!    go on for as long as they hold: [`TurnRun::step`];
 //! 5. **log** the turn in its session: [`TurnRun::finish`].
 
 use std::ops::Range;
@@ -24,8 +25,11 @@ use crate::error::AskError;
 use crate::fanout::{Fanout, FanoutError};
 use crate::prompt::Prompter;
 use crate::session::{SessionState, TurnRecord};
+use crate::speculate::{Pace, RECENT_TOKENS, guess};
 use crate::tail::Tail;
-use crate::turn::{AskOptions, FinishReason, QueryInput, Timings, TokenEvent, TurnEvent, TurnReport, Usage};
+use crate::turn::{
+    AskOptions, FinishReason, QueryInput, Speculation, Timings, TokenEvent, TurnEvent, TurnReport, Usage,
+};
 
 /// Runs `ids`, at `position` and after, through every layer. They attend to the blocks that `fanout` reaches, to the
 /// tail and, causally, to themselves; their keys and values are appended to the tail, which must have room for them.
@@ -97,6 +101,10 @@ pub struct TurnRequest {
 pub struct TurnRun {
     feed: Vec<u32>,
     fed: usize,
+    /// The end of the conversation, where guesses are looked up.
+    recent: Vec<u32>,
+    pace: Pace,
+    speculation: Speculation,
     /// Every token so far, where the sampler penalises repetition; else empty.
     history: Vec<u32>,
     options: AskOptions,
@@ -148,6 +156,9 @@ impl TurnRun {
         let before = Before { tail_tokens: session.tail.len(), pending: session.pending, asked };
         Ok(Self {
             query_tokens: feed.len(),
+            recent: session.recent(&feed, RECENT_TOKENS),
+            pace: Pace::new(options.guess_tokens),
+            speculation: Speculation::default(),
             feed,
             fed: 0,
             history,
@@ -186,11 +197,7 @@ impl TurnRun {
         if self.is_cancelled() {
             return self.finish(session, FinishReason::Cancelled, clock);
         }
-        let outcome = self.feed_chunk(engine, session).and_then(|logits| match logits {
-            Some(logits) => self.emit(&logits, session, prompter, clock),
-            None => Ok(None),
-        });
-        match outcome {
+        match self.advance(engine, session, prompter, clock) {
             Ok(None) => Step::Again,
             Ok(Some(finish)) => self.finish(session, finish, clock),
             Err(error) => {
@@ -209,33 +216,78 @@ impl TurnRun {
         let _ = self.events.try_send(Err(error));
     }
 
-    /// Feeds the next chunk. Gives the logits to sample from once the last token is fed.
+    /// Feeds the next chunk and samples from it: one token, and one more behind every guess that holds. Tells whether
+    /// the last of them was the answer's last.
+    fn advance(
+        &mut self,
+        engine: &mut Engine,
+        session: &mut SessionState,
+        prompter: &Prompter,
+        clock: &dyn Clock,
+    ) -> Result<Option<FinishReason>, AskError> {
+        let guesses = self.guess(engine, session);
+        let Some(logits) = self.feed_chunk(engine, session, &guesses)? else { return Ok(None) };
+        let certain = session.tail.len() - guesses.len();
+        let (mut held, mut finish) = (0, None);
+        for row in logits.chunks_exact(engine.decoder.config().vocab_size) {
+            finish = self.emit(row, session, prompter, clock)?;
+            if finish.is_some() || guesses.get(held) != self.ids.last() {
+                break;
+            }
+            held += 1;
+        }
+        // What stands behind a wrong guess was never said.
+        session.tail.truncate(certain + held);
+        self.fed += held;
+        self.pace.learn(guesses.len(), held);
+        self.speculation.steps += 1;
+        self.speculation.guessed_tokens += guesses.len();
+        self.speculation.accepted_tokens += held;
+        Ok(finish)
+    }
+
+    /// Guesses at what follows the token sampled last, as far as there is room for it everywhere.
+    fn guess(&self, engine: &Engine, session: &mut SessionState) -> Vec<u32> {
+        if self.ids.is_empty() {
+            return Vec::new();
+        }
+        let count = (self.pace.tokens())
+            .min(self.options.max_tokens - self.ids.len() - 1)
+            .min(self.events.capacity().saturating_sub(2))
+            .min(engine.chunk_tokens - 1);
+        if count == 0 || session.tail.reserve(1 + count).is_err() {
+            return Vec::new();
+        }
+        let context = &session.context;
+        guess(&context.index, &context.manifest.ids, &self.recent, count)
+    }
+
+    /// Feeds the next chunk of the question, or the token sampled last with guesses behind it. Gives the logits to sample
+    /// from, one row for every token that they follow, once the question is fed.
     fn feed_chunk(
         &mut self,
         engine: &mut Engine,
         session: &mut SessionState,
+        guesses: &[u32],
     ) -> Result<Option<Vec<f32>>, AskError> {
         let end = (self.fed + engine.chunk_tokens).min(self.feed.len());
-        let chunk = &self.feed[self.fed..end];
+        let chunk = [&self.feed[self.fed..end], guesses].concat();
         let is_last = end == self.feed.len();
-        let in_question = self.ids.is_empty();
-        let rows = match (is_last, in_question && self.options.logits) {
+        let all_rows = self.ids.is_empty() && self.options.logits;
+        let rows = match (is_last, all_rows) {
             (_, true) => 0..chunk.len(),
-            (true, false) => chunk.len() - 1..chunk.len(),
+            (true, false) => chunk.len() - 1 - guesses.len()..chunk.len(),
             (false, false) => 0..0,
         };
         session.tail.reserve(chunk.len())?;
         let position = session.position();
-        let mut logits = forward(engine, &mut session.fanout, &mut session.tail, chunk, position, rows)?;
+        let mut logits = forward(engine, &mut session.fanout, &mut session.tail, &chunk, position, rows)?;
         self.fed = end;
-        if in_question && self.options.logits {
+        if all_rows {
             self.query_logits.extend_from_slice(&logits);
+            logits.drain(..logits.len() - engine.decoder.config().vocab_size);
         }
-        if !is_last {
-            return Ok(None);
-        }
-        logits.drain(..logits.len() - engine.decoder.config().vocab_size);
-        Ok(Some(logits))
+        Ok(is_last.then_some(logits))
     }
 
     /// Samples the next token, tells it, and says whether it was the last one.
@@ -253,6 +305,7 @@ impl TurnRun {
         self.ids.push(sampled.id);
         session.pending = Some(sampled.id);
         self.feed.push(sampled.id);
+        self.recent.push(sampled.id);
         if self.options.sampling.repetition_penalty != 1.0 {
             self.history.push(sampled.id);
         }
@@ -314,6 +367,7 @@ impl TurnRun {
                 query_tokens: self.query_tokens,
                 generated_tokens: self.ids.len(),
             },
+            speculation: self.speculation,
             timings: Timings::new(self.first_token, total, self.ids.len()),
             ids: std::mem::take(&mut self.ids),
             query_logits: self.options.logits.then(|| std::mem::take(&mut self.query_logits).into()),
