@@ -8,6 +8,7 @@ use ::config::{Config, ConfigError, File, FileFormat, Map, Source, Value};
 use super::error::SettingsError;
 use super::keys::{Keys, leaves};
 use super::settings::Settings;
+use super::validate::expected_count;
 
 /// The settings file that is read, if it exists, when none is named.
 pub const DEFAULT_FILE: &str = "cluster.toml";
@@ -184,6 +185,10 @@ fn origin_of(merged: &Config, key: &str) -> String {
 fn bad_value(error: &ConfigError, origin_of: impl FnOnce(&str) -> String) -> SettingsError {
     let (key, problem) = match error {
         ConfigError::At { error, key, .. } => (key.clone(), error.to_string()),
+        // Whole numbers alone are checked by kind before; what is left are those within lists.
+        ConfigError::Type { unexpected, expected, key, .. } if expected.contains("integer") => {
+            (key.clone(), format!("found {unexpected}, expected {}", expected_count("")))
+        }
         ConfigError::Type { unexpected, expected, key, .. } => {
             (key.clone(), format!("found {unexpected}, expected {expected}"))
         }
