@@ -172,9 +172,13 @@ fn an_unknown_flag_is_named() {
 }
 
 #[test]
-fn variables_of_other_programs_and_the_one_that_names_the_file_are_passed_over() {
-    let sources =
-        environment(&[("PATH", "/bin"), ("stellate_hosts__count", "x"), (CONFIG_FILE_VARIABLE, "else.toml")]);
+fn variables_of_other_programs_and_those_that_are_no_settings_are_passed_over() {
+    let sources = environment(&[
+        ("PATH", "/bin"),
+        ("stellate_hosts__count", "x"),
+        (CONFIG_FILE_VARIABLE, "else.toml"),
+        ("STELLATE_CPU_ISA", "scalar"),
+    ]);
     assert_eq!(Settings::read(&sources).unwrap(), Settings::default());
 }
 
