@@ -46,6 +46,14 @@ pub enum TokenizerError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The file was read and cannot be used.
+    #[error("{path}: {source}")]
+    File {
+        /// The file asked for.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<TokenizerError>,
+    },
     /// The text is no valid `tokenizer.json`.
     #[error(
         "not a valid tokenizer.json: {reason}; fetch the file again, or convert the tokenizer to the fast format"
@@ -134,12 +142,14 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`TokenizerError::Read`] if the file cannot be read, else as [`Tokenizer::from_bytes`].
+    /// [`TokenizerError::Read`] if the file cannot be read, else [`TokenizerError::File`] around what
+    /// [`Tokenizer::from_bytes`] says.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let path = path.as_ref();
         let bytes = std::fs::read(path)
             .map_err(|source| TokenizerError::Read { path: path.to_path_buf(), source })?;
         Self::from_bytes(&bytes)
+            .map_err(|source| TokenizerError::File { path: path.to_path_buf(), source: Box::new(source) })
     }
 
     /// Reads the bytes of a `tokenizer.json`. Truncation and padding settings in it are ignored: a context is never

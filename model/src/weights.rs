@@ -134,6 +134,38 @@ impl WeightChoice {
         let fits = |format: &&WeightFormat| cols.is_multiple_of(format.block_len());
         *preferences.iter().find(fits).expect("the last of each list takes any number of columns")
     }
+
+    /// The format asked for by name, which a matrix may not fit; `None` where each fits or none is asked for.
+    fn asked_in_blocks(self) -> Option<WeightFormat> {
+        match self {
+            WeightChoice::Q8_0 => Some(WeightFormat::Q8_0),
+            WeightChoice::Q4K => Some(WeightFormat::Q4K),
+            WeightChoice::Auto | WeightChoice::F32 | WeightChoice::Bf16 => None,
+        }
+    }
+
+    /// Which of the matrices, that run in `formats`, do not fit into the blocks of this choice: in words, or `None` if
+    /// all do.
+    pub(crate) fn fallbacks(self, formats: impl IntoIterator<Item = WeightFormat>) -> Option<String> {
+        let asked = self.asked_in_blocks()?;
+        let formats: Vec<WeightFormat> = formats.into_iter().collect();
+        let in_format = |format: WeightFormat| formats.iter().filter(|&&found| found == format).count();
+        let others: Vec<String> = WeightFormat::ALL
+            .into_iter()
+            .filter(|&format| format != asked && in_format(format) > 0)
+            .map(|format| format!("{} in {format}", in_format(format)))
+            .collect();
+        let misfits = formats.len() - in_format(asked);
+        (misfits > 0).then(|| {
+            format!(
+                "{asked} does not fit {misfits} of {} matrices, whose width is no multiple of {}; they run in other \
+                 formats ({})",
+                formats.len(),
+                asked.block_len(),
+                others.join(", "),
+            )
+        })
+    }
 }
 
 impl fmt::Display for WeightChoice {
@@ -156,5 +188,30 @@ impl FromStr for WeightChoice {
             .into_iter()
             .find(|choice| choice.to_string() == text)
             .ok_or_else(|| WeightChoiceError(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_that_do_not_fit_the_chosen_blocks_are_counted_by_the_format_they_run_in() {
+        let say = |choice: WeightChoice, widths: &[usize]| {
+            choice.fallbacks(widths.iter().map(|&cols| choice.resolve(WeightFormat::F32, cols)))
+        };
+        assert_eq!(
+            say(WeightChoice::Q4K, &[256, 896, 896, 40]).unwrap(),
+            "q4_k does not fit 3 of 4 matrices, whose width is no multiple of 256; they run in other formats \
+             (1 in bf16, 2 in q8_0)"
+        );
+        assert_eq!(
+            say(WeightChoice::Q8_0, &[64, 40]).unwrap(),
+            "q8_0 does not fit 1 of 2 matrices, whose width is no multiple of 32; they run in other formats (1 in bf16)"
+        );
+        assert_eq!(say(WeightChoice::Q4K, &[256, 512]), None);
+        for choice in [WeightChoice::Auto, WeightChoice::F32, WeightChoice::Bf16] {
+            assert_eq!(say(choice, &[40, 256]), None, "{choice}");
+        }
     }
 }

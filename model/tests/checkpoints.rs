@@ -253,6 +253,20 @@ fn special_ids_come_from_the_generation_configuration_first() {
 }
 
 #[test]
+fn a_bad_text_file_is_named_and_no_other_is_blamed() {
+    for (bad, other) in
+        [("generation_config.json", "/config.json"), ("config.json", "generation_config.json")]
+    {
+        let dir = config_copy("llama-tied");
+        write_tensors(&dir.path().join("model.safetensors"), &tensors("llama-tied"));
+        std::fs::write(dir.path().join(bad), "{\"eos_token_id\": ").unwrap();
+        let error = open(&dir).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}: ", dir.path().join(bad).display())), "{error}");
+        assert!(error.ends_with("fetch the file again") && !error.contains(other), "{error}");
+    }
+}
+
+#[test]
 fn the_demo_model_opens_with_all_its_text_files() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
     let checkpoint = Checkpoint::open(&demo).unwrap();

@@ -34,6 +34,8 @@ struct Loader<'a> {
     source: &'a Source<'a>,
     hasher: Hasher,
     scratch: Vec<f32>,
+    /// The format of each matrix so far.
+    formats: Vec<WeightFormat>,
     done_bytes: u64,
     total_bytes: u64,
     progress: &'a mut dyn FnMut(LoadProgress<'_>),
@@ -46,13 +48,17 @@ pub(super) fn load(
 ) -> Result<Loaded, CheckpointError> {
     let total_bytes = stored_bytes(source)?;
     let hasher = Hasher::new(source.config);
-    let mut loader = Loader { source, hasher, scratch: Vec::new(), done_bytes: 0, total_bytes, progress };
+    let (scratch, formats) = (Vec::new(), Vec::new());
+    let mut loader = Loader { source, hasher, scratch, formats, done_bytes: 0, total_bytes, progress };
     let mut placed = Placed::new(source.config.layers);
     for slot in plan::slots(source.config) {
         match slot.shape(source.config).len() {
             1 => placed.put_vector(slot, loader.vector(slot)?),
             _ => placed.put_matrix(slot, loader.matrix(slot)?),
         }
+    }
+    if let Some(fallbacks) = source.choice.fallbacks(loader.formats) {
+        tracing::warn!("{fallbacks}");
     }
     let weights = placed.finish();
     Ok(Loaded { weights, fingerprint: loader.hasher.finish(), format: source.choice })
@@ -128,6 +134,7 @@ impl Loader<'_> {
         source.announce(&mut self.hasher, slot, entry);
         let (rows, cols) = (entry.shape[0], entry.shape[1]);
         let format = source.running(entry);
+        self.formats.push(format);
         let row_bytes = entry.range.len() / rows;
         let interleaved = slot.is_interleaved(source.naming);
         let unit = if interleaved { source.config.head_dim } else { 1 };

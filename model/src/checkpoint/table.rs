@@ -60,7 +60,7 @@ impl Stored {
         }
     }
 
-    /// The format that keeps these numbers as they are; f16 widens its range to bf16.
+    /// The format that keeps these numbers as they are, or nearly: f16 runs in bf16, with more range and fewer digits.
     pub fn own_format(&self) -> Option<WeightFormat> {
         match self {
             Stored::F32 => Some(WeightFormat::F32),

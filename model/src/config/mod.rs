@@ -88,7 +88,7 @@ pub struct ModelConfig {
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum ConfigError {
     /// The text is not a JSON object.
-    #[error("the configuration is not a JSON object: {reason}; fetch the checkpoint's config.json again")]
+    #[error("the configuration is not a JSON object: {reason}; fetch the file again")]
     NotJson {
         /// What the parser said.
         reason: String,

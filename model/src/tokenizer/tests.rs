@@ -236,6 +236,19 @@ fn a_missing_file_is_named() {
     assert!(error.to_string().contains("/no/such/tokenizer.json"));
 }
 
+#[test]
+fn a_file_that_is_no_tokenizer_is_named_with_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    for (text, words) in
+        [("{", "not a valid tokenizer.json"), (r#"{"model": {"dropout": 0.5}}"#, "dropout to 0.5")]
+    {
+        std::fs::write(&path, text).unwrap();
+        let error = Tokenizer::from_file(&path).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}: ", path.display())) && error.contains(words), "{error}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_gguf_description_is_an_error_or_a_tokenizer_but_never_a_panic(

@@ -25,15 +25,16 @@ pub enum SettingsError {
 
     /// A key that no setting has.
     #[error(
-        "unknown setting `{key}` in {origin}; did you mean `{nearest}`? cluster.toml lists every setting"
+        "unknown setting `{key}` in {origin};{} cluster.toml lists every setting",
+        nearest.as_ref().map(|nearest| format!(" did you mean `{nearest}`?")).unwrap_or_default()
     )]
     UnknownKey {
         /// The key, its section and a dot first.
         key: String,
         /// The file, the environment variable or the command line.
         origin: String,
-        /// The known key that looks most like it.
-        nearest: String,
+        /// The known key that it is surely a slip for, if there is one.
+        nearest: Option<String>,
     },
 
     /// A value that the setting's type does not have, that is out of its range, or that contradicts another setting.

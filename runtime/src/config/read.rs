@@ -8,13 +8,17 @@ use ::config::{Config, ConfigError, File, FileFormat, Map, Source, Value};
 use super::error::SettingsError;
 use super::keys::{Keys, leaves};
 use super::settings::Settings;
+use super::validate::expected_count;
 
 /// The settings file that is read, if it exists, when none is named.
 pub const DEFAULT_FILE: &str = "cluster.toml";
 /// What a variable's name starts with to be a setting: `STELLATE_HOSTS__COUNT` is `hosts.count`.
 pub const ENVIRONMENT_PREFIX: &str = "STELLATE_";
-/// The one variable with the prefix that is no setting: it names the settings file.
+/// Names the settings file; no setting, in spite of the prefix.
 pub const CONFIG_FILE_VARIABLE: &str = "STELLATE_CONFIG";
+/// No setting either: the kernels read it themselves, for tests and benchmarks (`stellate-kernels`, which
+/// this crate may not depend on).
+const ISA_VARIABLE: &str = "STELLATE_CPU_ISA";
 
 /// `cluster.toml` as it was when the program was built: every setting and its default.
 const DEFAULTS: &str = include_str!("../../../cluster.toml");
@@ -124,10 +128,10 @@ fn file_layer(keys: &Keys, path: &Path) -> Result<Layer, SettingsError> {
 fn environment_layer(keys: &Keys, environment: &[(String, String)]) -> Result<Layer, SettingsError> {
     let mut found = Vec::new();
     for (name, text) in environment {
-        let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX).filter(|_| name != CONFIG_FILE_VARIABLE)
-        else {
+        if name == CONFIG_FILE_VARIABLE || name == ISA_VARIABLE {
             continue;
-        };
+        }
+        let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
         let key = rest.to_ascii_lowercase().replace("__", ".");
         let value = keys.parse(&key, text, &format!("the environment variable {name}"))?;
         found.push((key, value));
@@ -184,6 +188,10 @@ fn origin_of(merged: &Config, key: &str) -> String {
 fn bad_value(error: &ConfigError, origin_of: impl FnOnce(&str) -> String) -> SettingsError {
     let (key, problem) = match error {
         ConfigError::At { error, key, .. } => (key.clone(), error.to_string()),
+        // Whole numbers alone are checked by kind before; what is left are those within lists.
+        ConfigError::Type { unexpected, expected, key, .. } if expected.contains("integer") => {
+            (key.clone(), format!("found {unexpected}, expected {}", expected_count("")))
+        }
         ConfigError::Type { unexpected, expected, key, .. } => {
             (key.clone(), format!("found {unexpected}, expected {expected}"))
         }

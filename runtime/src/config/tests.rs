@@ -118,6 +118,52 @@ fn an_unknown_variable_is_named_with_the_nearest_key() {
 }
 
 #[test]
+fn a_key_that_is_like_none_gets_no_suggestion() {
+    for name in ["STELLATE_FOO", "STELLATE_HOME", "STELLATE_SAMPLING__FOO", "STELLATE_X", "STELLATE_"] {
+        let message = Settings::read(&environment(&[(name, "3")])).unwrap_err().to_string();
+        assert!(!message.contains("did you mean"), "{message}");
+        assert!(
+            message.ends_with(&format!("variable {name}; cluster.toml lists every setting")),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn the_largest_seed_can_be_given_by_a_flag() {
+    let sources = Sources::default().with_override("sampling.seed", u64::MAX);
+    assert_eq!(Settings::read(&sources).unwrap().sampling.seed, u64::MAX);
+}
+
+#[test]
+fn more_threads_than_any_machine_runs_are_refused() {
+    let list = |cpus: usize| format!("{:?}", (0..cpus).collect::<Vec<_>>());
+    let lists = |hosts: usize, cpus: usize| format!("[{}]", vec![list(cpus); hosts].join(", "));
+    for (overrides, parts) in [
+        (vec![("hosts.threads", "100000".to_owned())], vec!["`hosts.threads`", "100000", "from 0 to 1024"]),
+        (vec![("query.threads", "1025".to_owned())], vec!["`query.threads`", "1025", "from 0 to 1024"]),
+        (
+            vec![("hosts.threads", "1024".to_owned()), ("hosts.count", "5".to_owned())],
+            vec!["`hosts.threads`", "hosts.count = 5", "5120 in all", "at most 4096"],
+        ),
+        (
+            vec![("hosts.cpus", lists(5, 1000)), ("hosts.count", "5".to_owned())],
+            vec!["`hosts.cpus`", "5000 CPUs", "at most 4096", "hosts.count"],
+        ),
+        (vec![("hosts.cpus", lists(1, 1025))], vec!["`hosts.cpus`", "1025 CPUs", "at most 1024"]),
+        (vec![("query.cpus", list(1025))], vec!["`query.cpus`", "1025 CPUs", "at most 1024"]),
+    ] {
+        let sources = overrides
+            .iter()
+            .fold(Sources::default(), |sources, (key, value)| sources.with_override(key, value));
+        assert_message(&sources, &parts);
+        assert_message(&sources, &["the command line"]);
+    }
+    let most = Sources::default().with_override("hosts.threads", 1024).with_override("hosts.count", 4);
+    Settings::read(&most).unwrap();
+}
+
+#[test]
 fn an_unknown_flag_is_named() {
     assert_message(
         &Sources::default().with_override("hosts.cuont", 3),
@@ -126,9 +172,13 @@ fn an_unknown_flag_is_named() {
 }
 
 #[test]
-fn variables_of_other_programs_and_the_one_that_names_the_file_are_passed_over() {
-    let sources =
-        environment(&[("PATH", "/bin"), ("stellate_hosts__count", "x"), (CONFIG_FILE_VARIABLE, "else.toml")]);
+fn variables_of_other_programs_and_those_that_are_no_settings_are_passed_over() {
+    let sources = environment(&[
+        ("PATH", "/bin"),
+        ("stellate_hosts__count", "x"),
+        (CONFIG_FILE_VARIABLE, "else.toml"),
+        ("STELLATE_CPU_ISA", "scalar"),
+    ]);
     assert_eq!(Settings::read(&sources).unwrap(), Settings::default());
 }
 
@@ -138,8 +188,16 @@ fn a_bad_value_is_named_with_its_key_its_source_and_what_is_expected() {
         ("[hosts]\ncount = \"three\"", ["`hosts.count`", "settings.toml", "`three`", "a whole number"]),
         ("[hosts]\ncount = 1.5", ["`hosts.count`", "settings.toml", "`1.5`", "a whole number"]),
         ("[hosts]\ncount = true", ["`hosts.count`", "settings.toml", "`true`", "a whole number"]),
-        ("[hosts]\ncount = -1", ["`hosts.count`", "settings.toml", "-1", "unsigned"]),
-        ("[hosts]\ncpus = [[0], [\"one\"]]", ["`hosts.cpus[1][0]`", "settings.toml", "one", "integer"]),
+        ("[hosts]\ncount = -1", ["`hosts.count`", "settings.toml", "`-1`", "a whole number from 1 to 256"]),
+        ("[sampling]\nseed = -1", ["`sampling.seed`", "settings.toml", "`-1`", "a whole number, 0 or more"]),
+        (
+            "[hosts]\ncpus = [[0], [\"one\"]]",
+            ["`hosts.cpus[1][0]`", "settings.toml", "one", "a whole number"],
+        ),
+        (
+            "[hosts]\ncpus = [[-1]]",
+            ["`hosts.cpus[0][0]`", "settings.toml", "`-1`", "a whole number, 0 or more"],
+        ),
         ("hosts = 3", ["`hosts`", "settings.toml", "is a section", "[hosts]"]),
         ("[model]\nweights = \"q5\"", ["`model.weights`", "settings.toml", "\"q5\"", "\"q4_k\""]),
         ("[model]\nweights = 8", ["`model.weights`", "settings.toml", "\"8\"", "\"q8_0\""]),
@@ -163,6 +221,10 @@ fn a_bad_value_is_named_with_its_key_its_source_and_what_is_expected() {
     assert_message(
         &environment(&[("STELLATE_HOSTS__COUNT", "many")]),
         &["`hosts.count`", "variable STELLATE_HOSTS__COUNT", "`many`", "a whole number"],
+    );
+    assert_message(
+        &Sources::default().with_override("hosts.count", -2),
+        &["`hosts.count`", "the command line", "`-2`", "a whole number from 1 to 256"],
     );
     assert_message(
         &Sources::default().with_override("hosts.cpus", "0-3"),

@@ -7,10 +7,45 @@ use super::settings::Settings;
 
 /// More context hosts in one process than this is surely a slip: each has its own thread pool and reserves memory.
 const MAX_HOSTS: usize = 256;
+/// The most threads of one host. Twice the hardware threads of the largest servers: beyond that threads only take turns,
+/// and each still costs a stack and a place in every hand-over of work.
+const MAX_THREADS: usize = 1024;
+/// The most threads of all context hosts together. Each thread is one of the system's, which start failing in the tens of
+/// thousands; long before that a start takes seconds.
+const MAX_THREADS_OF_HOSTS: usize = 4096;
 /// The longest queue or list of sessions: each entry costs memory, and a bound that is never met is none.
 const MAX_QUEUE: usize = 65_536;
 /// The longest block, chunk or answer in tokens, far above any model's context.
 const MAX_TOKENS: usize = 1 << 28;
+
+/// A setting that counts something.
+struct Count {
+    key: &'static str,
+    of: fn(&Settings) -> usize,
+    least: usize,
+    most: usize,
+}
+
+/// The settings that count something and have a bound; 0 threads stand for as many as there are cores.
+const COUNTS: [Count; 9] = [
+    Count { key: "attention.block_tokens", of: |s| s.attention.block_tokens, least: 1, most: MAX_TOKENS },
+    Count { key: "hosts.count", of: |s| s.hosts.count, least: 1, most: MAX_HOSTS },
+    Count { key: "hosts.threads", of: |s| s.hosts.threads, least: 0, most: MAX_THREADS },
+    Count { key: "hosts.queue_jobs", of: |s| s.hosts.queue_jobs, least: 1, most: MAX_QUEUE },
+    Count { key: "hosts.chunk_tokens", of: |s| s.hosts.chunk_tokens, least: 1, most: MAX_TOKENS },
+    Count { key: "query.threads", of: |s| s.query.threads, least: 0, most: MAX_THREADS },
+    Count { key: "query.max_sessions", of: |s| s.query.max_sessions, least: 1, most: MAX_QUEUE },
+    Count { key: "query.queue_events", of: |s| s.query.queue_events, least: 1, most: MAX_QUEUE },
+    Count { key: "sampling.max_tokens", of: |s| s.sampling.max_tokens, least: 1, most: MAX_TOKENS },
+];
+
+/// Which whole numbers `key` takes, for messages. No setting takes a negative one.
+pub(super) fn expected_count(key: &str) -> String {
+    match COUNTS.iter().find(|count| count.key == key) {
+        Some(Count { least, most, .. }) => format!("a whole number from {least} to {most}"),
+        None => "a whole number, 0 or more".to_owned(),
+    }
+}
 
 impl Settings {
     /// Checks every range and cross-field rule. [`Settings::read`] has done so; code that changes fields itself calls it.
@@ -19,6 +54,7 @@ impl Settings {
     /// [`SettingsError::Invalid`] for the first rule broken.
     pub fn validate(&self) -> Result<(), SettingsError> {
         self.validate_counts()?;
+        self.validate_threads()?;
         self.validate_relations()?;
         self.validate_sampling()?;
         if let Err(error) = EnvFilter::try_new(&self.log.level) {
@@ -35,23 +71,43 @@ impl Settings {
     }
 
     fn validate_counts(&self) -> Result<(), SettingsError> {
-        for (key, value, most) in [
-            ("attention.block_tokens", self.attention.block_tokens, MAX_TOKENS),
-            ("hosts.count", self.hosts.count, MAX_HOSTS),
-            ("hosts.queue_jobs", self.hosts.queue_jobs, MAX_QUEUE),
-            ("hosts.chunk_tokens", self.hosts.chunk_tokens, MAX_TOKENS),
-            ("query.max_sessions", self.query.max_sessions, MAX_QUEUE),
-            ("query.queue_events", self.query.queue_events, MAX_QUEUE),
-            ("sampling.max_tokens", self.sampling.max_tokens, MAX_TOKENS),
-        ] {
-            if value == 0 || value > most {
-                return invalid(key, format!("found {value}, expected a whole number from 1 to {most}"));
+        for &Count { key, of, least, most } in &COUNTS {
+            let value = of(self);
+            if value < least || value > most {
+                return invalid(key, format!("found {value}, expected {}", expected_count(key)));
             }
         }
         if self.kv.capacity_bytes.get() == 0 {
             return invalid("kv.capacity_bytes", "found 0, expected some memory, as in \"4GiB\"".to_owned());
         }
         Ok(())
+    }
+
+    fn validate_threads(&self) -> Result<(), SettingsError> {
+        let (hosts, query) = (&self.hosts, &self.query);
+        for (key, cpus) in
+            hosts.cpus.iter().map(|cpus| ("hosts.cpus", cpus)).chain([("query.cpus", &query.cpus)])
+        {
+            if cpus.len() > MAX_THREADS {
+                return invalid(
+                    key,
+                    format!("found a list of {} CPUs, expected at most {MAX_THREADS}", cpus.len()),
+                );
+            }
+        }
+        // A share of the machine's cores is bounded by the machine: one core stands for them.
+        let all: usize = (0..hosts.count).map(|host| hosts.threads_each(host, 1)).sum();
+        if all <= MAX_THREADS_OF_HOSTS {
+            return Ok(());
+        }
+        let (key, found) = match hosts.threads {
+            0 => ("hosts.cpus", format!("found {all} CPUs in all lists")),
+            each => (
+                "hosts.threads",
+                format!("found {each} for each of hosts.count = {}: {all} in all", hosts.count),
+            ),
+        };
+        invalid(key, format!("{found}, expected at most {MAX_THREADS_OF_HOSTS}; lower it, or hosts.count"))
     }
 
     fn validate_relations(&self) -> Result<(), SettingsError> {
