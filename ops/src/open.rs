@@ -98,6 +98,7 @@ pub(crate) fn ask_options(settings: &Settings, stop: &[String]) -> AskOptions {
         sampling: sampling_params,
         max_tokens: sampling.max_tokens,
         stop: stop.to_vec(),
+        guess_tokens: settings.query.guess_tokens,
         ..AskOptions::default()
     }
 }

@@ -66,6 +66,9 @@ pub(crate) struct NodeArgs {
     /// Tokens in one step of encoding
     #[arg(long, value_name = "N")]
     pub(crate) chunk_tokens: Option<usize>,
+    /// Tokens guessed ahead in a step of an answer, at most; 0 for none (the answer is the same)
+    #[arg(long, value_name = "N")]
+    pub(crate) guess_tokens: Option<usize>,
     /// Compute the anchor again behind every block, as the paper does (slower, the same result)
     #[arg(long)]
     pub(crate) recompute_anchor: bool,
@@ -80,6 +83,7 @@ impl NodeArgs {
         overrides.set("kv.format", self.kv);
         overrides.set("kv.capacity_bytes", self.kv_capacity);
         overrides.set("hosts.chunk_tokens", self.chunk_tokens);
+        overrides.set("query.guess_tokens", self.guess_tokens);
         overrides.set("attention.recompute_anchor", self.recompute_anchor.then_some(true));
     }
 }

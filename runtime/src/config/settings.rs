@@ -115,6 +115,8 @@ pub struct QuerySettings {
     pub max_sessions: usize,
     /// The bound of an answer's stream of events, at least 1.
     pub queue_events: usize,
+    /// Tokens guessed ahead in a step of an answer, at most.
+    pub guess_tokens: usize,
 }
 
 impl QuerySettings {

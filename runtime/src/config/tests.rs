@@ -40,7 +40,13 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
         },
         kv: KvSettings { format: KvFormat::Bf16, capacity_bytes: Bytes::new(4 << 30) },
         hosts: HostSettings { count: 1, threads: 0, cpus: vec![], queue_jobs: 64, chunk_tokens: 512 },
-        query: QuerySettings { threads: 0, cpus: vec![], max_sessions: 64, queue_events: 256 },
+        query: QuerySettings {
+            threads: 0,
+            cpus: vec![],
+            max_sessions: 64,
+            queue_events: 256,
+            guess_tokens: 8,
+        },
         sampling: SamplingSettings {
             temperature: 0.0,
             top_k: 0,
@@ -74,7 +80,7 @@ fn every_setting_can_be_given_by_the_environment_and_by_a_flag() {
         let sources = environment(&[(&variable, &text)]).with_override(&key, &text);
         assert_eq!(Settings::read(&sources).unwrap(), Settings::default(), "{key}");
     }
-    assert_eq!(keys.names().count(), 28, "a new setting needs its row in the test of defaults too");
+    assert_eq!(keys.names().count(), 29, "a new setting needs its row in the test of defaults too");
 }
 
 #[test]
@@ -251,6 +257,7 @@ fn a_value_that_breaks_a_rule_is_named_with_what_is_expected() {
         (vec![("kv.capacity_bytes", "0")], vec!["`kv.capacity_bytes`"]),
         (vec![("query.max_sessions", "0")], vec!["`query.max_sessions`"]),
         (vec![("query.queue_events", "0")], vec!["`query.queue_events`"]),
+        (vec![("query.guess_tokens", "65")], vec!["`query.guess_tokens`"]),
         (vec![("sampling.temperature", "-0.1")], vec!["`sampling.temperature`", "0 (greedy) or more"]),
         (vec![("sampling.temperature", "NaN")], vec!["`sampling.temperature`"]),
         (vec![("sampling.top_p", "0")], vec!["`sampling.top_p`"]),

@@ -15,6 +15,8 @@ const MAX_THREADS: usize = 1024;
 const MAX_THREADS_OF_HOSTS: usize = 4096;
 /// The longest queue or list of sessions: each entry costs memory, and a bound that is never met is none.
 const MAX_QUEUE: usize = 65_536;
+/// The most tokens guessed in a step: beyond, wrong guesses cost more than right ones save.
+const MAX_GUESS: usize = 64;
 /// The longest block, chunk or answer in tokens, far above any model's context.
 const MAX_TOKENS: usize = 1 << 28;
 
@@ -27,7 +29,7 @@ struct Count {
 }
 
 /// The settings that count something and have a bound; 0 threads stand for as many as there are cores.
-const COUNTS: [Count; 9] = [
+const COUNTS: [Count; 10] = [
     Count { key: "attention.block_tokens", of: |s| s.attention.block_tokens, least: 1, most: MAX_TOKENS },
     Count { key: "hosts.count", of: |s| s.hosts.count, least: 1, most: MAX_HOSTS },
     Count { key: "hosts.threads", of: |s| s.hosts.threads, least: 0, most: MAX_THREADS },
@@ -36,6 +38,7 @@ const COUNTS: [Count; 9] = [
     Count { key: "query.threads", of: |s| s.query.threads, least: 0, most: MAX_THREADS },
     Count { key: "query.max_sessions", of: |s| s.query.max_sessions, least: 1, most: MAX_QUEUE },
     Count { key: "query.queue_events", of: |s| s.query.queue_events, least: 1, most: MAX_QUEUE },
+    Count { key: "query.guess_tokens", of: |s| s.query.guess_tokens, least: 0, most: MAX_GUESS },
     Count { key: "sampling.max_tokens", of: |s| s.sampling.max_tokens, least: 1, most: MAX_TOKENS },
 ];
 

@@ -1,7 +1,7 @@
 //! An answer as it is made: its text to standard output token by token, its report at the end.
 
 use serde::Serialize;
-use stellate_actors::{AskError, FinishReason, Timings, Turn, TurnEvent, TurnReport, Usage};
+use stellate_actors::{AskError, FinishReason, Speculation, Timings, Turn, TurnEvent, TurnReport, Usage};
 
 use crate::output;
 
@@ -14,13 +14,14 @@ pub(super) struct TurnOutput {
     query_ids: Vec<u32>,
     finish: FinishReason,
     usage: Usage,
+    speculation: Speculation,
     timings: Timings,
 }
 
 impl TurnOutput {
     pub(super) fn new(query: &str, report: TurnReport) -> Self {
-        let TurnReport { text, ids, query_ids, finish, usage, timings, .. } = report;
-        Self { query: query.to_owned(), text, ids, query_ids, finish, usage, timings }
+        let TurnReport { text, ids, query_ids, finish, usage, speculation, timings, .. } = report;
+        Self { query: query.to_owned(), text, ids, query_ids, finish, usage, speculation, timings }
     }
 }
 

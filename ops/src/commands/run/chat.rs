@@ -132,12 +132,12 @@ fn is_fatal(error: &anyhow::Error) -> bool {
 }
 
 fn stats(last: Option<&TurnReport>) -> String {
-    let Some(TurnReport { usage, timings, .. }) = last else {
+    let Some(TurnReport { usage, speculation, timings, .. }) = last else {
         return "nothing was asked yet".to_owned();
     };
     format!(
         "{} tokens of context and {} of earlier turns were there; {} were fed and {} generated\n\
-         first token after {}, all after {}, {}",
+         first token after {}, all after {}, {}; {} steps, {} of {} guesses held",
         human::count(usage.context_tokens),
         human::count(usage.session_tokens),
         human::count(usage.query_tokens),
@@ -145,5 +145,8 @@ fn stats(last: Option<&TurnReport>) -> String {
         human::seconds(timings.first_token_s),
         human::seconds(timings.total_s),
         human::rate(timings.tokens_per_s),
+        human::count(speculation.steps),
+        human::count(speculation.accepted_tokens),
+        human::count(speculation.guessed_tokens),
     )
 }
