@@ -59,7 +59,9 @@ pub enum ChatError {
         reason: String,
     },
     /// The template is not valid Jinja.
-    #[error("the chat template is not valid: {reason}; put another chat_template.jinja beside the checkpoint")]
+    #[error(
+        "the chat template is not valid: {reason}; put another chat_template.jinja beside the checkpoint"
+    )]
     Syntax {
         /// What the engine said, with the line.
         reason: String,
