@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use stellate_actors::prompt::PromptError;
 use stellate_actors::{AskError, EncodeError, OpenError};
+use stellate_kernels::KernelError;
 use stellate_runtime::config::SettingsError;
 
 use crate::interrupt::Interrupted;
@@ -61,6 +62,13 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return match error {
             OpenError::Checkpoint(_) | OpenError::Prompt(_) => Some(MODEL),
             OpenError::Shape(_) | OpenError::NoHosts => Some(USAGE),
+            // `hosts.cpus`, `query.cpus` or STELLATE_CPU_ISA names what this machine lacks.
+            OpenError::Backend(
+                KernelError::UnknownCpu { .. }
+                | KernelError::Pinning { .. }
+                | KernelError::UnsupportedIsa { .. }
+                | KernelError::UnknownName { .. },
+            ) => Some(USAGE),
             _ => None,
         };
     }
@@ -80,4 +88,22 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 
 fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
     cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_names_what_the_machine_lacks_is_a_wrong_setting_and_too_little_memory_is_not() {
+        let code = |error: KernelError| code_of(&anyhow::Error::from(OpenError::Backend(error)));
+        assert_eq!(code(KernelError::UnknownCpu { cpu: 999, available: vec![0, 1] }), USAGE);
+        assert_eq!(code(KernelError::Pinning { cpus: vec![0] }), USAGE);
+        let wanted = "avx512".to_owned();
+        assert_eq!(code(KernelError::UnsupportedIsa { wanted, available: "scalar".to_owned() }), USAGE);
+        let name = "avx9".to_owned();
+        assert_eq!(code(KernelError::UnknownName { what: "instruction set", name, known: "scalar" }), USAGE);
+        let format = stellate_kernels::WeightFormat::F32;
+        assert_eq!(code(KernelError::TooLarge { format, rows: 1, cols: 1 }), FAILED);
+    }
 }

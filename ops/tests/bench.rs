@@ -75,3 +75,26 @@ fn what_does_not_fit_is_refused_before_anything_is_computed() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("more than the") && said.contains("GiB"), "{said}");
 }
+
+#[test]
+fn a_plot_that_cannot_be_written_is_refused_before_anything_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let svg = folder.path().join("none").join("plot.svg");
+    let output = bench(&["--tokens", "64", "--block-tokens", "32", "--svg", svg.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("cannot write --svg") && said.contains("none/plot.svg"), "{said}");
+    assert!(!said.contains("encoded in"), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_measured_is_told_even_if_the_plot_cannot_be_drawn() {
+    // A device that is there, may be opened, and is full.
+    let output =
+        bench(&["--tokens", "64", "--block-tokens", "32", "--attention", "star", "--svg", "/dev/full"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot draw /dev/full"), "{said}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("| star "));
+}

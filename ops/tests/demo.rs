@@ -5,6 +5,10 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 fn demo(arguments: &[&str]) -> Output {
+    demo_command(arguments).output().unwrap()
+}
+
+fn demo_command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stellate"));
     command.arg("demo").args(["--tokens", "600", "--block-tokens", "128"]);
     for (flag, value) in [("--hosts", "3"), ("--facts", "3")] {
@@ -12,7 +16,8 @@ fn demo(arguments: &[&str]) -> Output {
             command.args([flag, value]);
         }
     }
-    command.args(arguments).current_dir(env!("CARGO_TARGET_TMPDIR")).output().unwrap()
+    command.args(arguments).current_dir(env!("CARGO_TARGET_TMPDIR"));
+    command
 }
 
 /// The document on standard output, with the exit code.
@@ -76,6 +81,7 @@ fn star_and_exact_stand_side_by_side_with_their_blocks_and_shared_second_session
     for mode in modes {
         let tokens = mode["context_tokens"].as_u64().unwrap();
         assert!((600..700).contains(&tokens), "{tokens}");
+        assert_eq!(tokens, report["document"]["tokens"].as_u64().unwrap() + 1, "the begin token");
         assert_eq!(mode["blocks"], tokens.div_ceil(128));
         assert_eq!(mode["encoded_again"]["blocks_encoded"], 0);
         assert_eq!(mode["encoded_again"]["blocks_shared"], mode["blocks"]);
@@ -104,9 +110,14 @@ fn answers_do_not_depend_on_the_number_of_hosts() {
 fn a_reader_sees_questions_answers_and_figures() {
     let output = demo(&["--attention", "star"]);
     let text = String::from_utf8(output.stdout).unwrap();
-    for word in
-        ["One of the special magic numbers for", "expected", "answers right", "encoded in", "keys and values"]
-    {
+    for word in [
+        "One of the special magic numbers for",
+        "expected",
+        "answers right",
+        "tokens of the context",
+        "encoded in",
+        "keys and values",
+    ] {
         assert!(text.contains(word), "{word} is not in\n{text}");
     }
     assert!(!text.contains("exact"), "{text}");
@@ -123,4 +134,20 @@ fn what_cannot_be_is_refused_with_exit_code_2() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty());
     }
+}
+
+#[test]
+fn a_core_an_instruction_set_or_a_number_of_threads_that_cannot_be_is_refused_with_exit_code_2() {
+    for (name, value, word) in [
+        ("STELLATE_QUERY__CPUS", "[99999]", "99999"),
+        ("STELLATE_HOSTS__CPUS", "[[99999], [99999], [99999]]", "99999"),
+        ("STELLATE_CPU_ISA", "no-such-isa", "instruction set \"no-such-isa\""),
+        ("STELLATE_HOSTS__THREADS", "100000", "hosts.threads"),
+    ] {
+        let output = demo_command(&[]).env(name, value).output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name}: {message}");
+        assert!(message.contains(word), "{name}: {message}");
+    }
+    assert_eq!(demo(&["--threads", "100000"]).status.code(), Some(2));
 }

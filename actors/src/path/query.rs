@@ -211,7 +211,11 @@ impl TurnRun {
     pub fn fail(&mut self, session: &mut SessionState, error: AskError) {
         session.tail.truncate(self.before.tail_tokens);
         session.pending = self.before.pending;
-        tracing::warn!(%error, "turn failed");
+        match error {
+            // Its own session ended it.
+            AskError::Closed => tracing::debug!(%error, "turn ended"),
+            _ => tracing::warn!(%error, "turn failed"),
+        }
         // A full or closed queue belongs to a listener that is gone or that will find the stream ended.
         let _ = self.events.try_send(Err(error));
     }

@@ -1,9 +1,12 @@
 //! Plots in SVG. One kind so far: seconds against tokens, both axes logarithmic, a line a series. The text in it is set by
 //! whoever shows it; sizes here leave room for that.
 
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::path::Path;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
+use plotters::coord::Shift;
 use plotters::prelude::*;
 
 /// Width and height in pixels.
@@ -29,15 +32,34 @@ pub(crate) struct Series {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
+/// Checks that a plot can be written to `path`, before the work that it is to show. What is there stays as it is.
+pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(metadata) if metadata.is_file() => OpenOptions::new().append(true).open(path).map(drop),
+        // A device: opening a pipe might wait for ever.
+        Ok(_) => Ok(()),
+        Err(_) => {
+            OpenOptions::new().append(true).create_new(true).open(path)?;
+            fs::remove_file(path)
+        }
+    }
+}
+
 /// Draws seconds against tokens of context to `path`. Nothing is drawn without a point.
 pub(crate) fn seconds_against_tokens(path: &Path, title: &str, series: &[Series]) -> anyhow::Result<()> {
+    let mut svg = String::new();
+    draw(SVGBackend::with_string(&mut svg, SIZE).into_drawing_area(), title, series)?;
+    // Not by the backend, which would not tell of a disk that is full.
+    fs::write(path, svg).with_context(|| format!("cannot draw {}", path.display()))
+}
+
+fn draw(root: DrawingArea<SVGBackend<'_>, Shift>, title: &str, series: &[Series]) -> anyhow::Result<()> {
     let points = || series.iter().flat_map(|series| &series.points);
     let Some((tokens, seconds)) = range(points().map(|p| p.0)).zip(range(points().map(|p| p.1))) else {
         return Err(anyhow!("there is nothing to plot"));
     };
-    let wrong = |error: &dyn std::fmt::Display| anyhow!("cannot draw {}: {error}", path.display());
-    let root = SVGBackend::new(path, SIZE).into_drawing_area();
-    root.fill(&WHITE).map_err(|error| wrong(&error))?;
+    root.fill(&WHITE)?;
     let (x_range, y_range) = ((tokens.0 / 1.15, tokens.1 * 1.15), (seconds.0 / 1.4, seconds.1 * 1.4));
     let mut chart = ChartBuilder::on(&root)
         .caption(title, (FONT, 22))
@@ -47,8 +69,7 @@ pub(crate) fn seconds_against_tokens(path: &Path, title: &str, series: &[Series]
         .build_cartesian_2d(
             (x_range.0..x_range.1).log_scale().with_key_points(ticks(x_range, 2.0, &[1.0])),
             (y_range.0..y_range.1).log_scale().with_key_points(ticks(y_range, 10.0, &[1.0, 2.0, 5.0])),
-        )
-        .map_err(|error| wrong(&error))?;
+        )?;
     chart
         .configure_mesh()
         .x_desc("context, tokens")
@@ -58,18 +79,14 @@ pub(crate) fn seconds_against_tokens(path: &Path, title: &str, series: &[Series]
         .axis_desc_style((FONT, 18))
         .label_style((FONT, 15))
         .bold_line_style(RGBColor(215, 215, 215))
-        .draw()
-        .map_err(|error| wrong(&error))?;
+        .draw()?;
     for (index, Series { label, points }) in series.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
         chart
-            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))
-            .map_err(|error| wrong(&error))?
+            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
             .label(label)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], colour.stroke_width(3)));
-        chart
-            .draw_series(points.iter().map(|&point| Circle::new(point, 4, colour.filled())))
-            .map_err(|error| wrong(&error))?;
+        chart.draw_series(points.iter().map(|&point| Circle::new(point, 4, colour.filled())))?;
     }
     chart
         .configure_series_labels()
@@ -77,9 +94,8 @@ pub(crate) fn seconds_against_tokens(path: &Path, title: &str, series: &[Series]
         .label_font((FONT, 16))
         .background_style(WHITE.mix(0.9))
         .border_style(RGBColor(190, 190, 190))
-        .draw()
-        .map_err(|error| wrong(&error))?;
-    root.present().map_err(|error| wrong(&error))
+        .draw()?;
+    Ok(root.present()?)
 }
 
 /// The least and the greatest of some positive numbers.
@@ -120,6 +136,19 @@ mod tests {
             ticks((0.04, 12.0), 10.0, &[1.0, 2.0, 5.0]).into_iter().map(seconds_label).collect();
         assert_eq!(labels, ["0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10"]);
         assert_eq!(tokens_label(2048.0), "2K");
+    }
+
+    #[test]
+    fn whether_a_plot_can_be_written_is_known_before_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plot.svg");
+        check_writable(&path).unwrap();
+        assert!(!path.exists());
+        fs::write(&path, "earlier").unwrap();
+        check_writable(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "earlier");
+        assert!(check_writable(folder.path()).is_err());
+        assert!(check_writable(&folder.path().join("none").join("plot.svg")).is_err());
     }
 
     #[test]

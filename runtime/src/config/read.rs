@@ -16,8 +16,8 @@ pub const DEFAULT_FILE: &str = "cluster.toml";
 pub const ENVIRONMENT_PREFIX: &str = "STELLATE_";
 /// Names the settings file; no setting, in spite of the prefix.
 pub const CONFIG_FILE_VARIABLE: &str = "STELLATE_CONFIG";
-/// No setting either: the kernels read it themselves, for tests and benchmarks (`stellate-kernels`, which
-/// this crate may not depend on).
+/// No setting either: `stellate-kernels` reads it, for tests and comparisons. Its name stands here once more because this
+/// crate may not depend on that one.
 const ISA_VARIABLE: &str = "STELLATE_CPU_ISA";
 
 /// `cluster.toml` as it was when the program was built: every setting and its default.

@@ -7,10 +7,13 @@ use stellate_actors::{
     AskError, AskOptions, Context, ContextSource, EncodeError, FinishReason, Layout, Node, QueryInput,
     Session, SessionError, TurnEvent, TurnReport, Usage,
 };
-use stellate_runtime::config::AttentionSettings;
+use stellate_runtime::config::{AttentionSettings, Settings};
 
 use super::input::{Line, Work};
 use super::logits::{LogitsFile, query_name, step_name};
+use super::output::MadeWith;
+use super::run_key::RunKeys;
+use crate::interrupt::{Interrupt, Interrupted};
 use crate::report::stores::until_empty;
 
 /// The most probable tokens of every step of a turn, best first: `[id, log-probability]`.
@@ -28,6 +31,7 @@ pub(super) struct AnswerLine {
     usage: Vec<Usage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<Vec<StepLogprobs>>,
+    run: String,
 }
 
 /// A text line has one turn and says so, as the reference code's output does; a line of tokens has a list.
@@ -59,19 +63,34 @@ pub(super) enum Failure {
 /// Answers lines on a node, one after the other.
 #[derive(Debug)]
 pub(super) struct Answerer {
+    interrupt: Interrupt,
     node: Node,
     attention: AttentionSettings,
     ask: AskOptions,
     chat: bool,
+    runs: RunKeys,
     /// The last line's context: the next one often has the same, and then encodes nothing.
     previous: Option<Context>,
 }
 
 impl Answerer {
     /// Answers on `node`, with contexts as `attention` says where a line says nothing else; text goes into the chat
-    /// template if `chat`.
-    pub(super) fn new(node: Node, attention: AttentionSettings, ask: AskOptions, chat: bool) -> Self {
-        Self { node, attention, ask, chat, previous: None }
+    /// template if `chat`. Ctrl-C ends the line under way.
+    pub(super) fn new(
+        interrupt: Interrupt,
+        node: Node,
+        settings: &Settings,
+        ask: AskOptions,
+        chat: bool,
+    ) -> Self {
+        let runs = RunKeys::new(node.decoder().fingerprint(), settings, &ask, chat);
+        Self { interrupt, node, attention: settings.attention.clone(), ask, chat, runs, previous: None }
+    }
+
+    /// What the answer to `line` is made with.
+    pub(super) fn made_with(&self, line: &Line) -> MadeWith {
+        let run = self.runs.key(line, &line.shape.layout(&self.attention));
+        MadeWith { run, logprobs: self.ask.top_logprobs.min(self.node.decoder().config().vocab_size) }
     }
 
     /// Answers a line. Its logits are appended to `logits` and left to be committed.
@@ -92,8 +111,9 @@ impl Answerer {
                 (ContextSource::Ids(context.clone()), turns, false)
             }
         };
-        let context = self.encode(source, layout).await?;
-        let session = context.session().await?;
+        let interrupt = self.interrupt.clone();
+        let context = interrupt.or(self.encode(source, layout)).await??;
+        let session = interrupt.or(context.session()).await??;
         self.previous = Some(context);
         if let Some(logits) = logits.as_deref_mut() {
             logits.begin_line().map_err(Failure::Batch)?;
@@ -112,6 +132,7 @@ impl Answerer {
             pred: OneOrTurns::new(reports.into_iter().map(|report| report.text).collect(), is_text),
             output: line.output.clone(),
             logprobs: (self.ask.top_logprobs > 0).then_some(logprobs),
+            run: self.runs.key(line, &layout),
         })
     }
 
@@ -126,7 +147,7 @@ impl Answerer {
         }
     }
 
-    /// Asks turn `t` of the line that is called `key`.
+    /// Asks turn `t` of the line that is called `key`. Upon Ctrl-C it waits for the turn's end, after the token under way.
     async fn turn(
         &self,
         session: &Session,
@@ -141,9 +162,18 @@ impl Answerer {
             _ => Ok(()),
         };
         let mut steps = Vec::new();
-        let mut events = session.ask(input, self.ask.clone());
-        while let Some(event) = events.next().await {
-            match event? {
+        let mut asked = session.ask(input, self.ask.clone());
+        loop {
+            let event = match self.interrupt.or(asked.next()).await {
+                Ok(event) => event.ok_or(AskError::Stopped)??,
+                Err(interrupted) => {
+                    asked.cancel();
+                    // However it ends: nobody reads the answer.
+                    let _ = asked.finish().await;
+                    return Err(interrupted.into());
+                }
+            };
+            match event {
                 TurnEvent::Token(token) => {
                     append(step_name(key, t), token.logits.as_deref())?;
                     steps.push(token.top);
@@ -154,7 +184,12 @@ impl Answerer {
                 }
             }
         }
-        Err(AskError::Stopped.into())
+    }
+}
+
+impl From<Interrupted> for Failure {
+    fn from(interrupted: Interrupted) -> Self {
+        Self::Batch(interrupted.into())
     }
 }
 

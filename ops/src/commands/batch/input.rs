@@ -1,9 +1,5 @@
-//! The lines of a batch: what a line may say, and everything that can be wrong with one before a model is asked.
-//! Reading goes line by line, so that no input is too long; answers are written elsewhere.
-
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
-use std::path::Path;
+//! The lines of a batch: what a line may say, and everything that can be wrong with one before a model is asked. They
+//! are read in `lines.rs`; answers are written elsewhere.
 
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
@@ -11,6 +7,9 @@ use serde_json::{Map, Value};
 use stellate_actors::Layout;
 use stellate_model::decoder::Decoder;
 use stellate_runtime::config::{AnchorTokens, AttentionMode, AttentionSettings};
+
+/// The longest `index`, in bytes of UTF-8: it names tensors, and the journal of logits bounds their names.
+pub(super) const MAX_INDEX_BYTES: usize = 1 << 16;
 
 /// A line that can be worked on.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,44 +64,6 @@ pub(super) struct BadLine {
     pub(super) reason: String,
 }
 
-/// Reads a file of lines, one at a time.
-#[derive(Debug)]
-pub(super) struct LineReader {
-    file: BufReader<File>,
-    buffer: Vec<u8>,
-    read: usize,
-}
-
-impl LineReader {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: BufReader::new(File::open(path)?), buffer: Vec::new(), read: 0 })
-    }
-
-    /// The next line that is not blank, with its number from 1.
-    pub(super) fn next(&mut self) -> io::Result<Option<(usize, &[u8])>> {
-        loop {
-            self.buffer.clear();
-            if self.file.read_until(b'\n', &mut self.buffer)? == 0 {
-                return Ok(None);
-            }
-            self.read += 1;
-            if !self.buffer.trim_ascii().is_empty() {
-                return Ok(Some((self.read, self.buffer.trim_ascii())));
-            }
-        }
-    }
-}
-
-/// Lines of a file that are not blank.
-pub(super) fn count_lines(path: &Path) -> io::Result<usize> {
-    let mut reader = LineReader::open(path)?;
-    let mut lines = 0;
-    while reader.next()?.is_some() {
-        lines += 1;
-    }
-    Ok(lines)
-}
-
 impl Line {
     /// Reads line `number`, counted from 1. Fields that are not known are passed over: data sets carry their own.
     pub(super) fn parse(bytes: &[u8], number: usize) -> Result<Self, BadLine> {
@@ -117,6 +78,12 @@ impl Line {
         };
         let (index, key) = match fields.get("index") {
             None | Some(Value::Null) => (Value::String(unnamed.clone()), unnamed.clone()),
+            Some(Value::String(text)) if text.len() > MAX_INDEX_BYTES => {
+                let bytes = text.len();
+                return Err(nameless(format!(
+                    "`index` has {bytes} bytes; give it {MAX_INDEX_BYTES} at most"
+                )));
+            }
             Some(Value::String(text)) => (Value::String(text.clone()), text.clone()),
             Some(Value::Number(number)) => (Value::Number(number.clone()), number.to_string()),
             Some(_) => return Err(nameless("`index` is neither a text nor a number".to_owned())),
@@ -279,6 +246,18 @@ mod tests {
         assert!(
             reason(r#"{"context_ids": [1], "turns": [[1]], "block_tokens": "x"}"#).contains("block_tokens")
         );
+    }
+
+    #[test]
+    fn an_index_too_long_to_name_tensors_by_is_bad_and_the_line_is_named_by_its_number() {
+        let line = |bytes: usize| {
+            let index = "i".repeat(bytes);
+            Line::parse(format!(r#"{{"index": "{index}", "context_ids": [], "turns": [[1]]}}"#).as_bytes(), 3)
+        };
+        assert_eq!(line(MAX_INDEX_BYTES).unwrap().key.len(), MAX_INDEX_BYTES);
+        let bad = line(MAX_INDEX_BYTES + 1).unwrap_err();
+        assert_eq!(bad.key, "2");
+        assert!(bad.reason.contains("`index` has 65537 bytes"), "{}", bad.reason);
     }
 
     #[test]

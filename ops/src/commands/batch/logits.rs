@@ -6,7 +6,7 @@
 //! bytes that it announces.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -16,10 +16,14 @@ use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
+use super::claim::{check_regular, claim};
+use super::input::MAX_INDEX_BYTES;
 use super::output::{beside, copy_range};
 
 /// The longest header of a record that is believed: an index is a short text.
 const MAX_RECORD_HEADER_BYTES: u32 = 1 << 20;
+// JSON writes a byte of an index in six at most, and the rest of a header is short.
+const _: () = assert!(6 * MAX_INDEX_BYTES + 1024 <= MAX_RECORD_HEADER_BYTES as usize);
 /// The longest header of a safetensors file that its readers take.
 const MAX_FILE_HEADER_BYTES: u64 = 100 << 20;
 
@@ -79,8 +83,24 @@ pub(super) fn step_name(index: &str, turn: usize) -> String {
 }
 
 impl LogitsFile {
-    /// Goes on with what `path` and its spool hold. Rows of lines that were not committed are cut away.
+    /// Goes on with what `path` and its spool hold. Rows of lines that were not committed are cut away. The spool is
+    /// locked until it is removed.
+    ///
+    /// # Errors
+    /// What is wrong with the files; `UsageError` if one is no regular file or another batch writes to them.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        check_regular(path, "--logits")?;
+        let spool_path = beside(path, "spool");
+        let spool = claim(&spool_path, "--logits")?;
+        Self::read(path, &spool_path, &spool).inspect_err(|_| {
+            // One that was made just now is of no use to anybody.
+            if spool.metadata().is_ok_and(|metadata| metadata.len() == 0) {
+                let _ = fs::remove_file(&spool_path);
+            }
+        })
+    }
+
+    fn read(path: &Path, spool_path: &Path, spool: &File) -> anyhow::Result<Self> {
         let mut tensors = BTreeMap::new();
         let earlier = match File::open(path) {
             Ok(file) => {
@@ -92,20 +112,13 @@ impl LogitsFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };
-        let spool_path = beside(path, "spool");
-        let spool = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&spool_path)
-            .with_context(|| spool_path.display().to_string())?;
-        let end = read_spool(&spool, &mut tensors).with_context(|| spool_path.display().to_string())?;
+        let end = read_spool(spool, &mut tensors).with_context(|| spool_path.display().to_string())?;
         spool.set_len(end)?;
-        let mut spool = BufWriter::new(spool);
+        // The same open file, and so under the same lock.
+        let mut spool = BufWriter::new(spool.try_clone()?);
         spool.seek(SeekFrom::Start(end))?;
-        let pending = BTreeMap::new();
-        Ok(Self { path: path.to_owned(), spool_path, spool, earlier, end, tensors, pending })
+        let (path, spool_path, pending) = (path.to_owned(), spool_path.to_owned(), BTreeMap::new());
+        Ok(Self { path, spool_path, spool, earlier, end, tensors, pending })
     }
 
     /// Whether the logits of line `index` are there.
@@ -346,6 +359,17 @@ mod tests {
     }
 
     #[test]
+    fn two_batches_do_not_write_the_same_logits() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("logits.safetensors");
+        let file = LogitsFile::open(&path).unwrap();
+        let error = LogitsFile::open(&path).unwrap_err();
+        assert!(error.to_string().contains("another batch is writing"), "{error}");
+        file.finish().unwrap();
+        LogitsFile::open(&path).unwrap();
+    }
+
+    #[test]
     fn a_file_of_somebody_else_is_refused_and_left_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notes.txt");
@@ -353,5 +377,6 @@ mod tests {
         let error = LogitsFile::open(&path).unwrap_err();
         assert!(error.to_string().contains("--logits"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "my notes");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 }

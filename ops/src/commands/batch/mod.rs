@@ -1,11 +1,14 @@
-//! `stellate batch`: answers every line of a JSON Lines file, in order, and goes on where an earlier run stopped. What a
-//! line may say is in `input.rs`, how one is answered in `answer.rs`, and what must survive a kill in `output.rs` and
+//! `stellate batch`: answers every line of a JSON Lines file, in order, and goes on where an earlier run stopped. Lines are
+//! read in `lines.rs` and understood in `input.rs`, answered in `answer.rs`; what must survive a kill is in `output.rs` and
 //! `logits.rs`.
 
 mod answer;
+mod claim;
 mod input;
+mod lines;
 mod logits;
 mod output;
+mod run_key;
 
 use std::collections::BTreeSet;
 use std::io::{Write as _, stderr};
@@ -18,9 +21,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::answer::{Answerer, Failure};
-use self::input::{BadLine, Line, LineReader, count_lines};
+use self::claim::check_regular;
+use self::input::{BadLine, Line};
+use self::lines::Input;
 use self::logits::LogitsFile;
-use self::output::Output;
+use self::output::{Output, Standing};
 use crate::app::App;
 use crate::exit::{self, UsageError};
 use crate::interrupt::Interrupted;
@@ -37,22 +42,24 @@ line's number from 0. `attention` (star or exact), `block_tokens` and `anchor_to
 other fields are passed over.
 
 A line of OUTPUT, in the order of the input, is
-  {\"index\", \"pred\", \"pred_ids\", \"output\", \"finish\", \"usage\", \"logprobs\"}
+  {\"index\", \"pred\", \"pred_ids\", \"output\", \"finish\", \"usage\", \"logprobs\", \"run\"}
 For text, `pred` is the answer and `pred_ids` its tokens; for tokens, both are lists of one entry per turn (empty texts \
-without a tokenizer). The other fields are lists of one entry per turn. `pred_ids` has the end-of-text token if the \
-model gave one.
+without a tokenizer). `finish`, `usage` and `logprobs` are lists of one entry per turn. `pred_ids` has the end-of-text \
+token if the model gave one. `run` is a short hash of what made the answer: model, format of keys and values, attention, \
+block and anchor, --max-tokens, --stop, --ignore-eos, sampling and chat template.
 
 A bad line becomes {\"index\", \"line\", \"error\"} and the exit code is 4. Run again with the same OUTPUT to go on after \
-an interruption: lines with an answer are skipped, bad ones tried again.";
+an interruption: lines with an answer are skipped, bad ones tried again. Answers whose `run` is another than they would \
+get now, or that lack the --logprobs or --logits asked for, are made again.";
 
 /// Arguments of `batch`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct BatchArgs {
-    /// What to answer, one JSON object a line
+    /// What to answer, one JSON object a line; - for standard input
     #[arg(long, short, value_name = "FILE")]
     input: PathBuf,
-    /// Where the answers go; what it holds already is kept and not answered again
+    /// Where the answers go, a regular file; what it holds already is kept and not answered again
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
     /// Put text lines into the model's chat template
@@ -86,7 +93,7 @@ impl BatchArgs {
         self.node.override_settings(overrides);
     }
 
-    /// Refuses files that are one and the same: what is written would destroy what is read.
+    /// Refuses files that are one and the same, as what is written would destroy what is read, and what is no file.
     fn check_paths(&self) -> Result<(), UsageError> {
         let place = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let logits = self.logits.as_deref().map(place);
@@ -94,7 +101,8 @@ impl BatchArgs {
         if input == output || logits.is_some_and(|logits| logits == input || logits == output) {
             return Err(UsageError("--input, --output and --logits must be different files".to_owned()));
         }
-        Ok(())
+        check_regular(&self.output, "--output")?;
+        self.logits.as_deref().map_or(Ok(()), |path| check_regular(path, "--logits"))
     }
 }
 
@@ -102,6 +110,8 @@ impl BatchArgs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tally {
     answered: usize,
+    /// Of those, again, as an earlier run had other settings.
+    again: usize,
     skipped: usize,
     bad: usize,
 }
@@ -116,7 +126,7 @@ struct ErrorLine<'a> {
 
 /// The files of a run.
 struct Files {
-    input: LineReader,
+    input: Input,
     output: Output,
     logits: Option<LogitsFile>,
 }
@@ -127,14 +137,16 @@ struct Files {
 /// What is wrong with the files or the model; `Interrupted`, with everything written so that a later run goes on.
 pub(crate) async fn run(args: BatchArgs, app: &App) -> anyhow::Result<ExitCode> {
     args.check_paths()?;
-    let unreadable = |error| UsageError(format!("cannot read {}: {error}", args.input.display()));
+    let input = Input::open(&app.interrupt, &args.input).await?;
     let bar = progress::items("answering", "lines");
-    bar.set_length(count_lines(&args.input).map_err(unreadable)? as u64);
+    match input.lines() {
+        Some(lines) => bar.set_length(lines as u64),
+        None => bar.unset_length(),
+    }
     let logits = args.logits.as_deref().map(LogitsFile::open).transpose()?;
     // An answer whose logits are asked for now, and were not kept then, is made again.
     let keeps = |key: &str| logits.as_ref().is_none_or(|logits| logits.has(key));
     let output = Output::open(&args.output, keeps)?;
-    let input = LineReader::open(&args.input).map_err(unreadable)?;
     let mut files = Files { input, output, logits };
 
     let model = open::load_model(app, open::model_source(&args.model, &app.settings)).await?;
@@ -143,7 +155,7 @@ pub(crate) async fn run(args: BatchArgs, app: &App) -> anyhow::Result<ExitCode> 
     ask.ignore_eos = args.ignore_eos;
     ask.top_logprobs = args.logprobs;
     ask.logits = args.logits.is_some();
-    let mut answerer = Answerer::new(node.clone(), app.settings.attention.clone(), ask, args.chat);
+    let mut answerer = Answerer::new(app.interrupt.clone(), node.clone(), &app.settings, ask, args.chat);
 
     let mut tally = Tally::default();
     let worked = answer_all(app, &mut answerer, &mut files, &bar, &mut tally).await;
@@ -155,8 +167,13 @@ pub(crate) async fn run(args: BatchArgs, app: &App) -> anyhow::Result<ExitCode> 
     if let Some(logits) = files.logits {
         logits.finish()?;
     }
-    if worked.is_ok() {
-        files.output.into_input_order()?;
+    files.output.finish(worked.is_ok())?;
+    if tally.again > 0 {
+        let (again, output) = (human::count(tally.again), args.output.display());
+        tell(
+            &bar,
+            &format!("{again} answers of {output} were made with other settings; they were made again"),
+        );
     }
     tell(&bar, &tally.to_string());
     worked?;
@@ -172,8 +189,8 @@ async fn answer_all(
 ) -> anyhow::Result<()> {
     let Files { input, output, logits } = files;
     let mut seen = BTreeSet::new();
-    while let Some((number, bytes)) = input.next()? {
-        let line = Line::parse(bytes, number).and_then(|line| match seen.insert(line.key.clone()) {
+    while let Some((number, bytes)) = input.next().await? {
+        let line = Line::parse(&bytes, number).and_then(|line| match seen.insert(line.key.clone()) {
             true => Ok(line),
             false => {
                 let reason = format!("an earlier line has the index {} too; give each its own", line.index);
@@ -181,20 +198,23 @@ async fn answer_all(
             }
         });
         let failed = match line {
-            Ok(line) if output.is_done(&line.key, number) => {
-                tally.skipped += 1;
-                None
-            }
-            Ok(line) => match app.interrupt.or(answerer.answer(&line, logits.as_mut())).await? {
-                Ok(answer) => {
-                    // Logits first: an answer in the output promises that its logits are kept.
-                    logits.as_mut().map_or(Ok(()), LogitsFile::commit)?;
-                    output.write(number, &answer)?;
-                    tally.answered += 1;
+            Ok(line) => match output.standing(&line.key, number, &answerer.made_with(&line)) {
+                Standing::Done => {
+                    tally.skipped += 1;
                     None
                 }
-                Err(Failure::Batch(error)) => return Err(error),
-                Err(Failure::Line(error)) => Some(line.into_bad(format!("{error:#}"))),
+                standing => match answerer.answer(&line, logits.as_mut()).await {
+                    Ok(answer) => {
+                        // Logits first: an answer in the output promises that its logits are kept.
+                        logits.as_mut().map_or(Ok(()), LogitsFile::commit)?;
+                        output.write(number, &answer)?;
+                        tally.answered += 1;
+                        tally.again += usize::from(standing == Standing::Outdated);
+                        None
+                    }
+                    Err(Failure::Batch(error)) => return Err(error),
+                    Err(Failure::Line(error)) => Some(line.into_bad(format!("{error:#}"))),
+                },
             },
             Err(bad) => Some(bad),
         };

@@ -20,6 +20,7 @@ use self::measure::{Bench, Measurement};
 use self::plan::{BlockLength, Case, Questions, weight_bytes};
 use self::tell::{ModelFacts, NodeFacts, Report, name_of};
 use crate::app::App;
+use crate::exit::UsageError;
 use crate::report::machine::{self, Machine};
 use crate::report::plot;
 use crate::settings::{ModelArgs, NodeArgs, Overrides, words};
@@ -89,6 +90,10 @@ impl BenchArgs {
 /// `UsageError` for what does not fit, before anything is computed; what is wrong with the model; `Interrupted`.
 pub(crate) async fn run(args: BenchArgs, app: &App) -> anyhow::Result<ExitCode> {
     let settings = &app.settings;
+    if let Some(path) = &args.svg {
+        let wrong = |error| UsageError(format!("cannot write --svg {}: {error}", path.display()));
+        plot::check_writable(path).map_err(wrong)?;
+    }
     let cases = plan::cases(&args.tokens, &args.block_tokens, &args.attention, args.anchor_tokens)?;
     let source = open::model_source(&args.model, settings);
     if let ModelSource::Random { shape, .. } = &source {
@@ -118,14 +123,15 @@ pub(crate) async fn run(args: BenchArgs, app: &App) -> anyhow::Result<ExitCode> 
         seed: args.seed,
         measurements: measured?,
     };
+    // The report first: what was measured must not be lost for the sake of a picture.
+    let told = match args.json {
+        true => output::json(&report),
+        false => output::line(&report.to_text()).map_err(Into::into),
+    };
     if let Some(path) = &args.svg {
         plot::seconds_against_tokens(path, &report.title(), &report.series())?;
     }
-    if args.json {
-        output::json(&report)?
-    } else {
-        output::line(&report.to_text())?
-    }
+    told?;
     Ok(ExitCode::SUCCESS)
 }
 

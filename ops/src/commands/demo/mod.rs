@@ -99,7 +99,7 @@ struct ModelReport {
 struct DocumentReport {
     seed: u64,
     characters: usize,
-    /// Without what the chat template puts before it.
+    /// Of the document alone; a mode's `context_tokens` are these and what the chat template puts before them.
     tokens: usize,
     facts: Vec<FactReport>,
 }

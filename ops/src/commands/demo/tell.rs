@@ -90,7 +90,7 @@ pub(super) fn summary(report: &DemoReport) -> String {
     };
     let rows = vec![
         line("answers right", &|m| format!("{} of {}", m.correct, m.questions.len())),
-        line("tokens", &|m| count(m.context_tokens)),
+        line("tokens of the context", &|m| count(m.context_tokens)),
         line("blocks", &|m| count(m.blocks)),
         line("encoded in", &|m| seconds(m.encode_s)),
         line("encoded per second", &|m| rate(m.encode_tokens_per_s)),

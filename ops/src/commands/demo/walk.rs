@@ -24,7 +24,7 @@ pub(super) struct ModeReport {
     pub(super) block_tokens: usize,
     /// As asked for; `null` for exact.
     pub(super) anchor_tokens: Option<usize>,
-    /// Tokens of the context, with what the chat template puts before the document.
+    /// Tokens of the context: the document's (`document.tokens`) and those that the chat template puts before them.
     pub(super) context_tokens: usize,
     pub(super) blocks: usize,
     pub(super) encode_s: f64,
