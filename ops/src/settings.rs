@@ -66,9 +66,6 @@ pub(crate) struct NodeArgs {
     /// Tokens in one step of encoding
     #[arg(long, value_name = "N")]
     pub(crate) chunk_tokens: Option<usize>,
-    /// Tokens guessed ahead in a step of an answer, at most; 0 for none (the answer is the same)
-    #[arg(long, value_name = "N")]
-    pub(crate) guess_tokens: Option<usize>,
     /// Compute the anchor again behind every block, as the paper does (slower, the same result)
     #[arg(long)]
     pub(crate) recompute_anchor: bool,
@@ -83,7 +80,6 @@ impl NodeArgs {
         overrides.set("kv.format", self.kv);
         overrides.set("kv.capacity_bytes", self.kv_capacity);
         overrides.set("hosts.chunk_tokens", self.chunk_tokens);
-        overrides.set("query.guess_tokens", self.guess_tokens);
         overrides.set("attention.recompute_anchor", self.recompute_anchor.then_some(true));
     }
 }
@@ -139,6 +135,9 @@ pub(crate) struct SamplingArgs {
     /// The longest answer in tokens
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
+    /// Tokens guessed ahead in a step, at most; 0 for none (the answer is the same)
+    #[arg(long, value_name = "N")]
+    pub(crate) guess_tokens: Option<usize>,
     /// A string that ends an answer and is no part of it; may be given several times
     #[arg(long, value_name = "STR")]
     pub(crate) stop: Vec<String>,
@@ -154,6 +153,7 @@ impl SamplingArgs {
         overrides.set("sampling.repetition_penalty", self.repetition_penalty);
         overrides.set("sampling.seed", self.seed);
         overrides.set("sampling.max_tokens", self.max_tokens);
+        overrides.set("query.guess_tokens", self.guess_tokens);
     }
 }
 

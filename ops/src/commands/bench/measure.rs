@@ -149,8 +149,13 @@ impl<'a> Bench<'a> {
     }
 
     async fn ask(&self, session: &Session, query: Vec<u32>) -> anyhow::Result<TurnReport> {
-        let options =
-            AskOptions { max_tokens: self.questions.max_tokens, ignore_eos: true, ..AskOptions::default() };
+        let options = AskOptions {
+            max_tokens: self.questions.max_tokens,
+            ignore_eos: true,
+            // Guesses would measure what random tokens happen to repeat.
+            guess_tokens: 0,
+            ..AskOptions::default()
+        };
         let turn = session.ask(QueryInput::Ids(query), options);
         Ok(self.app.interrupt.or(turn.finish()).await??)
     }
