@@ -12,7 +12,8 @@ use memmap2::{Advice, MmapMut};
 pub(crate) enum Bound {
     /// f32 multiply-adds, GFLOP/s.
     F32,
-    /// Products of bf16 pairs, GFLOP/s; where the machine has no instruction for them, f32 multiply-adds.
+    /// Products of bf16 pairs on vectors, GFLOP/s; where the machine has no instruction for them, f32 multiply-adds.
+    /// AMX tiles are not measured: kernels that use them exceed this.
     Bf16,
     /// Bytes read from memory, GB/s.
     Memory,
