@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{assert_close, backends, kv, matrix, random};
+use common::{assert_close, backends, kv, matrix, random, rounded, rounds};
 use stellate_kernels::*;
 
 struct AttentionCase {
@@ -18,7 +18,7 @@ struct AttentionCase {
 
 const fn case(tokens: usize, heads: [usize; 3], spans: &'static [(usize, Visible)]) -> AttentionCase {
     let [heads, kv_heads, head_dim] = heads;
-    AttentionCase { tokens, heads, kv_heads, head_dim, scale: 0.1, spans }
+    AttentionCase { tokens, heads, kv_heads, head_dim, scale: 0.125, spans }
 }
 
 const fn causal(offset: i64) -> Visible {
@@ -51,7 +51,7 @@ const ATTENTION: &[AttentionCase] = &[
     case(9, [4, 4, 12], &[(150, causal(141)), (5, Visible::All)]),
     case(1, [4, 2, 30], &[(1100, Visible::All)]),
     // Scores of thousands, where all weight falls on a few keys.
-    AttentionCase { scale: 300.0, ..case(20, [4, 2, 64], &[(200, causal(180))]) },
+    AttentionCase { scale: 256.0, ..case(20, [4, 2, 64], &[(200, causal(180))]) },
 ];
 
 #[test]
@@ -61,7 +61,8 @@ fn attention_agrees_with_the_reference() {
         for format in [KvFormat::F32, KvFormat::Bf16] {
             let seed = 100 + index as u64;
             let shape = PartialShape { tokens: case.tokens, heads: case.heads, head_dim: case.head_dim };
-            let data = random(shape.rows() * shape.head_dim, seed);
+            // Scales are powers of two, so that scaled queries are bf16 numbers too.
+            let data = rounded(&random(shape.rows() * shape.head_dim, seed));
             let AttentionCase { tokens, heads, head_dim, scale, .. } = *case;
             let q = Queries { data: &data, tokens, heads, head_dim, scale };
             let blocks: Vec<KvBlock> =
@@ -80,7 +81,9 @@ fn attention_agrees_with_the_reference() {
                 // Rounding of scores in f32 moves the weights where scores are large.
                 let tolerance = if scale > 1.0 { 2e-3 } else { 1e-5 };
                 assert_close(&format!("{what}: lse"), &wanted.lse, &given.lse, tolerance);
-                assert_close(&format!("{what}: out"), &wanted.out, &given.out, tolerance);
+                // Weights are rounded too; the values are below 1.
+                let rounding = if format == KvFormat::Bf16 && rounds(backend) { 4e-3 } else { 0.0 };
+                assert_close(&format!("{what}: out"), &wanted.out, &given.out, tolerance + rounding);
             }
         }
     }
@@ -108,7 +111,9 @@ fn products_agree_with_the_reference() {
         for format in WeightFormat::ALL {
             let cols = cols.next_multiple_of(format.block_len());
             let weight = matrix(format, rows, cols, &random(rows * cols, 7));
+            // Quantised products round their inputs themselves.
             let x = random(m * cols, 8);
+            let x = if format.block_len() > 1 { x } else { rounded(&x) };
             let mut wanted = vec![0.0; m * rows];
             Reference.matmul(&x, &weight, &mut wanted);
             for backend in &backends {

@@ -28,12 +28,12 @@ fn the_variable_forces_the_instruction_set() {
         }
     }
     let available = Isa::available();
-    for isa in [Isa::Avx512, Isa::Avx2, Isa::Portable] {
+    for isa in Isa::ALL {
         let said = outcome(&isa.to_string());
         let wanted =
             if available.contains(&isa) { format!("[cpu {isa}, 1 thread]") } else { format!("no {isa}") };
         assert!(said.contains(&wanted), "{said}");
     }
     assert!(outcome("").contains(&format!("[cpu {}, 1 thread]", available[0])));
-    assert!(outcome("avx9").contains("use one of avx512, avx2, portable"));
+    assert!(outcome("avx9").contains("use one of amx, avx512bf16, avx512, avx2, portable"));
 }

@@ -4,12 +4,13 @@
 //! that a tile of keys serves them all. Source: FlashAttention (arXiv 2205.14135) for the tiles, its decoding
 //! variant for the segments.
 
-use std::sync::Mutex;
+use std::cell::RefCell;
 
 use super::isa::Kernels;
 use super::product::WIDEN_FROM_ROWS;
 use super::shared::SharedRows;
-use super::tile::{MICRO_ROWS, Multiply, Right};
+use super::softmax::{AttendTile, MAX_WIDTH, Operands};
+use super::tile::MICRO_ROWS;
 use crate::kv::Tile;
 use crate::partial::merge_row;
 use crate::pool::Pool;
@@ -19,9 +20,19 @@ use crate::{KEYS_PER_SEGMENT, KEYS_PER_TILE, KvFormat, KvSpan, KvView, Partial, 
 /// and values stays in the second-level cache.
 const ROWS_PER_ITEM: usize = 16 * MICRO_ROWS;
 
-/// Segments in flight per thread when few rows meet many keys. Bounds the memory for their partials; long
-/// enough that the pause between waves costs little.
-const SEGMENTS_PER_THREAD: usize = 16;
+/// Values of the partials that wait to be folded when few rows meet many keys: 8 MiB.
+const WAITING_VALUES: usize = 2 << 20;
+
+/// What folding one row of a partial is taken to cost, beside its values, when deciding whether threads are worth
+/// waking.
+const FLOPS_PER_FOLD: usize = 256;
+
+thread_local! {
+    /// Rows of the item at hand: kept, so that no item allocates.
+    static ROWS: RefCell<RowTile> = RefCell::default();
+    /// Partials of the calling thread's wave of segments, `[items, rows, head_dim]`, and their log-sum-exps.
+    static WAITING: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
+}
 
 /// Folds the attention of `q` over `spans` into `out`; the shapes were checked.
 pub(super) fn attend(
@@ -81,53 +92,101 @@ impl<'a> Call<'a> {
             // The last rows see the most keys: they go first, so that no thread is left with a long item.
             let (tile, kv_head) = (tiles - 1 - item / self.kv_heads, item % self.kv_heads);
             let first = tile * ROWS_PER_ITEM;
-            let mut rows = RowTile::gather(self, kv_head, first..(first + ROWS_PER_ITEM).min(self.rows()));
-            for span in self.spans {
-                rows.look_at(span);
-                for segment in 0..segments_of(rows.seen()) {
-                    rows.attend_segment(self.kernels, &span.keys, kv_head, segment);
-                    for row in 0..rows.len() {
-                        let place = self.place(kv_head, first + row);
-                        // SAFETY: items are distinct pairs of key/value head and row tile, so their places
-                        // are apart; both borrows end before the item's next ones.
-                        let (values, lse) =
-                            unsafe { (values.row(place * head_dim, head_dim), lse.row(place, 1)) };
-                        merge_row(values, &mut lse[0], rows.out(row), rows.lse[row]);
+            ROWS.with_borrow_mut(|rows| {
+                rows.gather(self, kv_head, first..(first + ROWS_PER_ITEM).min(self.rows()));
+                for span in self.spans {
+                    rows.look_at(span);
+                    for segment in 0..segments_of(rows.seen()) {
+                        rows.attend_segment(self.kernels, &span.keys, kv_head, segment);
+                        for row in 0..rows.len() {
+                            let place = self.place(kv_head, first + row);
+                            // SAFETY: items are distinct pairs of key/value head and row tile, so their places
+                            // are apart; both borrows end before the item's next ones.
+                            let (values, lse) =
+                                unsafe { (values.row(place * head_dim, head_dim), lse.row(place, 1)) };
+                            merge_row(values, &mut lse[0], rows.out(row), rows.lse[row]);
+                        }
                     }
+                }
+            });
+        });
+    }
+
+    /// Few rows, many keys: items are (key/value head, segment), so that neighbours are one stream of memory, folded
+    /// in order after every wave.
+    fn by_segments(&self, pool: &Pool, flops: usize, out: &mut Partial) {
+        let (rows, head_dim) = (self.rows(), self.q.head_dim);
+        let most = (WAITING_VALUES / (rows * head_dim)).max(pool.threads());
+        WAITING.with_borrow_mut(|(waiting, waiting_lse)| {
+            for span in self.spans {
+                let segments = segments_of(self.seen(span));
+                let items = segments * self.kv_heads;
+                for wave in (0..items).step_by(most) {
+                    let count = (items - wave).min(most);
+                    grow(waiting, count * rows * head_dim);
+                    grow(waiting_lse, count * rows);
+                    let (values, lse) = (SharedRows::new(waiting), SharedRows::new(waiting_lse));
+                    pool.run(count, flops / self.spans.len(), |item| {
+                        let (kv_head, segment) = ((wave + item) / segments, (wave + item) % segments);
+                        let (at, len) = (item * rows, rows);
+                        // SAFETY: items have places of their own, borrowed once.
+                        let (values, lse) =
+                            unsafe { (values.row(at * head_dim, len * head_dim), lse.row(at, len)) };
+                        self.segment(span, kv_head, segment, values, lse);
+                    });
+                    self.fold(pool, segments, wave..wave + count, [waiting, waiting_lse], out);
                 }
             }
         });
     }
 
-    /// Few rows, many keys: items are (segment, key/value head), folded in order after every wave.
-    fn by_segments(&self, pool: &Pool, flops: usize, out: &mut Partial) {
-        let head_dim = self.q.head_dim;
-        let slots = (SEGMENTS_PER_THREAD * pool.threads()).next_multiple_of(self.kv_heads);
-        let slots: Vec<Mutex<RowTile>> = (0..slots)
-            .map(|slot| Mutex::new(RowTile::gather(self, slot % self.kv_heads, 0..self.rows())))
-            .collect();
-        let open = |slot: usize| slots[slot].lock().expect("no holder panics");
-        for span in self.spans {
-            let items = segments_of(self.seen(span)) * self.kv_heads;
-            let span_flops = flops / self.spans.len();
-            for wave in (0..items).step_by(slots.len()) {
-                let count = (items - wave).min(slots.len());
-                pool.run(count, span_flops, |slot| {
-                    let (segment, kv_head) = ((wave + slot) / self.kv_heads, (wave + slot) % self.kv_heads);
-                    let mut rows = open(slot);
-                    rows.look_at(span);
-                    rows.attend_segment(self.kernels, &span.keys, kv_head, segment);
-                });
-                for slot in 0..count {
-                    let rows = open(slot);
-                    for row in 0..rows.len() {
-                        let place = self.place((wave + slot) % self.kv_heads, row);
-                        let values = &mut out.out[place * head_dim..(place + 1) * head_dim];
-                        merge_row(values, &mut out.lse[place], rows.out(row), rows.lse[row]);
-                    }
+    /// Leaves in `values` `[rows, head_dim]` and `lse` `[rows]` the attention over one segment.
+    fn segment(
+        &self,
+        span: &KvSpan<'_>,
+        kv_head: usize,
+        segment: usize,
+        values: &mut [f32],
+        lse: &mut [f32],
+    ) {
+        ROWS.with_borrow_mut(|rows| {
+            rows.gather(self, kv_head, 0..self.rows());
+            rows.look_at(span);
+            rows.attend_segment(self.kernels, &span.keys, kv_head, segment);
+            for (row, values) in values.chunks_exact_mut(self.q.head_dim).enumerate() {
+                values.copy_from_slice(rows.out(row));
+            }
+            lse.copy_from_slice(&rows.lse);
+        });
+    }
+
+    /// Folds the partials of a wave of items into `out`, every head's segments in order.
+    fn fold(
+        &self,
+        pool: &Pool,
+        segments: usize,
+        wave: std::ops::Range<usize>,
+        [values, lse]: [&[f32]; 2],
+        out: &mut Partial,
+    ) {
+        let (rows, head_dim) = (self.rows(), self.q.head_dim);
+        let first_head = wave.start / segments;
+        let heads = wave.end.div_ceil(segments) - first_head;
+        let flops = wave.len() * rows * (FLOPS_PER_FOLD + 2 * head_dim);
+        let (out_values, out_lse) = (SharedRows::new(&mut out.out), SharedRows::new(&mut out.lse));
+        pool.run(heads, flops, |head| {
+            let kv_head = first_head + head;
+            let items = (kv_head * segments).max(wave.start)..((kv_head + 1) * segments).min(wave.end);
+            for item in items {
+                for row in 0..rows {
+                    let (from, place) = ((item - wave.start) * rows + row, self.place(kv_head, row));
+                    // SAFETY: items are distinct heads, whose places are apart; both borrows end before the next.
+                    let (to, to_lse) =
+                        unsafe { (out_values.row(place * head_dim, head_dim), out_lse.row(place, 1)) };
+                    merge_row(to, &mut to_lse[0], &values[from * head_dim..][..head_dim], lse[from]);
                 }
             }
-        }
+        });
     }
 }
 
@@ -135,17 +194,29 @@ fn segments_of(keys: usize) -> usize {
     keys.div_ceil(KEYS_PER_SEGMENT)
 }
 
+/// Makes room for `len` values and keeps what is there: whoever uses them writes them first.
+fn grow<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
+    if values.len() < len {
+        values.resize(len, T::default());
+    }
+}
+
 /// Query rows of one key/value head, and their attention over one segment.
+#[derive(Default)]
 struct RowTile {
     head_dim: usize,
     /// `head_dim` as keys and values are stored: with zeros at the end, where it is no multiple of 8.
     width: usize,
     /// `[rows, width]`, scaled.
     queries: Vec<f32>,
+    /// The same in bf16 pairs, where those are multiplied in bf16.
+    pairs: Vec<u32>,
     /// Query token of each row.
     tokens: Vec<usize>,
     /// Keys of the current span that each row sees.
     visible: Vec<usize>,
+    /// Keys of the current tile that each row sees.
+    seen: Vec<usize>,
     /// Outputs of the last segment, `[rows, width]`.
     out: Vec<f32>,
     /// Log-sum-exp of the last segment.
@@ -153,33 +224,42 @@ struct RowTile {
     /// The greatest score so far.
     peak: Vec<f32>,
     /// The sum of weights so far, relative to the peak.
-    total: Vec<f32>,
+    total: Vec<[f32; MAX_WIDTH]>,
+    /// Scores of a tile, `[rows, 64]`.
+    scores: Vec<f32>,
+    /// What a tile makes of earlier sums, `[rows]`.
+    factors: Vec<f32>,
     /// A tile of keys and one of values in f32, when bf16 is widened for many rows.
     widened: Vec<f32>,
 }
 
 impl RowTile {
-    fn gather(call: &Call<'_>, kv_head: usize, range: std::ops::Range<usize>) -> Self {
-        let (head_dim, width) = (call.q.head_dim, call.spans[0].keys.stored_dim());
-        let mut queries = vec![0.0; range.len() * width];
-        for (row, query) in range.clone().zip(queries.chunks_exact_mut(width)) {
+    /// Takes the rows of `range`, in place of those before.
+    fn gather(&mut self, call: &Call<'_>, kv_head: usize, range: std::ops::Range<usize>) {
+        let (rows, head_dim, width) = (range.len(), call.q.head_dim, call.spans[0].keys.stored_dim());
+        (self.head_dim, self.width) = (head_dim, width);
+        self.queries.resize(rows * width, 0.0);
+        for (row, query) in range.clone().zip(self.queries.chunks_exact_mut(width)) {
             let data = &call.q.data[call.place(kv_head, row) * head_dim..][..head_dim];
             for (value, data) in query.iter_mut().zip(data) {
                 *value = data * call.q.scale;
             }
+            query[head_dim..].fill(0.0);
         }
-        let rows = range.len();
-        Self {
-            head_dim,
-            width,
-            queries,
-            tokens: range.map(|row| row / call.group).collect(),
-            visible: vec![0; rows],
-            out: vec![0.0; rows * width],
-            lse: vec![0.0; rows],
-            peak: vec![0.0; rows],
-            total: vec![0.0; rows],
-            widened: Vec::new(),
+        let pairs = call.kernels.dots() && call.spans.iter().any(|span| span.keys.format() == KvFormat::Bf16);
+        self.pairs.resize(if pairs { rows * width / 2 } else { 0 }, 0);
+        if pairs {
+            call.kernels.round(&self.queries, &mut self.pairs);
+        }
+        self.tokens.clear();
+        self.tokens.extend(range.map(|row| row / call.group));
+        self.visible.resize(rows, 0);
+        self.seen.resize(rows, 0);
+        self.out.resize(rows * width, 0.0);
+        self.scores.resize(rows * KEYS_PER_TILE, 0.0);
+        self.total.resize(rows, [0.0; MAX_WIDTH]);
+        for values in [&mut self.lse, &mut self.peak, &mut self.factors] {
+            values.resize(rows, 0.0);
         }
     }
 
@@ -207,16 +287,17 @@ impl RowTile {
     fn attend_segment(&mut self, kernels: Kernels, keys: &KvView<'_>, kv_head: usize, segment: usize) {
         self.out.fill(0.0);
         self.peak.fill(f32::NEG_INFINITY);
-        self.total.fill(0.0);
+        self.total.fill([0.0; MAX_WIDTH]);
         let end = self.seen().min((segment + 1) * KEYS_PER_SEGMENT);
         for first_key in (segment * KEYS_PER_SEGMENT..end).step_by(KEYS_PER_TILE) {
             self.attend_tile(kernels, keys, kv_head, first_key);
         }
         for row in 0..self.len() {
             let out = &mut self.out[row * self.width..(row + 1) * self.width];
-            self.lse[row] = if self.total[row] > 0.0 {
-                kernels.scale(out, 1.0 / self.total[row]);
-                self.peak[row] + self.total[row].ln()
+            let total = sum(&self.total[row]);
+            self.lse[row] = if total > 0.0 {
+                kernels.scale(out, 1.0 / total);
+                self.peak[row] + total.ln()
             } else {
                 f32::NEG_INFINITY
             };
@@ -225,76 +306,38 @@ impl RowTile {
 
     /// Adds one tile of keys to every row that sees some of them.
     fn attend_tile(&mut self, kernels: Kernels, keys: &KvView<'_>, kv_head: usize, first_key: usize) {
-        let width = self.width;
-        let rows = self.len();
-        let tile = keys.tile(kv_head, first_key / KEYS_PER_TILE);
-        let widens = keys.format() == KvFormat::Bf16 && rows >= WIDEN_FROM_ROWS;
-        self.widened.resize(if widens { 2 * KEYS_PER_TILE * width } else { 0 }, 0.0);
-        let (k, v) = operands(kernels, tile, width, &mut self.widened);
-        let mut scores = [[0.0; KEYS_PER_TILE]; MICRO_ROWS];
-        for first in (0..rows).step_by(MICRO_ROWS) {
-            let count = (rows - first).min(MICRO_ROWS);
-            let counts = |row: usize| self.visible[first + row].saturating_sub(first_key).min(KEYS_PER_TILE);
-            // Rows are in the order of their tokens, so the last one sees the most.
-            let depth = counts(count - 1);
-            if depth == 0 {
-                continue;
-            }
-            kernels.multiply(Multiply {
-                rows: count,
-                columns: KEYS_PER_TILE,
-                depth: width,
-                a: &self.queries[first * width..],
-                a_stride: width,
-                b: k,
-                c: scores.as_flattened_mut(),
-                c_stride: KEYS_PER_TILE,
-                accumulate: false,
-            });
-            let out = &mut self.out[first * width..(first + count) * width];
-            for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                scores[row][counts(row)..].fill(f32::NEG_INFINITY);
-                let (peak, total) = (&mut self.peak[first + row], &mut self.total[first + row]);
-                let factor = kernels.soften(&mut scores[row], peak, total);
-                if factor != 1.0 {
-                    kernels.scale(out, factor);
-                }
-            }
-            // Keys past `depth` weigh nothing and may hold anything: they are left out.
-            kernels.multiply(Multiply {
-                rows: count,
-                columns: width,
-                depth,
-                a: scores.as_flattened(),
-                a_stride: KEYS_PER_TILE,
-                b: v,
-                c: out,
-                c_stride: width,
-                accumulate: true,
-            });
+        for (seen, visible) in self.seen.iter_mut().zip(&self.visible) {
+            *seen = visible.saturating_sub(first_key).min(KEYS_PER_TILE);
         }
+        let (width, rows, q) = (self.width, self.tokens.len(), &self.queries[..]);
+        let operands = match keys.tile(kv_head, first_key / KEYS_PER_TILE) {
+            Tile::F32 { k, v } => Operands::F32 { q, k, v },
+            Tile::Bf16 { k, v } if kernels.dots() => Operands::Pairs { q: &self.pairs, k, v },
+            Tile::Bf16 { k, v } if rows < WIDEN_FROM_ROWS => Operands::Widened { q, k, v },
+            Tile::Bf16 { k, v } => {
+                self.widened.resize(2 * KEYS_PER_TILE * width, 0.0);
+                let (wide_k, wide_v) = self.widened.split_at_mut(KEYS_PER_TILE * width);
+                kernels.widen(k, KEYS_PER_TILE, wide_k);
+                kernels.widen(v, width, wide_v);
+                Operands::F32 { q, k: wide_k, v: wide_v }
+            }
+        };
+        kernels.attend(AttendTile {
+            operands,
+            width,
+            seen: &self.seen,
+            out: &mut self.out,
+            peak: &mut self.peak,
+            total: &mut self.total,
+            scores: &mut self.scores,
+            factors: &mut self.factors,
+        });
     }
 }
 
-/// The tile as right factors of the two products; bf16 is widened into `widened` unless that is empty.
-fn operands<'a>(
-    kernels: Kernels,
-    tile: Tile<'a>,
-    width: usize,
-    widened: &'a mut [f32],
-) -> (Right<'a>, Right<'a>) {
-    match tile {
-        Tile::F32 { k, v } => {
-            (Right::F32 { data: k, stride: KEYS_PER_TILE }, Right::F32 { data: v, stride: width })
-        }
-        Tile::Bf16 { k, v } if widened.is_empty() => {
-            (Right::Pairs { data: k, stride: KEYS_PER_TILE }, Right::Pairs { data: v, stride: width })
-        }
-        Tile::Bf16 { k, v } => {
-            let (wide_k, wide_v) = widened.split_at_mut(KEYS_PER_TILE * width);
-            kernels.widen(k, KEYS_PER_TILE, wide_k);
-            kernels.widen(v, width, wide_v);
-            (Right::F32 { data: wide_k, stride: KEYS_PER_TILE }, Right::F32 { data: wide_v, stride: width })
-        }
-    }
+/// The sum of all lanes, always in the same order.
+fn sum(lanes: &[f32; MAX_WIDTH]) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
+    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
 }

@@ -1,17 +1,24 @@
 //! The instruction sets: their names, what this machine has, and the table of kernels compiled for each. The
-//! kernels themselves are in `tile` and `vector`.
+//! kernels themselves are in `tile`, `softmax` and `vector`.
 
 use std::fmt;
 use std::str::FromStr;
 
-use super::lanes::Plain;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::lanes::{Lanes, Plain};
+use super::softmax::AttendTile;
 use super::tile::Multiply;
-use super::{tile, vector};
-use crate::{KEYS_PER_TILE, KernelError};
+use super::{softmax, tile, vector};
+use crate::KernelError;
 
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
+    /// AMX with bf16, beside AVX-512 with the same. Rounds as [`Isa::Avx512Bf16`] does.
+    Amx,
+    /// AVX-512 with dot products of bf16 pairs. Meeting bf16 weights or keys, activations are rounded to bf16.
+    Avx512Bf16,
     /// AVX-512F.
     Avx512,
     /// AVX2 with FMA.
@@ -21,15 +28,24 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// All of them, best first.
+    pub const ALL: [Isa; 5] = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
+
     /// What this machine can run, best first.
     pub fn available() -> Vec<Isa> {
-        [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.is_available()).collect()
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     #[cfg(target_arch = "x86_64")]
     fn is_available(self) -> bool {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
         match self {
+            Isa::Amx => Isa::Avx512Bf16.is_available() && amx::is_available(),
+            Isa::Avx512Bf16 => {
+                Isa::Avx512.is_available()
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512bf16")
+            }
             Isa::Avx512 => avx2 && is_x86_feature_detected!("avx512f"),
             Isa::Avx2 => avx2,
             Isa::Portable => true,
@@ -45,6 +61,8 @@ impl Isa {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Isa::Amx => "amx",
+            Isa::Avx512Bf16 => "avx512bf16",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
             Isa::Portable => "portable",
@@ -56,16 +74,9 @@ impl FromStr for Isa {
     type Err = KernelError;
 
     fn from_str(name: &str) -> Result<Self, KernelError> {
-        match name {
-            "avx512" => Ok(Isa::Avx512),
-            "avx2" => Ok(Isa::Avx2),
-            "portable" => Ok(Isa::Portable),
-            _ => Err(KernelError::UnknownName {
-                what: "instruction set",
-                name: name.into(),
-                known: "avx512, avx2, portable",
-            }),
-        }
+        let known = "amx, avx512bf16, avx512, avx2, portable";
+        let found = Self::ALL.into_iter().find(|isa| isa.to_string() == name);
+        found.ok_or_else(|| KernelError::UnknownName { what: "instruction set", name: name.into(), known })
     }
 }
 
@@ -76,8 +87,11 @@ pub(super) struct Kernels {
 }
 
 struct Table {
+    /// Whether products of bf16 pairs are one instruction.
+    dots: bool,
     multiply: unsafe fn(Multiply<'_>),
-    soften: unsafe fn(&mut [f32; KEYS_PER_TILE], &mut f32, &mut f32) -> f32,
+    attend: unsafe fn(AttendTile<'_>),
+    round: unsafe fn(&[f32], &mut [u32]),
     scale: unsafe fn(&mut [f32], f32),
     widen: unsafe fn(&[u32], usize, &mut [f32]),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
@@ -107,6 +121,10 @@ impl Kernels {
         }
         let table = match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &amx_tiles::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => &avx512bf16::TABLE,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &avx2::TABLE,
@@ -120,9 +138,19 @@ impl Kernels {
         call!(self.multiply(job))
     }
 
-    /// See [`vector::soften`].
-    pub(super) fn soften(self, scores: &mut [f32; KEYS_PER_TILE], peak: &mut f32, total: &mut f32) -> f32 {
-        call!(self.soften(scores, peak, total))
+    /// Whether bf16 is to be met in bf16: dot products of its pairs are one instruction.
+    pub(super) fn dots(self) -> bool {
+        self.table.dots
+    }
+
+    /// See [`softmax::attend`].
+    pub(super) fn attend(self, job: AttendTile<'_>) {
+        call!(self.attend(job))
+    }
+
+    /// See [`vector::round`].
+    pub(super) fn round(self, x: &[f32], out: &mut [u32]) {
+        call!(self.round(x, out))
     }
 
     /// See [`vector::scale`].
@@ -152,15 +180,28 @@ macro_rules! compile {
         mod $module {
             use super::*;
 
-            pub(super) static TABLE: Table = Table { multiply, soften, scale, widen, rms_norm, swiglu };
+            pub(super) static TABLE: Table = Table {
+                dots: <$lanes as Lanes>::DOTS,
+                multiply,
+                attend,
+                round,
+                scale,
+                widen,
+                rms_norm,
+                swiglu,
+            };
 
             $(#[$features])?
             fn multiply(job: Multiply<'_>) {
                 tile::multiply::<$lanes, $panel>(job)
             }
             $(#[$features])?
-            fn soften(scores: &mut [f32; KEYS_PER_TILE], peak: &mut f32, total: &mut f32) -> f32 {
-                vector::soften::<$lanes>(scores, peak, total)
+            fn attend(job: AttendTile<'_>) {
+                softmax::attend::<$lanes, $panel>(job)
+            }
+            $(#[$features])?
+            fn round(x: &[f32], out: &mut [u32]) {
+                vector::round::<$lanes>(x, out)
             }
             $(#[$features])?
             fn scale(x: &mut [f32], factor: f32) {
@@ -184,7 +225,21 @@ macro_rules! compile {
 
 // Panels: as many registers as leave room for MICRO_ROWS rows of sums, of 32, 16 and 16 (in halves).
 #[cfg(target_arch = "x86_64")]
-compile!(avx512, super::super::x86::Avx512, 4, #[target_feature(enable = "avx512f,avx2,fma")]);
+compile!(
+    amx_tiles,
+    super::super::x86::Avx512<true, true>,
+    4,
+    #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma")]
+);
 #[cfg(target_arch = "x86_64")]
-compile!(avx2, super::super::x86::Avx2, 2, #[target_feature(enable = "avx2,fma")]);
+compile!(
+    avx512bf16,
+    super::super::x86::Avx512<true, false>,
+    4,
+    #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma")]
+);
+#[cfg(target_arch = "x86_64")]
+compile!(avx512, super::super::x86::Avx512<false, false>, 4, #[target_feature(enable = "avx512f,avx2,fma")]);
+#[cfg(target_arch = "x86_64")]
+compile!(avx2, super::super::x86::Avx2<false>, 2, #[target_feature(enable = "avx2,fma")]);
 compile!(portable, Plain, 1,);

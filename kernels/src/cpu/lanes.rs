@@ -10,24 +10,18 @@ pub(super) trait Lanes: Copy {
     const WIDTH: usize;
     /// The same instruction set in registers of 8, for what is left of a row.
     type Eight: Lanes;
+    /// Whether [`Lanes::dot_pairs`] is one instruction, so that rounding to bf16 pays.
+    const DOTS: bool = false;
+    /// Whether products of bf16 pairs run on AMX tiles instead.
+    const TILES: bool = false;
 
     fn splat(value: f32) -> Self;
 
+    /// `WIDTH` values, or words of bf16 pairs taken as their bits.
+    ///
     /// # Safety
     /// `WIDTH` values can be read from `from`, at any alignment.
     unsafe fn load(from: *const f32) -> Self;
-
-    /// The low bf16 halves of words, widened.
-    ///
-    /// # Safety
-    /// `WIDTH` words can be read from `from`, at any alignment.
-    unsafe fn load_low(from: *const u32) -> Self;
-
-    /// The high bf16 halves of words, widened.
-    ///
-    /// # Safety
-    /// `WIDTH` words can be read from `from`, at any alignment.
-    unsafe fn load_high(from: *const u32) -> Self;
 
     /// Asks for the cache line at `address`, which may lie anywhere: nothing is read.
     fn prefetch<T>(address: *const T);
@@ -44,6 +38,37 @@ pub(super) trait Lanes: Copy {
     fn min(self, other: Self) -> Self;
     /// `self * factor + term`, fused where the instruction set can.
     fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// `self + a.high * b.high + a.low * b.low` for words of bf16 pairs. Native instructions take subnormal
+    /// numbers for zero.
+    #[inline(always)]
+    fn dot_pairs(self, a: Self, b: Self) -> Self {
+        a.low_halves().mul_add(b.low_halves(), a.high_halves().mul_add(b.high_halves(), self))
+    }
+    /// The low bf16 halves of words, widened.
+    fn low_halves(self) -> Self;
+    /// The high bf16 halves of words, widened.
+    fn high_halves(self) -> Self;
+    /// Rounds the lanes of `first`, then those of `second`, to bf16.
+    ///
+    /// # Safety
+    /// `WIDTH` words can be written to `to`, at any alignment.
+    #[inline(always)]
+    unsafe fn store_bf16(first: Self, second: Self, to: *mut u32) {
+        // SAFETY: the caller's promise.
+        unsafe { store_rounded(first, second, to) }
+    }
+    /// `e^self` to about 1e-7 relative, exactly 0 far below.
+    #[inline(always)]
+    fn exp(self) -> Self {
+        exp(self)
+    }
+    /// `e^self` for values up to 0, to about 5e-6 relative: enough for what is rounded to bf16.
+    #[inline(always)]
+    fn exp_roughly(self) -> Self {
+        exp(self)
+    }
+    /// Whether any lane is greater than `limit`'s.
+    fn any_above(self, limit: Self) -> bool;
     /// `2^self` for whole numbers in `-126..=127`.
     fn exp2_of_whole(self) -> Self;
     /// `self` where `probe >= limit`, else 0.
@@ -52,6 +77,25 @@ pub(super) trait Lanes: Copy {
     fn sum(self) -> f32;
     /// The greatest lane.
     fn greatest(self) -> f32;
+}
+
+/// [`Lanes::store_bf16`] without an instruction for it.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn store_rounded<L: Lanes>(first: L, second: L, to: *mut u32) {
+    let mut values = [0f32; 32];
+    // SAFETY: no register is wider than 16 values; the caller vouches for WIDTH words, two values each.
+    unsafe {
+        first.store(values.as_mut_ptr());
+        second.store(values.as_mut_ptr().add(L::WIDTH));
+        for (word, pair) in values[..2 * L::WIDTH].chunks_exact(2).enumerate() {
+            let [low, high] =
+                [pair[0], pair[1]].map(|value| u32::from(half::bf16::from_f32(value).to_bits()));
+            to.add(word).write_unaligned(low | high << 16);
+        }
+    }
 }
 
 /// Below this `exp` gives 0: its result would be subnormal.
@@ -63,7 +107,7 @@ const EXP_HIGH: f32 = 88.0;
 ///
 /// `ln(2)` is subtracted in two parts of which the first has few bits, so that no fused instruction is needed.
 #[inline(always)]
-pub(super) fn exp<L: Lanes>(x: L) -> L {
+fn exp<L: Lanes>(x: L) -> L {
     // Adding and subtracting 1.5 · 2^23 rounds to the nearest whole number.
     let rounder = L::splat(12_582_912.0);
     let clamped = x.max(L::splat(EXP_LOW)).min(L::splat(EXP_HIGH));
@@ -109,17 +153,6 @@ impl Lanes for Plain {
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
     }
     #[inline(always)]
-    unsafe fn load_low(from: *const u32) -> Self {
-        // SAFETY: the caller vouches for 8 words; the read asks for no alignment.
-        Self(unsafe { from.cast::<[u32; 8]>().read_unaligned() }.map(|word| f32::from_bits(word << 16)))
-    }
-    #[inline(always)]
-    unsafe fn load_high(from: *const u32) -> Self {
-        // SAFETY: the caller vouches for 8 words; the read asks for no alignment.
-        let words = unsafe { from.cast::<[u32; 8]>().read_unaligned() };
-        Self(words.map(|word| f32::from_bits(word & 0xffff_0000)))
-    }
-    #[inline(always)]
     fn prefetch<T>(_address: *const T) {}
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -154,6 +187,18 @@ impl Lanes for Plain {
     fn mul_add(self, factor: Self, term: Self) -> Self {
         // Not `f32::mul_add`: without hardware for it that is a call into the maths library per lane.
         self.mul(factor).add(term)
+    }
+    #[inline(always)]
+    fn low_halves(self) -> Self {
+        Self(self.0.map(|word| f32::from_bits(word.to_bits() << 16)))
+    }
+    #[inline(always)]
+    fn high_halves(self) -> Self {
+        Self(self.0.map(|word| f32::from_bits(word.to_bits() & 0xffff_0000)))
+    }
+    #[inline(always)]
+    fn any_above(self, limit: Self) -> bool {
+        self.0.iter().zip(limit.0).any(|(value, limit)| *value > limit)
     }
     #[inline(always)]
     fn exp2_of_whole(self) -> Self {

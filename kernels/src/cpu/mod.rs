@@ -1,12 +1,16 @@
 //! The operations on the vector units of a CPU: the backend and its small operations. `product` and `attention`
-//! cut the large ones into items; `tile` and `vector` are the kernels; `lanes`, `x86` and `isa` the instruction sets.
+//! cut the large ones into items; `tile`, `softmax` and `vector` are the kernels; `lanes`, `x86`, `amx` and `isa` the instruction
+//! sets.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod isa;
 mod lanes;
 mod product;
 mod shared;
+mod softmax;
 mod tile;
 mod vector;
 #[cfg(target_arch = "x86_64")]

@@ -1,21 +1,29 @@
 //! Products with packed and quantised weights: how the work is cut into items for the threads.
 
+use std::cell::RefCell;
+
 use candle_core::quantized::GgmlType;
 
 use super::isa::Kernels;
-use super::shared::SharedRows;
-use super::tile::{Multiply, Right};
+use super::shared::{Block, SharedRows};
+use super::tile::{Factors, MICRO_ROWS, Multiply, Start};
 use crate::matrix::{ROWS_PER_PANEL, Storage};
 use crate::pool::Pool;
 use crate::quantised::{PlainBlock, dot_rows, quantise_input};
 use crate::{Matrix, WeightFormat};
 
-/// Columns summed before the next rows' turn: 32 KiB of a panel in f32, which stay in the first-level cache.
-/// Even, so that bf16 pairs are never cut.
-const COLUMNS_PER_PASS: usize = 128;
+/// Lines of a panel that all rows of an item pass before the next lines' turn: 32 KiB, which stay in the
+/// first-level cache.
+const LINES_PER_PASS: usize = 128;
 
-/// Input rows of one item: enough to reuse a panel's lines many times, few enough to give every thread work.
-const ROWS_PER_ITEM: usize = 192;
+/// Bytes of input rows of one item: most of a second-level cache of 2 MiB, in which they wait for the next panel.
+const INPUT_BYTES_PER_ITEM: usize = 3 << 19;
+
+/// What large items are a multiple of: strips of six rows, and tiles of sixteen.
+const ROWS_OF_LARGE_ITEMS: usize = 48;
+
+/// Input rows of one item: at most so many, that every thread gets work.
+const MOST_ROWS_PER_ITEM: usize = 64 * MICRO_ROWS;
 
 /// From this many input rows on, bf16 lines are widened once for all rows rather than once per six. Both ways
 /// compute the same bits.
@@ -24,69 +32,146 @@ pub(super) const WIDEN_FROM_ROWS: usize = 13;
 /// Quantised weight rows of one item: a multiple of four, see [`dot_rows`].
 const QUANTISED_ROWS_PER_ITEM: usize = 32;
 
+/// Inputs rounded at once, and what rounding one is taken to cost when deciding whether threads are worth waking.
+const ROUNDED_PER_ITEM: usize = 16 * 1024;
+const FLOPS_PER_ROUNDED: usize = 4;
+
+thread_local! {
+    /// The calling thread's inputs in bf16 pairs.
+    static ROUNDED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// A thread's sums of a panel that is not whole, and its widened lines.
+    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
 /// `out [m, rows] = x [m, cols] · weightᵀ`.
 pub(super) fn matmul(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight: &Matrix, out: &mut [f32]) {
     match &weight.storage {
-        Storage::Packed(_) => packed(kernels, pool, x, m, weight, out),
+        Storage::Packed(_) if weight.format() == WeightFormat::Bf16 && kernels.dots() => {
+            rounded(kernels, pool, x, m, weight, out);
+        }
+        Storage::Packed(_) => packed(kernels, pool, Inputs::F32(x), m, weight, out),
         Storage::Q8_0(blocks) => quantised(pool, x, m, weight, blocks, out),
         Storage::Q4K(blocks) => quantised(pool, x, m, weight, blocks, out),
         Storage::Q6K(blocks) => quantised(pool, x, m, weight, blocks, out),
     }
 }
 
-fn packed(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight: &Matrix, out: &mut [f32]) {
-    let (rows, cols) = (weight.rows(), weight.cols());
-    let (panels, parts) = (rows.div_ceil(ROWS_PER_PANEL), m.div_ceil(ROWS_PER_ITEM));
-    let out = SharedRows::new(out);
-    pool.run(panels * parts, 2 * m * rows * cols, |item| {
-        // Neighbouring items share a panel.
-        let (panel, part) = (item / parts, item % parts);
-        let first = part * ROWS_PER_ITEM;
-        let count = (m - first).min(ROWS_PER_ITEM);
-        let mut sums = vec![0.0; count * ROWS_PER_PANEL];
-        multiply_panel(kernels, &x[first * cols..(first + count) * cols], weight, panel, &mut sums);
-        let column = panel * ROWS_PER_PANEL;
-        let width = (rows - column).min(ROWS_PER_PANEL);
-        for (row, sums) in sums.chunks_exact(ROWS_PER_PANEL).enumerate() {
-            // SAFETY: items are distinct pairs of panel and part, so their columns or rows are apart; this
-            // borrow ends before the item's next one.
-            let target = unsafe { out.row((first + row) * rows + column, width) };
-            target.copy_from_slice(&sums[..width]);
+/// Input rows in the number format that the product takes.
+#[derive(Clone, Copy)]
+enum Inputs<'a> {
+    /// `[m, cols]`
+    F32(&'a [f32]),
+    /// `[m, cols / 2]` words
+    Pairs(&'a [u32]),
+}
+
+/// Rounds the inputs to bf16, once for all panels.
+fn rounded(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight: &Matrix, out: &mut [f32]) {
+    let cols = weight.cols();
+    let words = cols.div_ceil(2);
+    ROUNDED.with_borrow_mut(|pairs| {
+        if pairs.len() < m * words {
+            pairs.resize(m * words, 0);
         }
+        let pairs = &mut pairs[..m * words];
+        if words > 0 {
+            pool.run_rows(pairs, words, ROUNDED_PER_ITEM / 2, 2 * FLOPS_PER_ROUNDED, |at, pairs| {
+                for (row, pairs) in (at / words..).zip(pairs.chunks_exact_mut(words)) {
+                    kernels.round(&x[row * cols..(row + 1) * cols], pairs);
+                }
+            });
+        }
+        packed(kernels, pool, Inputs::Pairs(pairs), m, weight, out);
     });
 }
 
-/// `sums [count, 64] = x [count, cols] · panelᵀ`, columns in order.
-fn multiply_panel(kernels: Kernels, x: &[f32], weight: &Matrix, panel: usize, sums: &mut [f32]) {
+fn packed(kernels: Kernels, pool: &Pool, inputs: Inputs<'_>, m: usize, weight: &Matrix, out: &mut [f32]) {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    if m == 0 || rows == 0 {
+        return;
+    }
+    let row_bytes = match inputs {
+        Inputs::F32(_) => cols * size_of::<f32>(),
+        Inputs::Pairs(_) => cols.div_ceil(2) * size_of::<u32>(),
+    };
+    let most = (INPUT_BYTES_PER_ITEM / row_bytes.max(1)).clamp(MICRO_ROWS, MOST_ROWS_PER_ITEM);
+    // Parts of equal size, in whole strips.
+    let even = m.div_ceil(m.div_ceil(most));
+    let strips = if even > ROWS_OF_LARGE_ITEMS { ROWS_OF_LARGE_ITEMS } else { MICRO_ROWS };
+    let per_part = even.next_multiple_of(strips);
+    let (panels, parts) = (rows.div_ceil(ROWS_PER_PANEL), m.div_ceil(per_part));
+    let out = SharedRows::new(out);
+    pool.run(panels * parts, 2 * m * rows * cols, |item| {
+        // Neighbouring items share their input rows, and their panels are one stream of memory.
+        let (part, panel) = (item / panels, item % panels);
+        let first = part * per_part;
+        let count = (m - first).min(per_part);
+        let column = panel * ROWS_PER_PANEL;
+        let width = (rows - column).min(ROWS_PER_PANEL);
+        // SAFETY: items are distinct pairs of panel and part, so their columns or rows are apart; this borrow
+        // ends before the item's next one.
+        let target = unsafe { out.block(first * rows + column, count, width, rows) };
+        SCRATCH.with_borrow_mut(|(sums, widened)| {
+            if width == ROWS_PER_PANEL {
+                return multiply_panel(kernels, inputs, first, weight, panel, target, widened);
+            }
+            sums.resize((count * ROWS_PER_PANEL).max(sums.len()), 0.0);
+            let padded = Block::new(sums, count, ROWS_PER_PANEL, ROWS_PER_PANEL);
+            multiply_panel(kernels, inputs, first, weight, panel, padded, widened);
+            for row in 0..count {
+                // SAFETY: a part of the item's block, which is not used any more.
+                let target = unsafe { out.row((first + row) * rows + column, width) };
+                target.copy_from_slice(&sums[row * ROWS_PER_PANEL..][..width]);
+            }
+        });
+    });
+}
+
+/// `sums [count, 64] = inputs [first.., cols] · panelᵀ`, columns in order.
+fn multiply_panel(
+    kernels: Kernels,
+    inputs: Inputs<'_>,
+    first: usize,
+    weight: &Matrix,
+    panel: usize,
+    mut sums: Block<'_>,
+    widened: &mut Vec<f32>,
+) {
     let (cols, words) = (weight.cols(), weight.panel_words(panel));
-    let count = sums.len() / ROWS_PER_PANEL;
-    let is_f32 = weight.format() == WeightFormat::F32;
-    let widened_len = if is_f32 || count < WIDEN_FROM_ROWS { 0 } else { COLUMNS_PER_PASS * ROWS_PER_PANEL };
-    let mut widened = vec![0.0; widened_len];
-    for start in (0..cols).step_by(COLUMNS_PER_PASS) {
-        let depth = (cols - start).min(COLUMNS_PER_PASS);
-        let b = if is_f32 {
-            let lines = start * ROWS_PER_PANEL..(start + depth) * ROWS_PER_PANEL;
-            Right::F32 { data: bytemuck::cast_slice(&words[lines]), stride: ROWS_PER_PANEL }
-        } else {
-            let pairs = &words[start / 2 * ROWS_PER_PANEL..(start + depth).div_ceil(2) * ROWS_PER_PANEL];
-            if widened.is_empty() {
-                Right::Pairs { data: pairs, stride: ROWS_PER_PANEL }
-            } else {
-                kernels.widen(pairs, ROWS_PER_PANEL, &mut widened[..2 * pairs.len()]);
-                Right::F32 { data: &widened, stride: ROWS_PER_PANEL }
+    let per_line = if weight.format() == WeightFormat::F32 { 1 } else { 2 };
+    let widens = matches!(inputs, Inputs::F32(_)) && per_line == 2 && sums.rows() >= WIDEN_FROM_ROWS;
+    widened.resize(if widens { 2 * LINES_PER_PASS * ROWS_PER_PANEL } else { 0 }, 0.0);
+    // A single strip passes the whole panel at once: the sums never leave the registers.
+    let lines = if sums.rows() > MICRO_ROWS { LINES_PER_PASS } else { cols.div_ceil(per_line) };
+    for (pass, words) in words.chunks(lines.max(1) * ROWS_PER_PANEL).enumerate() {
+        let start = pass * lines * per_line;
+        let depth = (cols - start).min(lines * per_line);
+        let (factors, a_stride) = match inputs {
+            Inputs::Pairs(a) => {
+                let stride = cols.div_ceil(2);
+                (Factors::Pairs { a: &a[first * stride + start / 2..], b: words }, stride)
+            }
+            Inputs::F32(a) => {
+                let a = &a[first * cols + start..];
+                let factors = if per_line == 1 {
+                    Factors::F32 { a, b: bytemuck::cast_slice(words) }
+                } else if widens {
+                    kernels.widen(words, ROWS_PER_PANEL, &mut widened[..2 * words.len()]);
+                    Factors::F32 { a, b: widened }
+                } else {
+                    Factors::Widened { a, b: words }
+                };
+                (factors, cols)
             }
         };
+        let start = if pass == 0 { Start::Zero } else { Start::Sum };
         kernels.multiply(Multiply {
-            rows: count,
-            columns: ROWS_PER_PANEL,
             depth,
-            a: &x[start..],
-            a_stride: cols,
-            b,
-            c: sums,
-            c_stride: ROWS_PER_PANEL,
-            accumulate: start > 0,
+            factors,
+            a_stride,
+            b_stride: ROWS_PER_PANEL,
+            c: sums.reborrow(),
+            start,
         });
     }
 }

@@ -1,41 +1,8 @@
-//! The kernels on one row: the online softmax, widening of bf16, RMS norm and SwiGLU. Generic over [`Lanes`];
+//! The kernels on one row: widening of bf16 and rounding to it, RMS norm and SwiGLU. Generic over [`Lanes`];
 //! compiled for each instruction set in `isa`.
 
-use super::lanes::{Lanes, exp};
-use crate::KEYS_PER_TILE;
-
-/// Lanes of the widest register.
-const MAX_WIDTH: usize = 16;
-
-/// One step of the online softmax (arXiv 1805.02867): turns the scores of a tile into weights relative to the
-/// row's new `peak`, adds them to `total`, and returns what earlier sums are to be multiplied by.
-#[inline(always)]
-pub(super) fn soften<L: Lanes>(scores: &mut [f32; KEYS_PER_TILE], peak: &mut f32, total: &mut f32) -> f32 {
-    let start = scores.as_mut_ptr();
-    let mut greatest = L::splat(f32::NEG_INFINITY);
-    for at in (0..KEYS_PER_TILE).step_by(L::WIDTH) {
-        // SAFETY: KEYS_PER_TILE is a multiple of every width, so `at + WIDTH` stays inside the scores.
-        greatest = greatest.max(unsafe { L::load(start.add(at)) });
-    }
-    let new_peak = peak.max(greatest.greatest());
-    if new_peak == f32::NEG_INFINITY {
-        scores.fill(0.0);
-        return 1.0;
-    }
-    let mut sum = L::splat(0.0);
-    for at in (0..KEYS_PER_TILE).step_by(L::WIDTH) {
-        // SAFETY: as above.
-        unsafe {
-            let weight = exp(L::load(start.add(at)).sub(L::splat(new_peak)));
-            weight.store(start.add(at));
-            sum = sum.add(weight);
-        }
-    }
-    let factor = if new_peak == *peak { 1.0 } else { (*peak - new_peak).exp() };
-    *peak = new_peak;
-    *total = *total * factor + sum.sum();
-    factor
-}
+use super::lanes::Lanes;
+use super::softmax::MAX_WIDTH;
 
 /// `x *= factor`.
 #[inline(always)]
@@ -54,11 +21,35 @@ pub(super) fn widen<L: Lanes>(pairs: &[u32], width: usize, out: &mut [f32]) {
         for at in (0..width).step_by(8) {
             // SAFETY: `at + 8 <= width`; a line has `width` words, and `out` two lines of `width` values.
             unsafe {
-                L::Eight::load_low(from.add(at)).store(to.add(at));
-                L::Eight::load_high(from.add(at)).store(to.add(width + at));
+                let words = L::Eight::load(from.add(at).cast());
+                words.low_halves().store(to.add(at));
+                words.high_halves().store(to.add(width + at));
             }
         }
     }
+}
+
+/// Rounds values to words of bf16 pairs, an odd last one paired with 0.
+#[inline(always)]
+pub(super) fn round<L: Lanes>(x: &[f32], out: &mut [u32]) {
+    assert_eq!(out.len(), x.len().div_ceil(2), "a word per pair");
+    let whole = x.len() / (2 * L::WIDTH) * 2 * L::WIDTH;
+    for at in (0..whole).step_by(2 * L::WIDTH) {
+        // SAFETY: `at + 2 * WIDTH <= whole`, and `out` has a word for every two values.
+        unsafe {
+            let from = x.as_ptr().add(at);
+            L::store_bf16(L::load(from), L::load(from.add(L::WIDTH)), out.as_mut_ptr().add(at / 2));
+        }
+    }
+    let (rest, mut padded, mut words) = (&x[whole..], [0.0; 2 * MAX_WIDTH], [0; MAX_WIDTH]);
+    padded[..rest.len()].copy_from_slice(rest);
+    // SAFETY: no register is wider than MAX_WIDTH values.
+    unsafe {
+        let from = padded.as_ptr();
+        L::store_bf16(L::load(from), L::load(from.add(L::WIDTH)), words.as_mut_ptr());
+    }
+    let out = &mut out[whole / 2..];
+    out.copy_from_slice(&words[..out.len()]);
 }
 
 /// `out = weight * x / sqrt(mean(x²) + eps)` for one row.
@@ -106,7 +97,7 @@ pub(super) fn swiglu<L: Lanes>(gate: &mut [f32], up: &[f32]) {
 
 #[inline(always)]
 fn silu<L: Lanes>(x: L) -> L {
-    x.div(L::splat(1.0).add(exp(L::splat(0.0).sub(x))))
+    x.div(L::splat(1.0).add(L::splat(0.0).sub(x).exp()))
 }
 
 /// Applies `operation` to every value, the last ones in a padded register.
@@ -126,44 +117,4 @@ fn map<L: Lanes>(x: &mut [f32], operation: impl Fn(L) -> L) {
     // SAFETY: no register is wider than MAX_WIDTH values.
     unsafe { operation(L::load(padded.as_ptr())).store(padded.as_mut_ptr()) }
     rest.copy_from_slice(&padded[..rest.len()]);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::isa::{Isa, Kernels};
-    use super::*;
-
-    #[test]
-    fn softmax_weights_are_accurate_over_the_whole_range() {
-        for isa in Isa::available() {
-            let kernels = Kernels::new(isa).unwrap();
-            for offset in [0.0, -9000.0, 9000.0] {
-                // 0, -1.375, … -86.625: exact beside every offset.
-                let scores: [f32; KEYS_PER_TILE] = std::array::from_fn(|i| offset - i as f32 * 1.375);
-                let (mut weights, mut peak, mut total) = (scores, f32::NEG_INFINITY, 0.0);
-                assert_eq!(kernels.soften(&mut weights, &mut peak, &mut total), 0.0);
-                assert_eq!(peak, offset);
-                for (score, weight) in scores.iter().zip(weights) {
-                    let wanted = (f64::from(*score) - f64::from(offset)).exp();
-                    let error = (f64::from(weight) - wanted).abs() / wanted;
-                    assert!(error < 2.5e-7, "{isa}: {weight} at {score}, relative error {error}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn hidden_scores_weigh_exactly_nothing() {
-        for isa in Isa::available() {
-            let kernels = Kernels::new(isa).unwrap();
-            let (mut scores, mut peak, mut total) =
-                ([f32::NEG_INFINITY; KEYS_PER_TILE], f32::NEG_INFINITY, 0.0);
-            assert_eq!(kernels.soften(&mut scores, &mut peak, &mut total), 1.0, "nothing changes");
-            assert_eq!((scores, peak, total), ([0.0; KEYS_PER_TILE], f32::NEG_INFINITY, 0.0));
-            scores = [f32::NEG_INFINITY; KEYS_PER_TILE];
-            scores[5] = 3.0;
-            kernels.soften(&mut scores, &mut peak, &mut total);
-            assert_eq!((scores.iter().sum::<f32>(), scores[5], peak, total), (1.0, 1.0, 3.0, 1.0));
-        }
-    }
 }

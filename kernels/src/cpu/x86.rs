@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, store_rounded};
 
 /// Calls an intrinsic of the instruction set that the surrounding type stands for.
 macro_rules! on {
@@ -13,13 +13,17 @@ macro_rules! on {
     };
 }
 
-/// Eight lanes of AVX2 with FMA.
-#[derive(Clone, Copy)]
-pub(super) struct Avx2(__m256);
+/// `2^r` for `r` in `±1/2` to 3e-6 relative, highest power first.
+const EXP2: [f32; 5] = [9.570_097e-3, 5.591_786e-2, 2.402_474_4e-1, 6.931_218e-1, 9.999_993e-1];
 
-impl Lanes for Avx2 {
+/// Eight lanes of AVX2 with FMA; with `DOTS` also of AVX512_BF16 in its short form.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2<const DOTS: bool>(__m256);
+
+impl<const DOTS: bool> Lanes for Avx2<DOTS> {
     const WIDTH: usize = 8;
     type Eight = Self;
+    const DOTS: bool = DOTS;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -28,17 +32,6 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         on!(Self(_mm256_loadu_ps(from)))
-    }
-    #[inline(always)]
-    unsafe fn load_low(from: *const u32) -> Self {
-        on!(Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast())))))
-    }
-    #[inline(always)]
-    unsafe fn load_high(from: *const u32) -> Self {
-        on!({
-            let high = _mm256_set1_epi32(0xffff_0000u32 as i32);
-            Self(_mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(from.cast()), high)))
-        })
     }
     #[inline(always)]
     fn prefetch<T>(address: *const T) {
@@ -77,6 +70,46 @@ impl Lanes for Avx2 {
         on!(Self(_mm256_fmadd_ps(self.0, factor.0, term.0)))
     }
     #[inline(always)]
+    fn dot_pairs(self, a: Self, b: Self) -> Self {
+        if DOTS {
+            // Words of pairs in every type: transmuting keeps the bits.
+            on!(Self(_mm256_dpbf16_ps(
+                self.0,
+                std::mem::transmute::<__m256, __m256bh>(a.0),
+                std::mem::transmute::<__m256, __m256bh>(b.0)
+            )))
+        } else {
+            a.low_halves().mul_add(b.low_halves(), a.high_halves().mul_add(b.high_halves(), self))
+        }
+    }
+    #[inline(always)]
+    fn low_halves(self) -> Self {
+        on!(Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(self.0)))))
+    }
+    #[inline(always)]
+    fn high_halves(self) -> Self {
+        on!({
+            let high = _mm256_set1_epi32(0xffff_0000u32 as i32);
+            Self(_mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(self.0), high)))
+        })
+    }
+    #[inline(always)]
+    fn any_above(self, limit: Self) -> bool {
+        on!(_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, limit.0)) != 0)
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(first: Self, second: Self, to: *mut u32) {
+        if DOTS {
+            on!({
+                let packed = _mm256_cvtne2ps_pbh(second.0, first.0);
+                _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(packed));
+            })
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { store_rounded(first, second, to) }
+        }
+    }
+    #[inline(always)]
     fn exp2_of_whole(self) -> Self {
         on!({
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
@@ -105,13 +138,15 @@ impl Lanes for Avx2 {
     }
 }
 
-/// Sixteen lanes of AVX-512F.
+/// Sixteen lanes of AVX-512F; with `DOTS` also of AVX512_BF16, and with `TILES` beside AMX.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(__m512);
+pub(super) struct Avx512<const DOTS: bool, const TILES: bool>(__m512);
 
-impl Lanes for Avx512 {
+impl<const DOTS: bool, const TILES: bool> Lanes for Avx512<DOTS, TILES> {
     const WIDTH: usize = 16;
-    type Eight = Avx2;
+    type Eight = Avx2<DOTS>;
+    const DOTS: bool = DOTS;
+    const TILES: bool = TILES;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -120,17 +155,6 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         on!(Self(_mm512_loadu_ps(from)))
-    }
-    #[inline(always)]
-    unsafe fn load_low(from: *const u32) -> Self {
-        on!(Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast())))))
-    }
-    #[inline(always)]
-    unsafe fn load_high(from: *const u32) -> Self {
-        on!({
-            let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
-            Self(_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(from.cast()), high)))
-        })
     }
     #[inline(always)]
     fn prefetch<T>(address: *const T) {
@@ -167,6 +191,64 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
         on!(Self(_mm512_fmadd_ps(self.0, factor.0, term.0)))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, a: Self, b: Self) -> Self {
+        if DOTS {
+            // Words of pairs in every type: transmuting keeps the bits.
+            on!(Self(_mm512_dpbf16_ps(
+                self.0,
+                std::mem::transmute::<__m512, __m512bh>(a.0),
+                std::mem::transmute::<__m512, __m512bh>(b.0)
+            )))
+        } else {
+            a.low_halves().mul_add(b.low_halves(), a.high_halves().mul_add(b.high_halves(), self))
+        }
+    }
+    #[inline(always)]
+    fn low_halves(self) -> Self {
+        on!(Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(self.0)))))
+    }
+    #[inline(always)]
+    fn high_halves(self) -> Self {
+        on!({
+            let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
+            Self(_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(self.0), high)))
+        })
+    }
+    #[inline(always)]
+    fn exp_roughly(self) -> Self {
+        // 2^(n + r) with n whole and r in ±1/2; below -150 the scaling gives exactly 0. The polynomial is
+        // fitted for the least greatest relative error.
+        on!({
+            let t = _mm512_max_ps(
+                _mm512_mul_ps(self.0, _mm512_set1_ps(std::f32::consts::LOG2_E)),
+                _mm512_set1_ps(-160.0),
+            );
+            let n = _mm512_roundscale_ps::<0>(t);
+            let r = _mm512_sub_ps(t, n);
+            let mut p = _mm512_set1_ps(EXP2[0]);
+            for factor in &EXP2[1..] {
+                p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*factor));
+            }
+            Self(_mm512_scalef_ps(p, n))
+        })
+    }
+    #[inline(always)]
+    fn any_above(self, limit: Self) -> bool {
+        on!(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, limit.0) != 0)
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(first: Self, second: Self, to: *mut u32) {
+        if DOTS {
+            on!({
+                let packed = _mm512_cvtne2ps_pbh(second.0, first.0);
+                _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(packed));
+            })
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { store_rounded(first, second, to) }
+        }
     }
     #[inline(always)]
     fn exp2_of_whole(self) -> Self {

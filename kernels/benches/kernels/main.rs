@@ -1,0 +1,271 @@
+//! Rates of the kernels on this machine, beside its peaks and other libraries: `cargo bench -p stellate-kernels
+//! [-- --json] [--threads N] [--only NAME] [--rounds N] [--alone]`. Every figure is the best of many short calls, taken in turn
+//! with samples of the peaks. `STELLATE_CPU_ISA` chooses the instruction set; `--alone` leaves the others out.
+#![allow(clippy::print_stdout)]
+
+mod peaks;
+mod rivals;
+
+use std::time::{Duration, Instant};
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use peaks::{Bound, MEMORY_BYTES, Peaks};
+use rivals::Rival;
+use stellate_kernels::*;
+
+/// Each round repeats our call for this long, and a rival's once.
+const ROUND: Duration = Duration::from_millis(60);
+
+struct Report {
+    threads: usize,
+    json: bool,
+    /// Run only what has this in its name.
+    only: String,
+    rounds: usize,
+    alone: bool,
+    peaks: Peaks,
+    lines: Vec<Line>,
+}
+
+/// One kernel and shape.
+struct Line {
+    name: String,
+    bound: Bound,
+    /// Operations or bytes of one call.
+    work: f64,
+    /// Best seconds of one call.
+    seconds: f64,
+    /// Name and best rate, in units of 1e9 per second.
+    rivals: Vec<(&'static str, f64)>,
+}
+
+impl Report {
+    fn wants(&self, name: &str) -> bool {
+        name.contains(&self.only)
+    }
+
+    /// Times `call` in turn with its rivals and the peak; `work` is its operations or bytes.
+    fn time(&mut self, name: String, bound: Bound, work: f64, rivals: Vec<Rival>, mut call: impl FnMut()) {
+        let mut line = Line { name, bound, work, seconds: f64::INFINITY, rivals: vec![] };
+        call();
+        for _ in 0..self.rounds {
+            self.peaks.sample(bound);
+            let round = Instant::now();
+            while round.elapsed() < ROUND {
+                line.seconds = line.seconds.min(seconds_of(&mut call));
+            }
+        }
+        for mut rival in rivals {
+            (rival.call)();
+            let mut best = f64::INFINITY;
+            let start = Instant::now();
+            while start.elapsed() < 3 * ROUND {
+                best = best.min(seconds_of(&mut rival.call));
+            }
+            line.rivals.push((rival.name, work * rival.share / best / 1e9));
+        }
+        self.lines.push(line);
+    }
+
+    fn print(&self) {
+        if !self.json {
+            for bound in Bound::ALL {
+                println!("peak {:<12} {:>8.1} {}", bound.name(), self.peaks.best(bound), bound.unit());
+            }
+        }
+        for line in &self.lines {
+            let rate = line.work / line.seconds / 1e9;
+            let (unit, of_peak) = (line.bound.unit(), rate / self.peaks.best(line.bound));
+            if self.json {
+                let mut json = format!(
+                    r#"{{"name":"{}","threads":{},"unit":"{unit}","rate":{rate:.2},"of_peak":{of_peak:.4},"ms":{:.4}"#,
+                    line.name,
+                    self.threads,
+                    line.seconds * 1e3
+                );
+                for (rival, rate) in &line.rivals {
+                    json += &format!(r#","{rival}":{rate:.2}"#);
+                }
+                println!("{json}}}");
+            } else {
+                let mut text = format!("{:<36} {rate:>7.1} {unit:<7} {:>5.1} %", line.name, of_peak * 1e2);
+                text += &format!(" {:>9.3} ms", line.seconds * 1e3);
+                for (rival, theirs) in &line.rivals {
+                    text += &format!("   {rival} {theirs:.1} (x{:.1})", rate / theirs);
+                }
+                println!("{text}");
+            }
+        }
+    }
+}
+
+fn seconds_of(call: &mut impl FnMut()) -> f64 {
+    let start = Instant::now();
+    call();
+    start.elapsed().as_secs_f64()
+}
+
+pub(crate) fn values(count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect()
+}
+
+/// A weight `[n, n]`, quantised blocks as they come from files.
+fn weight(format: WeightFormat, n: usize, rows: &[f32], raw: &Option<Vec<u8>>) -> Matrix {
+    let mut builder = Matrix::builder(format, n, n).expect("a weight of this size");
+    match raw {
+        Some(raw) => builder.push_raw(raw).expect("whole rows"),
+        None => (0..n / 64).for_each(|_| builder.push_rows(rows)),
+    }
+    builder.finish().expect("all rows")
+}
+
+fn raw_blocks(format: WeightFormat, n: usize) -> Option<Vec<u8>> {
+    let dtype = match format {
+        WeightFormat::F32 | WeightFormat::Bf16 => return None,
+        WeightFormat::Q8_0 => GgmlDType::Q8_0,
+        WeightFormat::Q4K => GgmlDType::Q4K,
+        WeightFormat::Q6K => GgmlDType::Q6K,
+    };
+    let tensor = Tensor::from_vec(values(n * n), (n, n), &Device::Cpu).expect("n rows");
+    let quantised = QTensor::quantize(&tensor, dtype).expect("whole blocks");
+    Some(quantised.data().expect("blocks in memory").into_owned())
+}
+
+fn products(cpu: &Cpu, report: &mut Report) {
+    for n in [2048, 4096] {
+        for format in WeightFormat::ALL {
+            let name = |m: usize| format!("matmul {format} m={m} {n}x{n}");
+            let sizes: Vec<usize> =
+                [1, 4, 16, 64, 512].into_iter().filter(|m| report.wants(&name(*m))).collect();
+            if sizes.is_empty() {
+                continue;
+            }
+            let (rows, raw) = (values(64 * n), raw_blocks(format, n));
+            // Copies, so that no cache holds what a decoder would stream.
+            let copies = MEMORY_BYTES / format.bytes_for(n, n);
+            let weights: Vec<Matrix> = (0..copies).map(|_| weight(format, n, &rows, &raw)).collect();
+            for m in sizes {
+                let (x, mut out) = (values(m * n), vec![0.0; m * n]);
+                let (bound, work) = match (m, format) {
+                    (1, _) => (Bound::Memory, weights[0].bytes() as f64),
+                    (_, WeightFormat::F32) => (Bound::F32, 2.0 * (m * n * n) as f64),
+                    _ => (Bound::Bf16, 2.0 * (m * n * n) as f64),
+                };
+                let rivals =
+                    if report.alone { vec![] } else { rivals::products(format, m, n, report.threads) };
+                let mut turn = 0;
+                report.time(name(m), bound, work, rivals, || {
+                    turn += 1;
+                    cpu.matmul(&x, &weights[turn % copies], &mut out);
+                });
+            }
+        }
+    }
+}
+
+fn attention(cpu: &Cpu, report: &mut Report) {
+    let (heads, kv_heads) = (32, 8);
+    for format in [KvFormat::Bf16, KvFormat::F32] {
+        for head_dim in [64, 128] {
+            for (tokens, keys) in [(4096, 4096), (64, 8192), (8, 8192), (2, 8192), (1, 8192), (1, 65536)] {
+                let kind = if tokens > 1 { "prefill" } else { "decode" };
+                let name = format!("{kind} {format} d={head_dim} {tokens} on {keys}");
+                if !report.wants(&name) {
+                    continue;
+                }
+                let shape = KvShape { layers: 1, kv_heads, head_dim, format };
+                let mut block = KvBlock::new(shape, keys);
+                let chunk = values(1024 * kv_heads * head_dim);
+                (0..keys).step_by(1024).for_each(|at| block.write(0, at, &chunk, &chunk));
+                let data = values(tokens * heads * head_dim);
+                let scale = (head_dim as f32).sqrt().recip();
+                let q = Queries { data: &data, tokens, heads, head_dim, scale };
+                let visible = Visible::Causal { offset: (keys - tokens) as i64 };
+                let spans = [KvSpan { keys: block.view(0, keys), visible }];
+                let out_shape = PartialShape { tokens, heads, head_dim };
+                let mut out = Partial::empty(out_shape);
+                let seen: usize = (0..tokens).map(|token| visible.count(token, keys)).sum();
+                let flops = (4 * seen * heads * head_dim) as f64;
+                let (bound, work) = match (tokens, format) {
+                    (1, _) => (Bound::Memory, block.bytes() as f64),
+                    (_, KvFormat::F32) => (Bound::F32, flops),
+                    (_, KvFormat::Bf16) => (Bound::Bf16, flops),
+                };
+                let rival = (!report.alone)
+                    .then(|| rivals::attention(format, [heads, kv_heads, head_dim], tokens, keys));
+                report.time(name, bound, work, rival.flatten().into_iter().collect(), || {
+                    out.reset(out_shape);
+                    cpu.attend(q, &spans, &mut out);
+                });
+            }
+        }
+    }
+}
+
+fn rows(cpu: &Cpu, report: &mut Report) {
+    let (m, n) = (512, 8192);
+    let (x, weight, mut out) = (values(m * n), values(n), vec![0.0; m * n]);
+    let bytes = (m * n * size_of::<f32>()) as f64;
+    if report.wants("rms_norm 512x8192") {
+        report.time("rms_norm 512x8192".into(), Bound::Memory, 2.0 * bytes, vec![], || {
+            cpu.rms_norm(&x, &weight, 1e-5, &mut out);
+        });
+    }
+    if report.wants("copy and swiglu 512x8192") {
+        let gate = x.clone();
+        report.time("copy and swiglu 512x8192".into(), Bound::Memory, 5.0 * bytes, vec![], || {
+            // Gates afresh: fed with its own results it would soon compute on subnormals.
+            out.copy_from_slice(&gate);
+            cpu.swiglu(&mut out, &x);
+        });
+    }
+    if report.wants("rope 512x64x128") {
+        let inv_freq: Vec<f32> = (0..64).map(|i| 1e4f32.powf(-(i as f32) / 64.0)).collect();
+        let angles = RopeAngles::new(&inv_freq, 1.0, 0..m as u32);
+        report.time("rope 512x64x128".into(), Bound::Memory, 2.0 * bytes, vec![], || {
+            cpu.rope(&mut out, n / 128, &angles);
+        });
+    }
+}
+
+/// candle takes its number of threads from the environment, once: each number is a process of its own.
+fn each_thread_count(arguments: &[String]) {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    let counts = if all > 1 { vec![1, all] } else { vec![1] };
+    for threads in counts {
+        let status = std::process::Command::new(&arguments[0])
+            .args(&arguments[1..])
+            .args(["--threads", &threads.to_string()])
+            .env("RAYON_NUM_THREADS", threads.to_string())
+            .status();
+        assert!(status.is_ok_and(|status| status.success()), "the run with {threads} threads failed");
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let value = |name: &str| arguments.iter().skip_while(|argument| *argument != name).nth(1);
+    let has = |name: &str| arguments.iter().any(|argument| argument == name);
+    let Some(threads) = value("--threads").and_then(|text| text.parse().ok()) else {
+        return each_thread_count(&arguments);
+    };
+    let options = CpuOptions { name: "bench".into(), threads, cpus: vec![] };
+    let cpu = Cpu::new(&options).expect("a CPU backend");
+    let mut report = Report {
+        threads,
+        json: has("--json"),
+        only: value("--only").cloned().unwrap_or_default(),
+        rounds: value("--rounds").and_then(|text| text.parse().ok()).unwrap_or(10),
+        alone: has("--alone"),
+        peaks: Peaks::new(threads),
+        lines: vec![],
+    };
+    if !report.json {
+        println!("{}", cpu.name());
+    }
+    attention(&cpu, &mut report);
+    products(&cpu, &mut report);
+    rows(&cpu, &mut report);
+    report.print();
+}
