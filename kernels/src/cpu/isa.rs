@@ -36,6 +36,19 @@ impl Isa {
         Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
+    /// The set that runs unless another is named: the best that keeps activations in f32. Rounding them to bf16 is faster
+    /// on some machines, but makes of the last bits in which the merges of different placements differ a rounding to the
+    /// other side here and there, and then an answer could depend on where blocks lie.
+    pub fn preferred() -> Isa {
+        let exact = |isa: &Isa| isa.is_available() && !isa.rounds_activations();
+        Self::ALL.into_iter().find(exact).unwrap_or(Isa::Portable)
+    }
+
+    /// Whether activations are rounded to bf16 where they meet bf16 weights, keys or values.
+    pub fn rounds_activations(self) -> bool {
+        matches!(self, Isa::Amx | Isa::Avx512Bf16)
+    }
+
     #[cfg(target_arch = "x86_64")]
     fn is_available(self) -> bool {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");

@@ -47,7 +47,7 @@ pub struct CpuOptions {
     pub cpus: Vec<usize>,
 }
 
-/// The CPU backend: its own threads, and the best instruction set of the machine.
+/// The CPU backend: its own threads, and an instruction set of the machine.
 pub struct Cpu {
     name: String,
     kernels: Kernels,
@@ -55,13 +55,13 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Starts the threads and chooses the instruction set: the best there is, or what `STELLATE_CPU_ISA` names.
+    /// Starts the threads and chooses the instruction set: [`Isa::preferred`], or what `STELLATE_CPU_ISA` names.
     ///
     /// Fails where the machine lacks what is named, and where threads cannot be started or pinned.
     pub fn new(options: &CpuOptions) -> Result<Cpu, KernelError> {
         let isa = match std::env::var(ISA_VARIABLE) {
             Ok(name) if !name.is_empty() => name.parse()?,
-            _ => Isa::available()[0],
+            _ => Isa::preferred(),
         };
         Self::with_isa(options, isa)
     }
