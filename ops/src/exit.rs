@@ -75,15 +75,21 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<EncodeError>() {
         return match error {
             EncodeError::Layout(_) => Some(USAGE),
-            EncodeError::Prompt(PromptError::NoTokenizer) => Some(MODEL),
+            EncodeError::Prompt(error) => code_of_prompt(error),
             _ => None,
         };
     }
     match cause.downcast_ref::<AskError>()? {
-        AskError::Prompt(PromptError::NoTokenizer) => Some(MODEL),
+        AskError::Prompt(error) => code_of_prompt(error),
         AskError::NoTokens | AskError::StopString(_) => Some(USAGE),
         _ => None,
     }
+}
+
+/// What the model came without, or with in pieces, is the model's; what it cannot make of a text is the work's.
+fn code_of_prompt(error: &PromptError) -> Option<u8> {
+    use PromptError::{BadTemplate, BadTokenizer, NoTokenizer};
+    matches!(error, NoTokenizer | BadTokenizer(_) | BadTemplate(_)).then_some(MODEL)
 }
 
 fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {

@@ -194,3 +194,25 @@ fn a_context_that_does_not_fit_ends_with_exit_code_1_and_says_how_much_room_ther
     assert_eq!(code, 1);
     assert!(message.contains("needed") && message.contains("free"), "{message}");
 }
+
+#[test]
+fn a_broken_template_ends_with_exit_code_3_and_raw_text_does_without_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/demo");
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        fs::copy(demo.join(name), folder.path().join(name)).unwrap();
+    }
+    file(folder.path(), "chat_template.jinja", "{% for m in messages %}");
+    let arguments =
+        ["--model", folder.path().to_str().unwrap(), "--context", "-", "--query", "x", "--max-tokens", "2"];
+    let (code, message) = refusal(&arguments, FACTS);
+    assert_eq!(code, 3, "{message}");
+    assert!(message.contains("chat template cannot be used") && message.contains("--raw"), "{message}");
+    stdout(run(&[&arguments[..], &["--raw"]].concat(), FACTS));
+}
