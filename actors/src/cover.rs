@@ -59,6 +59,16 @@ impl Cover {
         self.order.is_empty()
     }
 
+    /// The blocks, in order.
+    pub fn blocks(&self) -> &[BlockId] {
+        &self.order
+    }
+
+    /// The place of `block` in the order.
+    pub fn index(&self, block: BlockId) -> Option<usize> {
+        self.index.get(&block).copied()
+    }
+
     /// Checks that `replies`, each the list of the blocks it attended, cover every block exactly once. Gives the
     /// order in which to merge them: by the first block each attended.
     pub fn check(&self, replies: &[&[BlockId]]) -> Result<Vec<usize>, CoverError> {

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
-use stellate_kernels::{Backend, Partial};
+use stellate_kernels::{Backend, KvSpan, Partial};
 use stellate_model::decoder::{Decoder, Pass};
+
+use crate::link::Fold;
 
 /// A model on a device.
 #[derive(Debug)]
@@ -26,5 +28,29 @@ impl Engine {
     pub fn new(decoder: Arc<Decoder>, backend: Box<dyn Backend>, chunk_tokens: usize) -> Self {
         let attended = Partial::empty(decoder.partial_shape(0));
         Self { decoder, backend, chunk_tokens: chunk_tokens.max(1), pass: Pass::default(), attended }
+    }
+
+    /// The device for a run whose attention is folded so: activations may be rounded only where no sum before them depends
+    /// on where blocks lie.
+    pub fn backend_for(&self, fold: Fold) -> &dyn Backend {
+        if fold.is_placement_free() { self.backend.encoding() } else { &*self.backend }
+    }
+
+    /// The attention of `queries`, `[tokens, heads, head_dim]`, over `spans`, one for each block, folded as asked.
+    pub fn attend(&self, queries: &[f32], spans: &[KvSpan<'_>], fold: Fold) -> Vec<Partial> {
+        let (queries, backend) = (self.decoder.queries(queries), self.backend_for(fold));
+        let empty = || Partial::empty(self.decoder.partial_shape(queries.tokens));
+        let alone = |span: &KvSpan<'_>| {
+            let mut partial = empty();
+            backend.attend(queries, &[*span], &mut partial);
+            partial
+        };
+        let mut folded = empty();
+        match fold {
+            Fold::ByHost => backend.attend(queries, spans, &mut folded),
+            Fold::ByBlock => spans.iter().for_each(|span| folded.merge(&alone(span))),
+            Fold::Apart => return spans.iter().map(alone).collect(),
+        }
+        vec![folded]
     }
 }

@@ -20,6 +20,24 @@ impl fmt::Display for HostId {
     }
 }
 
+/// How the attention over several blocks is folded on its way to the query host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fold {
+    /// All blocks of a host in one partial. How hosts' blocks lie shows in the last bits of the sums.
+    ByHost,
+    /// Block after block, each attended alone, in one partial: the fold of [`Fold::Apart`], done by a host that has every block.
+    ByBlock,
+    /// Not at all: a partial for each block, for the query host to fold in the order of the context.
+    Apart,
+}
+
+impl Fold {
+    /// Whether sums come out the same, bit for bit, wherever blocks lie.
+    pub fn is_placement_free(self) -> bool {
+        self != Self::ByHost
+    }
+}
+
 /// Asks a context host for the attention of `queries` over `blocks`, unmasked: every query token stands behind them.
 #[derive(Clone, Debug)]
 pub struct AttendRequest {
@@ -27,6 +45,8 @@ pub struct AttendRequest {
     pub layer: usize,
     /// The blocks, in the order of the context.
     pub blocks: Arc<[BlockId]>,
+    /// What the reply's partials are.
+    pub fold: Fold,
     /// Rotated queries, `[tokens, heads, head_dim]`.
     pub queries: Arc<Vec<f32>>,
 }
@@ -36,8 +56,8 @@ pub struct AttendRequest {
 pub struct AttendReply {
     /// The blocks that were attended, each once.
     pub blocks: Arc<[BlockId]>,
-    /// Their merged attention.
-    pub partial: Partial,
+    /// Their attention: one partial, or one for each block if they are [`Fold::Apart`].
+    pub partials: Vec<Partial>,
 }
 
 /// Why a context host gave no attention. The step can be asked again once the cause is gone.

@@ -12,12 +12,13 @@ use stellate_actors::link::{AttendReply, AttendRequest, HostId, HostLink, LinkEr
 use stellate_actors::path::context::BlockEncoder;
 use stellate_actors::path::query::forward;
 use stellate_actors::tail::Tail;
-use stellate_actors::{KvFormat, Layout, Model, ModelOptions, ModelSource};
+use stellate_actors::{KvFormat, Layout, Model, ModelOptions, ModelSource, WeightChoice};
 use stellate_kernels::{Cpu, CpuOptions, KvSpan, Partial, Visible};
 use stellate_model::block::{Addresser, BlockId};
 
 const BLOCK_TOKENS: usize = 48;
-const CONTEXT_TOKENS: usize = 5 * BLOCK_TOKENS - 20;
+const BLOCKS: usize = 5;
+const CONTEXT_TOKENS: usize = BLOCKS * BLOCK_TOKENS - 20;
 
 /// How a host misbehaves at layer 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,7 +65,8 @@ impl HostLink for FakeLink {
     }
 
     fn wait(&mut self) -> Result<AttendReply, LinkError> {
-        let AttendRequest { layer, blocks, queries } = self.pending.take().expect("a request was posted");
+        let AttendRequest { layer, blocks, fold, queries } =
+            self.pending.take().expect("a request was posted");
         let fault = if layer == 1 { *self.fault.lock().unwrap() } else { Fault::None };
         let mut named = blocks.to_vec();
         match fault {
@@ -79,35 +81,41 @@ impl HostLink for FakeLink {
         }
         let engine = self.world.engine.lock().unwrap();
         let decoder = &engine.decoder;
-        let queries = decoder.queries(&queries);
         let held = named.iter().filter_map(|id| self.world.blocks.get(id));
         let spans: Vec<_> = held
             .map(|block| KvSpan { keys: block.view(layer, block.len()), visible: Visible::All })
             .collect();
-        let mut partial = Partial::empty(decoder.partial_shape(queries.tokens));
-        engine.backend.attend(queries, &spans, &mut partial);
+        let mut partials = engine.attend(&queries, &spans, fold);
         if fault == Fault::AnswersInAnotherShape {
-            partial = Partial::empty(decoder.partial_shape(queries.tokens + 1));
+            partials[0] = Partial::empty(decoder.partial_shape(partials[0].shape().tokens + 1));
         }
-        Ok(AttendReply { blocks: named.into(), partial })
+        Ok(AttendReply { blocks: named.into(), partials })
     }
 }
 
 fn engine() -> anyhow::Result<Engine> {
+    engine_of(WeightChoice::default())
+}
+
+fn engine_of(weights: WeightChoice) -> anyhow::Result<Engine> {
     let source = ModelSource::Random { shape: "tiny".into(), seed: 7 };
-    let model = Model::load(&source, &ModelOptions::default(), &mut |_| {})?;
+    let options = ModelOptions { weights, ..ModelOptions::default() };
+    let model = Model::load(&source, &options, &mut |_| {})?;
     let cpu = Cpu::new(&CpuOptions { name: "test".into(), threads: 1, cpus: Vec::new() })?;
     Ok(Engine::new(model.decoder, Box::new(cpu), 32))
 }
 
 /// A context whose blocks are all encoded (star, no anchor: each by itself).
 fn world() -> anyhow::Result<Arc<World>> {
-    let mut engine = engine()?;
-    let shape = engine.decoder.kv_shape(KvFormat::F32);
+    world_of(engine()?, KvFormat::F32, CONTEXT_TOKENS)
+}
+
+fn world_of(mut engine: Engine, format: KvFormat, tokens: usize) -> anyhow::Result<Arc<World>> {
+    let shape = engine.decoder.kv_shape(format);
     let budget = KvBudget::new(shape, shape.bytes_for(4096));
-    let ids: Vec<u32> = (0..CONTEXT_TOKENS as u32).map(|i| i * 37 % 512).collect();
+    let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 37 % 512).collect();
     let layout = Layout::star(BLOCK_TOKENS, 0);
-    let addresser = Addresser::new(engine.decoder.fingerprint(), KvFormat::F32);
+    let addresser = Addresser::new(engine.decoder.fingerprint(), format);
     let order = addresser.address_all(&layout, &ids);
     let foreign = addresser.address_all(&layout, &ids[1..])[0];
     let mut blocks = HashMap::new();
@@ -123,6 +131,10 @@ fn world() -> anyhow::Result<Arc<World>> {
 
 /// Routes to the world's blocks on `hosts` hosts, the last of which fails by `fault`.
 fn fanout(world: &Arc<World>, hosts: usize, fault: &Arc<Mutex<Fault>>) -> Fanout {
+    Fanout::new(routes(world, hosts, fault), Cover::new(world.order.iter().copied()))
+}
+
+fn routes(world: &Arc<World>, hosts: usize, fault: &Arc<Mutex<Fault>>) -> Vec<Route> {
     let routes = (0..hosts).map(|host| {
         let blocks: Vec<BlockId> = world.order.iter().copied().skip(host).step_by(hosts).collect();
         let fault = match host + 1 == hosts {
@@ -132,7 +144,7 @@ fn fanout(world: &Arc<World>, hosts: usize, fault: &Arc<Mutex<Fault>>) -> Fanout
         let link = FakeLink { world: Arc::clone(world), host: HostId(host as u32), fault, pending: None };
         Route { link: Box::new(link), blocks: blocks.into() }
     });
-    Fanout::new(routes.collect(), Cover::new(world.order.iter().copied()))
+    routes.collect()
 }
 
 fn step(
@@ -189,6 +201,51 @@ fn logits_do_not_depend_on_how_many_hosts_hold_the_blocks() -> anyhow::Result<()
     for other in &logits[1..] {
         let off = logits[0].iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(off < 1e-5, "logits differ by {off}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_fan_in_in_block_order_gives_the_same_bits_on_any_number_of_hosts() -> anyhow::Result<()> {
+    // More blocks than go in one round, in formats that the instructions for encoding may round activations to.
+    let (weights, tokens) = (WeightChoice::Bf16, 19 * BLOCK_TOKENS + 3);
+    let world = world_of(engine_of(weights)?, KvFormat::Bf16, tokens)?;
+    let mut engine = engine_of(weights)?;
+    let healthy = Arc::new(Mutex::new(Fault::None));
+    let mut logits = Vec::new();
+    for hosts in [1, 2, 3, 20] {
+        let cover = Cover::new(world.order.iter().copied());
+        let mut fanout = Fanout::in_block_order(routes(&world, hosts, &healthy), cover);
+        let mut tail = Tail::growing(Arc::clone(&world.budget));
+        tail.reserve(4)?;
+        logits.push(forward(&mut engine, &mut fanout, &mut tail, &[9, 8, 7, 6], tokens, 0..4)?);
+    }
+    assert!(logits.iter().all(|other| other == &logits[0]), "the same bits");
+    Ok(())
+}
+
+#[test]
+fn a_fan_in_in_block_order_refuses_what_the_other_refuses() -> anyhow::Result<()> {
+    let world = world()?;
+    let mut engine = engine()?;
+    for (fault, expected) in [
+        (Fault::DropsABlock, FanoutError::Cover(CoverError::Missing { block: world.order[4], index: 4 })),
+        (Fault::AnswersInAnotherShape, FanoutError::Shape),
+        (Fault::Dies, FanoutError::Link(LinkError::HostGone { host: HostId(1) })),
+    ] {
+        let switch = Arc::new(Mutex::new(fault));
+        let order = world.order.iter().copied();
+        // The host that fails has the last block.
+        let mut routes = routes(&world, 2, &switch);
+        let last = Route { blocks: order.clone().skip(2).step_by(2).collect(), ..routes.pop().unwrap() };
+        let first = Route {
+            blocks: [world.order[0], world.order[1], world.order[3]].into(),
+            ..routes.pop().unwrap()
+        };
+        let mut fanout = Fanout::in_block_order(vec![first, last], Cover::new(order));
+        let mut tail = Tail::growing(Arc::clone(&world.budget));
+        assert_eq!(step(&mut engine, &mut fanout, &mut tail, &[4, 5]), Err(expected), "{fault:?}");
+        assert!(tail.is_empty(), "{fault:?}");
     }
     Ok(())
 }

@@ -104,6 +104,11 @@ pub trait Backend: Send + Sync + Debug {
     /// Makes the calling thread this backend's own: called once, by the thread that will make all other calls.
     fn attach(&self) {}
 
+    /// The same device and threads for work whose inputs come out the same, bit for bit, wherever blocks lie: the encoding of
+    /// a context. There activations may be rounded to the number format of the weights, keys and values that they meet,
+    /// where that is faster; the operations of `self` never round them unless the user names instructions that do.
+    fn encoding(&self) -> &dyn Backend;
+
     /// Folds into `out` the attention of `q` over each span in order. `out` has the shape of `q`; where it is
     /// empty it becomes the attention over all spans. Query head `h` reads key/value head
     /// `h / (heads / kv_heads)` (grouped-query attention, arXiv 2305.13245).

@@ -10,6 +10,10 @@ use crate::{Backend, KvSpan, Matrix, Partial, Queries, RopeAngles};
 pub struct Reference;
 
 impl Backend for Reference {
+    fn encoding(&self) -> &dyn Backend {
+        self
+    }
+
     fn name(&self) -> &str {
         "reference"
     }

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use stellate_kernels::cpu::ISA_VARIABLE;
-use stellate_kernels::{Cpu, CpuOptions, Isa};
+use stellate_kernels::{Backend, Cpu, CpuOptions, Isa};
 
 const CHILD_VARIABLE: &str = "STELLATE_KERNELS_TEST_CHILD";
 
@@ -23,7 +23,7 @@ fn outcome(value: &str) -> String {
 fn the_variable_forces_the_instruction_set() {
     if std::env::var_os(CHILD_VARIABLE).is_some() {
         match Cpu::new(&CpuOptions { threads: 1, ..CpuOptions::default() }) {
-            Ok(cpu) => panic!("[{}]", stellate_kernels::Backend::name(&cpu)),
+            Ok(cpu) => panic!("[{}]", cpu.name()),
             Err(error) => panic!("[{error}]"),
         }
     }
@@ -35,6 +35,17 @@ fn the_variable_forces_the_instruction_set() {
         assert!(said.contains(&wanted), "{said}");
     }
     let best = available.iter().find(|isa| !isa.rounds_activations()).unwrap();
-    assert!(outcome("").contains(&format!("[cpu {best}, 1 thread]")));
+    assert!(outcome("").contains(&format!("[cpu {best}, ")));
     assert!(outcome("avx9").contains("use one of amx, avx512bf16, avx512, avx2, portable"));
+}
+
+#[test]
+fn only_encoding_may_round_activations_unless_it_is_asked_for() {
+    assert!(!Isa::preferred().rounds_activations());
+    let options = CpuOptions { threads: 1, ..CpuOptions::default() };
+    let cpu = Cpu::with_isas(&options, Isa::Portable, Isa::preferred_for_encoding()).unwrap();
+    assert!(cpu.encoding().name().starts_with(&format!("cpu {},", Isa::preferred_for_encoding())));
+    assert_eq!(cpu.encoding().encoding().name(), cpu.encoding().name());
+    let same = Cpu::with_isa(&options, Isa::Portable).unwrap();
+    assert_eq!(same.encoding().name(), "cpu portable, 1 thread");
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, select};
 use ractor::RpcReplyPort;
-use stellate_kernels::{KvBlock, KvSpan, Partial, Visible};
+use stellate_kernels::{KvBlock, KvSpan, Visible};
 use stellate_model::block::BlockId;
 
 use super::{ContextHostMsg, EncodeJob, Encoded, HostError, Reserved};
@@ -102,16 +102,14 @@ impl Device {
     }
 
     fn attention(&mut self, request: AttendRequest) -> Result<AttendReply, LinkError> {
-        let AttendRequest { layer, blocks, queries } = request;
+        let AttendRequest { layer, blocks, fold, queries } = request;
         let spans = blocks.iter().map(|id| {
             let block = self.blocks.get(id).ok_or(LinkError::NoSuchBlock { host: self.host, block: *id })?;
             Ok(KvSpan { keys: block.view(layer, block.len()), visible: Visible::All })
         });
         let spans: Vec<KvSpan<'_>> = spans.collect::<Result<_, _>>()?;
-        let queries = self.engine.decoder.queries(&queries);
-        let mut partial = Partial::empty(self.engine.decoder.partial_shape(queries.tokens));
-        self.engine.backend.attend(queries, &spans, &mut partial);
-        Ok(AttendReply { blocks, partial })
+        let partials = self.engine.attend(&queries, &spans, fold);
+        Ok(AttendReply { blocks, partials })
     }
 
     /// Starts a block, with its anchor first if that is not there.

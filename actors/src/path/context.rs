@@ -307,7 +307,8 @@ fn encode_chunk(
     position: usize,
 ) {
     let decoder: &Decoder = &engine.decoder;
-    let (backend, pass, attended) = (&*engine.backend, &mut engine.pass, &mut engine.attended);
+    // A block sees its anchor and itself, wherever either lies.
+    let (backend, pass, attended) = (engine.backend.encoding(), &mut engine.pass, &mut engine.attended);
     let (at, layers) = (block.len(), decoder.config().layers);
     decoder.start(pass, ids, position);
     for layer in 0..layers {

@@ -43,7 +43,11 @@ pub fn forward(
     rows: Range<usize>,
 ) -> Result<Vec<f32>, FanoutError> {
     let decoder = Arc::clone(&engine.decoder);
-    let (backend, pass, own) = (&*engine.backend, &mut engine.pass, &mut engine.attended);
+    let backend = match fanout.is_placement_free() {
+        true => engine.backend.encoding(),
+        false => &*engine.backend,
+    };
+    let (pass, own) = (&mut engine.pass, &mut engine.attended);
     let (layers, shape) = (decoder.config().layers, decoder.partial_shape(ids.len()));
     let mut merged = Partial::empty(shape);
     decoder.start(pass, ids, position);

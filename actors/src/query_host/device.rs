@@ -138,7 +138,9 @@ impl Device {
         }
         let id = SessionId(self.next_session);
         self.next_session += 1;
-        let fanout = self.fanout(&context.manifest, context.manifest.blocks.len());
+        let manifest = &context.manifest;
+        let blocks = manifest.blocks.len();
+        let fanout = Fanout::new(self.routes(manifest, blocks), manifest.cover(blocks));
         let tail = Tail::growing(Arc::clone(&self.budget));
         let session = SessionState::new(context, prompting, fanout, tail);
         self.sessions.insert(id, Slot { session, run: None });
@@ -146,12 +148,12 @@ impl Device {
     }
 
     /// The routes to the first `blocks` blocks of a context.
-    fn fanout(&self, manifest: &Manifest, blocks: usize) -> Fanout {
+    fn routes(&self, manifest: &Manifest, blocks: usize) -> Vec<Route> {
         let route = |(host, blocks): (HostId, Vec<BlockId>)| Route {
             link: Box::new(self.hosts[&host].link()),
             blocks: blocks.into(),
         };
-        Fanout::new(manifest.by_host(blocks).into_iter().map(route).collect(), manifest.cover(blocks))
+        manifest.by_host(blocks).into_iter().map(route).collect()
     }
 
     fn ask(&mut self, session: SessionId, request: TurnRequest) {
@@ -181,7 +183,7 @@ impl Device {
 
     fn begin_exact(&mut self, job: ExactJob, reply: RpcReplyPort<Result<BudgetedBlock, EncodeError>>) {
         let ExactJob { manifest, index, room, meter, cancel } = job;
-        let fanout = self.fanout(&manifest, index);
+        let fanout = Fanout::in_block_order(self.routes(&manifest, index), manifest.cover(index));
         let range = manifest.blocks[index].range.clone();
         let encoder = ExactEncoder::new(Arc::clone(&manifest.ids), range, fanout, room);
         self.exact.push_back(Exact { encoder, job: ExactProgress { meter, cancel }, reply });

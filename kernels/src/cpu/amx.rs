@@ -31,11 +31,14 @@ const REQUEST: (i64, i64, i64) = (158, 0x1023, 18);
 /// Whether this machine has AMX for bf16 and lets this process use it.
 pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        // CPUID leaf 7: bits 22 (AMX-BF16) and 24 (AMX-TILE) of EDX.
-        let leaf = std::arch::x86_64::__cpuid_count(7, 0);
-        leaf.edx >> 22 & 1 == 1 && leaf.edx >> 24 & 1 == 1 && is_permitted()
-    })
+    *AVAILABLE.get_or_init(|| is_present() && is_permitted())
+}
+
+/// Whether the processor says that it has AMX for bf16, permitted or not.
+pub(super) fn is_present() -> bool {
+    // CPUID leaf 7: bits 22 (AMX-BF16) and 24 (AMX-TILE) of EDX.
+    let leaf = std::arch::x86_64::__cpuid_count(7, 0);
+    leaf.edx >> 22 & 1 == 1 && leaf.edx >> 24 & 1 == 1
 }
 
 #[cfg(target_os = "linux")]

@@ -44,6 +44,27 @@ impl Isa {
         Self::ALL.into_iter().find(exact).unwrap_or(Isa::Portable)
     }
 
+    /// The set that encodes contexts unless another is named. What is encoded does not depend on where blocks lie, so
+    /// rounding does no harm there.
+    pub fn preferred_for_encoding() -> Isa {
+        let best = Self::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Portable);
+        match best {
+            // Processors that have AMX, and keep it from us, multiply bf16 pairs no faster than they multiply f32.
+            Isa::Avx512Bf16 if Self::has_tiles() => Self::preferred(),
+            best => best,
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn has_tiles() -> bool {
+        amx::is_present()
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn has_tiles() -> bool {
+        false
+    }
+
     /// Whether activations are rounded to bf16 where they meet bf16 weights, keys or values.
     pub fn rounds_activations(self) -> bool {
         matches!(self, Isa::Amx | Isa::Avx512Bf16)

@@ -17,6 +17,7 @@ mod vector;
 mod x86;
 
 use std::fmt;
+use std::sync::Arc;
 
 pub use isa::Isa;
 use isa::Kernels;
@@ -51,27 +52,43 @@ pub struct CpuOptions {
 pub struct Cpu {
     name: String,
     kernels: Kernels,
-    pool: Pool,
+    pool: Arc<Pool>,
+    /// The same threads with the instructions for encoding, where those are others.
+    encoder: Option<Box<Cpu>>,
 }
 
 impl Cpu {
-    /// Starts the threads and chooses the instruction set: [`Isa::preferred`], or what `STELLATE_CPU_ISA` names.
+    /// Starts the threads and chooses the instruction sets: [`Isa::preferred`] and [`Isa::preferred_for_encoding`], or
+    /// what `STELLATE_CPU_ISA` names for both.
     ///
     /// Fails where the machine lacks what is named, and where threads cannot be started or pinned.
     pub fn new(options: &CpuOptions) -> Result<Cpu, KernelError> {
-        let isa = match std::env::var(ISA_VARIABLE) {
-            Ok(name) if !name.is_empty() => name.parse()?,
-            _ => Isa::preferred(),
-        };
-        Self::with_isa(options, isa)
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) if !name.is_empty() => Self::with_isa(options, name.parse()?),
+            _ => Self::with_isas(options, Isa::preferred(), Isa::preferred_for_encoding()),
+        }
     }
 
-    /// As [`Cpu::new`], with the instruction set given.
+    /// As [`Cpu::new`], with one instruction set for everything.
     pub fn with_isa(options: &CpuOptions, isa: Isa) -> Result<Cpu, KernelError> {
-        let kernels = Kernels::new(isa)?;
-        let pool = Pool::new(&options.name, options.threads, &options.cpus)?;
+        Self::with_isas(options, isa, isa)
+    }
+
+    /// As [`Cpu::new`], with one instruction set for answers and one for encoding.
+    pub fn with_isas(options: &CpuOptions, isa: Isa, encoding: Isa) -> Result<Cpu, KernelError> {
+        let (kernels, encoder) = (Kernels::new(isa)?, Kernels::new(encoding)?);
+        let pool = Arc::new(Pool::new(&options.name, options.threads, &options.cpus)?);
         let plural = if pool.threads() == 1 { "" } else { "s" };
-        Ok(Self { name: format!("cpu {isa}, {} thread{plural}", pool.threads()), kernels, pool })
+        let threads = format!("{} thread{plural}", pool.threads());
+        let encoder = (encoding != isa).then(|| {
+            let (name, pool) = (format!("cpu {encoding}, {threads}"), Arc::clone(&pool));
+            Box::new(Self { name, kernels: encoder, pool, encoder: None })
+        });
+        let name = match encoding {
+            same if same == isa => format!("cpu {isa}, {threads}"),
+            other => format!("cpu {isa}, encoding with {other}, {threads}"),
+        };
+        Ok(Self { name, kernels, pool, encoder })
     }
 }
 
@@ -88,6 +105,13 @@ impl Backend for Cpu {
 
     fn attach(&self) {
         self.pool.attach();
+    }
+
+    fn encoding(&self) -> &dyn Backend {
+        match &self.encoder {
+            Some(encoder) => &**encoder,
+            None => self,
+        }
     }
 
     fn attend(&self, q: Queries<'_>, spans: &[KvSpan<'_>], out: &mut Partial) {
