@@ -11,7 +11,7 @@ use super::connection::{Connection, Peer, identity_of};
 use super::endpoint::Shared;
 use super::frame::FrameError;
 use super::gate::{Gate, Proof};
-use super::hello::{ConnectionClass, code_of, hear, welcome};
+use super::hello::{ConnectionClass, HELLO_LIMITS, code_of, hear, welcome};
 use super::registry::IncompatiblePeer;
 use super::renewal::serve_identity;
 use super::stream::{FrameReceiver, FrameSender, StreamError};
@@ -65,7 +65,7 @@ async fn take_up(
     details: &CertificateDetails,
 ) -> Result<Connection, Refusal> {
     let (send, receive) = quic.accept_bi().await.map_err(Closed::from).map_err(StreamError::from)?;
-    let (version, limits) = (shared.options.wire_version, shared.options.frames);
+    let (version, limits) = (shared.options.wire_version, HELLO_LIMITS);
     let mut sender = FrameSender::new(send, version, limits);
     let hello = hear(&mut FrameReceiver::new(receive, version, limits)).await?;
     if !hello.class.allows(details.role) {

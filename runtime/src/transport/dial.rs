@@ -10,7 +10,7 @@ use super::close::{CertificateFault, CloseCode, Closed, version_reason};
 use super::connection::{Connection, Peer, identity_of};
 use super::endpoint::{Endpoint, Shared};
 use super::frame::FrameError;
-use super::hello::{ConnectionClass, Hello, greet};
+use super::hello::{ConnectionClass, HELLO_LIMITS, Hello, greet};
 use super::registry::IncompatiblePeer;
 use super::stream::{FrameReceiver, FrameSender, StreamError};
 use crate::identity::{CertificateDetails, NodeId, NodeName};
@@ -229,7 +229,7 @@ async fn dial_now(
     class: ConnectionClass,
 ) -> Result<Connection, DialError> {
     let address = target.address;
-    let (version, limits) = (shared.options.wire_version, shared.options.frames);
+    let (version, limits) = (shared.options.wire_version, HELLO_LIMITS);
     let fail = |closed: Closed| DialError::of(closed, address, version);
     let connecting =
         shared.quic.connect_with(shared.client_config(), address, TLS_NAME).map_err(|error| match error {

@@ -6,7 +6,7 @@ use std::fmt;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::close::CloseCode;
-use super::frame::{FrameError, FrameKind};
+use super::frame::{FrameError, FrameKind, FrameLimits};
 use super::stream::{FrameReceiver, FrameSender, StreamError};
 use crate::identity::Role;
 
@@ -50,6 +50,9 @@ impl fmt::Display for ConnectionClass {
     }
 }
 
+/// The first frames are a few numbers each; nobody needs more room to say them.
+pub(super) const HELLO_LIMITS: FrameLimits = FrameLimits { header_bytes: 256, payload_bytes: 0 };
+
 /// From the dialer.
 #[derive(Clone, Copy, Debug, SchemaRead, SchemaWrite)]
 pub(super) struct Hello {
@@ -76,7 +79,7 @@ pub(super) async fn greet(
     Ok(receiver.expect().await?.expect(FrameKind::WELCOME)?)
 }
 
-/// Waits for the hello; no payload belongs to it.
+/// Waits for the hello.
 pub(super) async fn hear(receiver: &mut FrameReceiver) -> Result<Hello, StreamError> {
     Ok(receiver.expect().await?.expect(FrameKind::HELLO)?)
 }

@@ -5,7 +5,7 @@
 //! * [`Endpoint`]: a node's place on the network; it dials and accepts [`Connection`]s, one per peer and
 //!   [`ConnectionClass`].
 //! * [`FrameSender`], [`FrameReceiver`]: streams of [`Frame`]s, made and read by a codec without IO ([`FrameDecoder`]).
-//! * [`join`] and [`JoinServer`]: how a node without a certificate gets one, on a socket of its own.
+//! * [`join()`] and [`JoinServer`]: how a node without a certificate gets one, on a socket of its own.
 //!
 //! # What is bounded
 //!
