@@ -71,8 +71,6 @@ class HuggingFace:
 
     def measure(self, tokens):
         facts, peak = self.worker("--tokens", tokens, "--answer-tokens", self.args.answer_tokens)
-        if facts["amx"] is False:
-            self.no_amx = True
         work = facts["work_mib"]["peak"] * MIB if facts["peak_is_own"] else peak
         return facts, sample(tokens, facts["encode_s"], facts["token_s"], work, peak, facts["answer_ids"])
 
@@ -207,8 +205,7 @@ def text_of(report, cells):
     amx = {True: "with AMX", False: "without AMX", None: "AMX unknown"}[theirs["amx"]]
     imported = theirs["imported_mib"]["peak"] / 1024
     lines = [
-        f"machine: {place['cpu']}, {place['cores']} cores, {place['memory_gib']} GiB, {place['system']}",
-        f"when:    {place['date_utc']} UTC, load average before: {place['load_before']:.2f}",
+        *engines.where(place),
         f"theirs:  transformers {theirs['transformers']}, torch {theirs['torch']}, bf16, SDPA, {amx}; "
         f"cache {theirs['hf_cache']}, weights {theirs['hf_weights']}, malloc {theirs['hf_malloc']}",
         f"ours:    stellate {ours['version']}, {ours['backend']}, bf16 weights and KV, exact, no speculation",
@@ -222,6 +219,8 @@ def text_of(report, cells):
         f"Of transformers' memory {imported:.2f} GiB are the imported libraries, CUDA's among them in PyPI's torch. "
         "\"At work\" is counted from the end of loading and warming up.",
     ]
+    if theirs["hf_weights"] == "copied":
+        lines.append("With loading, transformers has the mapped file and its copy at once; --hf-weights mapped has not.")
     return "\n".join(lines)
 
 

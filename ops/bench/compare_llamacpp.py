@@ -150,8 +150,7 @@ def text_of(report, cells):
     place, theirs, ours = report["machine"], report["llama.cpp"], report["stellate"]
     known = lambda key: theirs.get(key, "unknown")
     return "\n".join([
-        f"machine: {place['cpu']}, {place['cores']} cores, {place['memory_gib']} GiB, {place['system']}",
-        f"when:    {place['date_utc']} UTC, load average before: {place['load_before']:.2f}",
+        *engines.where(place),
         f"theirs:  llama.cpp {known('build_commit')} (build {known('build_number')}), backends {known('backends')}, KV "
         f"{known('type_k')}, flash attention {known('flash_attn')}, ubatch {known('n_ubatch')} {report['llama_args']}",
         f"ours:    stellate {ours['machine']['version']}, {ours['machine']['backend']}, KV {ours['node']['kv_format']}, "

@@ -19,8 +19,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Memory is read this often: a peak that Linux recorded is lost only with the process, or when the process resets it.
 POLL_S = 0.1
-# A neighbour that uses more than this share of the machine spoils the figures.
-BUSY_LOAD_PER_CORE = 0.25
+# Neighbours that use more than this share of the machine, looked at for this long, spoil the figures.
+BUSY_SHARE, BUSY_LOOK_S = 0.05, 2.0
 
 
 class Trouble(Exception):
@@ -171,15 +171,40 @@ def machine():
             facts[name] = found.group(1)
     if facts["memory_gib"]:
         facts["memory_gib"] = round(int(facts["memory_gib"].split()[0]) / 2**20, 1)
-    load = os.getloadavg()[0]
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M")
-    return {**facts, "cores": cores(), "system": platform.platform(), "load_before": load, "date_utc": now}
+    return {**facts, "cores": cores(), "system": platform.platform(), "busy_before": busy_share(), "date_utc": now}
+
+
+def busy_share():
+    """The share of all cores that is in use while this program waits (None if unknown): proc(5), /proc/stat."""
+
+    def read():
+        times = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(times), times[3] + times[4]
+
+    try:
+        before = read()
+        time.sleep(BUSY_LOOK_S)
+        total, idle = (after - first for after, first in zip(read(), before))
+    except (OSError, ValueError):
+        return None
+    return 1 - idle / max(total, 1)
+
+
+def where(facts):
+    """The machine, as two lines."""
+    busy = facts["busy_before"]
+    others = "unknown how busy" if busy is None else f"{busy:.0%} in use by others before"
+    return [
+        f"machine: {facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}",
+        f"when:    {facts['date_utc']} UTC, {others}",
+    ]
 
 
 def warn_if_busy(facts):
     """Figures of a shared machine mislead."""
-    if facts["load_before"] > BUSY_LOAD_PER_CORE * facts["cores"]:
-        say(f"WARNING: the load average is {facts['load_before']:.1f}: the figures will be those of a shared machine")
+    if (facts["busy_before"] or 0) > BUSY_SHARE:
+        say(f"WARNING: others use {facts['busy_before']:.0%} of this machine: the figures will be those of a shared one")
 
 
 def table(header, rows):

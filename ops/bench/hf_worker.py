@@ -152,6 +152,8 @@ def main():
     parser.add_argument("--rows", type=int, default=1)
     args = parser.parse_args()
     ids = json.load(open(args.ids))
+    if len(ids) <= args.tokens:
+        parser.error(f"--ids has {len(ids)} tokens: --tokens and one question token take {args.tokens + 1}")
     engine = Engine(args)
     with engine.torch.inference_mode():
         result = check(engine, ids, args) if args.logits else measure(engine, ids, args)

@@ -81,7 +81,7 @@ pub(super) struct Bench<'a> {
 #[derive(Debug)]
 pub(super) enum Tokens {
     /// Other ones every time.
-    Random(ChaCha8Rng),
+    Random(Box<ChaCha8Rng>),
     /// These, from the head again for every repeat; the number of those taken.
     Given(Vec<u32>, usize),
 }
@@ -89,7 +89,10 @@ pub(super) enum Tokens {
 impl Tokens {
     /// Those given, else random ones.
     pub(super) fn new(given: Option<Vec<u32>>, seed: u64) -> Self {
-        given.map_or_else(|| Self::Random(ChaCha8Rng::seed_from_u64(seed)), |ids| Self::Given(ids, 0))
+        given.map_or_else(
+            || Self::Random(Box::new(ChaCha8Rng::seed_from_u64(seed))),
+            |ids| Self::Given(ids, 0),
+        )
     }
 
     fn begin(&mut self) {
