@@ -58,7 +58,8 @@ def run(command, what, env=None, cwd=None):
         said = errors.read().decode(errors="replace").strip()
     if code != 0:
         tail = "\n  ".join(said.splitlines()[-15:])
-        raise Trouble(f"{what} ended with {code}: {' '.join(map(str, command))}\n  {tail}")
+        end = f"ended with {code}" if code > 0 else f"was ended by signal {-code}"
+        raise Trouble(f"{what} {end}: {' '.join(map(str, command))}\n  {tail}")
     return output.decode(), peak[0] or None
 
 
