@@ -1,5 +1,5 @@
 //! One measurement: a context of random tokens encoded, two turns asked over it. Every repeat has tokens of its own, so
-//! that no block is found encoded already; what is reported of them is in `mod.rs`.
+//! that no block is found encoded already, unless tokens are given, and begins when the context before is freed; what is reported of them is in `mod.rs`.
 
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub(super) struct Measurement {
     pub(super) token_s: Times,
     /// From the second question of the session to its answer's first token.
     pub(super) second_turn_first_token_s: Times,
+    /// The first answer of the last repeat: with tokens that are given it can be compared with another engine's.
+    pub(super) answer_ids: Vec<u32>,
     /// Keys and values of the context's blocks.
     pub(super) kv_bytes: usize,
     pub(super) kv_bytes_per_token: f64,
@@ -72,7 +74,43 @@ pub(super) struct Bench<'a> {
     pub(super) node: &'a Node,
     pub(super) questions: Questions,
     pub(super) repeat: usize,
-    pub(super) random: ChaCha8Rng,
+    pub(super) tokens: Tokens,
+}
+
+/// Where tokens come from.
+#[derive(Debug)]
+pub(super) enum Tokens {
+    /// Other ones every time.
+    Random(Box<ChaCha8Rng>),
+    /// These, from the head again for every repeat; the number of those taken.
+    Given(Vec<u32>, usize),
+}
+
+impl Tokens {
+    /// Those given, else random ones.
+    pub(super) fn new(given: Option<Vec<u32>>, seed: u64) -> Self {
+        given.map_or_else(
+            || Self::Random(Box::new(ChaCha8Rng::seed_from_u64(seed))),
+            |ids| Self::Given(ids, 0),
+        )
+    }
+
+    fn begin(&mut self) {
+        if let Self::Given(_, taken) = self {
+            *taken = 0;
+        }
+    }
+
+    fn take(&mut self, count: usize, vocab_size: usize) -> Vec<u32> {
+        match self {
+            Self::Random(random) => (0..count).map(|_| random.random_range(0..vocab_size as u32)).collect(),
+            Self::Given(ids, taken) => {
+                let first = *taken;
+                *taken += count;
+                ids[first..first + count].to_vec()
+            }
+        }
+    }
 }
 
 /// One repeat.
@@ -85,8 +123,14 @@ struct Sample {
 }
 
 impl<'a> Bench<'a> {
-    pub(super) fn new(app: &'a App, node: &'a Node, questions: Questions, repeat: usize, seed: u64) -> Self {
-        Self { app, node, questions, repeat, random: ChaCha8Rng::seed_from_u64(seed) }
+    pub(super) fn new(
+        app: &'a App,
+        node: &'a Node,
+        questions: Questions,
+        repeat: usize,
+        tokens: Tokens,
+    ) -> Self {
+        Self { app, node, questions, repeat, tokens }
     }
 
     /// A short run that is thrown away: threads start, weights are touched.
@@ -122,6 +166,7 @@ impl<'a> Bench<'a> {
             first_token_s: times(|sample| sample.first.timings.first_token_s),
             token_s: times(|sample| sample.first.timings.tokens_per_s.recip()),
             second_turn_first_token_s: times(|sample| sample.second.timings.first_token_s),
+            answer_ids: last.first.ids.clone(),
             kv_bytes: last.kv_bytes,
             kv_bytes_per_token: last.kv_bytes as f64 / case.context_tokens as f64,
             kv_bytes_per_token_formula: formula,
@@ -134,6 +179,7 @@ impl<'a> Bench<'a> {
 
     async fn sample(&mut self, case: &Case) -> anyhow::Result<Sample> {
         ensure!(stores::until_empty(self.node).await, "the context before was not freed");
+        self.tokens.begin();
         let source = ContextSource::Ids(self.tokens(case.context_tokens));
         let (context, encode) = open::encode(self.app, self.node, source, case.layout).await?;
         ensure!(context.progress().blocks_reused == 0, "a block was found encoded already");
@@ -161,8 +207,7 @@ impl<'a> Bench<'a> {
     }
 
     fn tokens(&mut self, count: usize) -> Vec<u32> {
-        let vocab_size = self.node.decoder().config().vocab_size as u32;
-        (0..count).map(|_| self.random.random_range(0..vocab_size)).collect()
+        self.tokens.take(count, self.node.decoder().config().vocab_size)
     }
 }
 

@@ -16,7 +16,7 @@ use stellate_kernels::KvShape;
 use stellate_model::random::RandomModel;
 use stellate_runtime::config::{AnchorTokens, AttentionMode, Settings};
 
-use self::measure::{Bench, Measurement};
+use self::measure::{Bench, Measurement, Tokens};
 use self::plan::{BlockLength, Case, Questions, weight_bytes};
 use self::tell::{ModelFacts, NodeFacts, Report, name_of};
 use crate::app::App;
@@ -57,6 +57,9 @@ pub(crate) struct BenchArgs {
     /// How often everything is measured
     #[arg(long, value_name = "N", default_value = "1", value_parser = positive)]
     repeat: usize,
+    /// Take tokens from a JSON list of ids instead of random ones: the context's from its head, then the questions'
+    #[arg(long, value_name = "FILE", conflicts_with = "seed")]
+    ids: Option<PathBuf>,
     /// Seed of the random tokens
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -95,6 +98,7 @@ pub(crate) async fn run(args: BenchArgs, app: &App) -> anyhow::Result<ExitCode> 
         plot::check_writable(path).map_err(wrong)?;
     }
     let cases = plan::cases(&args.tokens, &args.block_tokens, &args.attention, args.anchor_tokens)?;
+    let ids = args.ids.as_deref().map(|path| plan::read_ids(path, &cases, args.questions())).transpose()?;
     let source = open::model_source(&args.model, settings);
     if let ModelSource::Random { shape, .. } = &source {
         // Made in memory, and large: whether it fits is known before.
@@ -110,8 +114,11 @@ pub(crate) async fn run(args: BenchArgs, app: &App) -> anyhow::Result<ExitCode> 
     let options = open::node_options(settings);
     let shape = model.decoder.kv_shape(options.kv_format);
     check(&cases, settings, args.questions(), shape, model.decoder.weight_bytes(), machine::memory_bytes())?;
+    if let Some(ids) = &ids {
+        model.decoder.check_ids(ids).map_err(|error| UsageError(format!("--ids: {error}")))?;
+    }
     let node = open::open_node(settings, &model).await?;
-    let measured = measure_all(&args, app, &node, &cases).await;
+    let measured = measure_all(&args, ids, app, &node, &cases).await;
     node.close().await;
     let report = Report {
         machine: Machine::read(options.query.threads)?,
@@ -152,11 +159,12 @@ fn check(
 
 async fn measure_all(
     args: &BenchArgs,
+    ids: Option<Vec<u32>>,
     app: &App,
     node: &Node,
     cases: &[Case],
 ) -> anyhow::Result<Vec<Measurement>> {
-    let mut bench = Bench::new(app, node, args.questions(), args.repeat, args.seed);
+    let mut bench = Bench::new(app, node, args.questions(), args.repeat, Tokens::new(ids, args.seed));
     let mut measurements = Vec::new();
     if let Some(case) = cases.first() {
         bench.warm_up(case).await?;
