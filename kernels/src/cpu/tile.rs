@@ -47,6 +47,7 @@ pub(super) struct Multiply<'a> {
 
 /// What the sums start from.
 #[derive(Debug, Clone, Copy)]
+#[allow(dead_code)]
 pub(super) enum Start<'a> {
     /// Nothing.
     Zero,
