@@ -8,8 +8,8 @@ use stellate_tests::{FAMILIES, answer, cases, golden_dir, golden_model, largest_
 /// errors of a few hundred keys mostly cancel. Seen: 0.024.
 const BF16_KV_TOLERANCE: f32 = 0.05;
 
-/// The same with keys and values in 8 bits: numbers of 12 share a scale in these models. Seen: TODO.
-const Q8_KV_TOLERANCE: f32 = 0.1;
+/// The same with keys and values in 8 bits, each off by up to a 254th of the largest of its head. Seen: 0.087.
+const Q8_KV_TOLERANCE: f32 = 0.18;
 
 /// The same with bf16 weights. Seen: 0.059.
 const BF16_WEIGHTS_TOLERANCE: f32 = 0.12;

@@ -245,7 +245,7 @@ struct RowTile {
     out: Vec<f32>,
     /// Log-sum-exp of the last segment.
     lse: Vec<f32>,
-    /// The greatest score so far.
+    /// About the greatest score so far.
     peak: Vec<f32>,
     /// The sum of weights so far, relative to the peak.
     total: Vec<[f32; MAX_WIDTH]>,

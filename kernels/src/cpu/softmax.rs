@@ -17,6 +17,10 @@ const MOST_REGISTERS: usize = KEYS_PER_TILE / 8;
 /// NaN.
 pub(super) const HIDDEN: f32 = -1e30;
 
+/// How far scores may lie above a row's peak before the peak follows them: their weights are then at most `e^8`, which
+/// costs no precision, and sums need hardly ever be scaled (FlashAttention-4 does the same).
+const SLACK: f32 = 8.0;
+
 /// Query rows and one tile of keys and values, in the number formats in which they meet.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Operands<'a> {
@@ -48,7 +52,8 @@ pub(super) struct AttendTile<'a> {
     pub(super) seen: &'a [usize],
     /// Sums of weighted values, `[rows, width]`.
     pub(super) out: &'a mut [f32],
-    /// The greatest score of each row so far.
+    /// What each row's weights are relative to: about its greatest score so far. `-inf` before the first tile, when
+    /// `out` and `total` are 0.
     pub(super) peak: &'a mut [f32],
     /// Sums of weights of each row so far, relative to its peak, spread over lanes.
     pub(super) total: &'a mut [[f32; MAX_WIDTH]],
@@ -266,11 +271,12 @@ fn looked_at<'a, L: Lanes, const SCALED: bool>(
     }
     let mut factor = 1.0;
     let mut peak2 = *peak * std::f32::consts::LOG2_E;
-    if greatest.any_above(L::splat(*peak)) {
-        *peak = greatest.greatest();
+    if greatest.any_above(L::splat(*peak + SLACK)) {
         let before = peak2;
+        *peak = greatest.greatest();
         peak2 = *peak * std::f32::consts::LOG2_E;
-        factor = (before - peak2).exp2();
+        // Before the first tile there are no sums to scale.
+        factor = if before == f32::NEG_INFINITY { 1.0 } else { (before - peak2).exp2() };
     }
     Some((lanes, factor, [*peak, peak2], total))
 }
