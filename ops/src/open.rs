@@ -60,6 +60,7 @@ pub(crate) fn node_options(settings: &Settings) -> NodeOptions {
         kv_format: match kv.format {
             config::KvFormat::F32 => KvFormat::F32,
             config::KvFormat::Bf16 => KvFormat::Bf16,
+            config::KvFormat::Q8 => KvFormat::Q8,
         },
         // More than this machine could address is no bound.
         capacity_bytes: usize::try_from(kv.capacity_bytes.get()).unwrap_or(usize::MAX),

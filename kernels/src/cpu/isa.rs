@@ -128,6 +128,8 @@ struct Table {
     round: unsafe fn(&[f32], &mut [u32]),
     scale: unsafe fn(&mut [f32], f32),
     widen: unsafe fn(&[u32], usize, &mut [f32]),
+    widen_bytes: unsafe fn(&[i8], &mut [f32]),
+    pair_bytes: unsafe fn(&[i8], usize, &mut [u32]),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     swiglu: unsafe fn(&mut [f32], &[f32]),
 }
@@ -197,6 +199,16 @@ impl Kernels {
         call!(self.widen(pairs, width, out))
     }
 
+    /// See [`vector::widen_bytes`].
+    pub(super) fn widen_bytes(self, bytes: &[i8], out: &mut [f32]) {
+        call!(self.widen_bytes(bytes, out))
+    }
+
+    /// See [`vector::pair_bytes`].
+    pub(super) fn pair_bytes(self, bytes: &[i8], width: usize, out: &mut [u32]) {
+        call!(self.pair_bytes(bytes, width, out))
+    }
+
     /// See [`vector::rms_norm`].
     pub(super) fn rms_norm(self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         call!(self.rms_norm(x, weight, eps, out))
@@ -221,6 +233,8 @@ macro_rules! compile {
                 round,
                 scale,
                 widen,
+                widen_bytes,
+                pair_bytes,
                 rms_norm,
                 swiglu,
             };
@@ -244,6 +258,14 @@ macro_rules! compile {
             $(#[$features])?
             fn widen(pairs: &[u32], width: usize, out: &mut [f32]) {
                 vector::widen::<$lanes>(pairs, width, out)
+            }
+            $(#[$features])?
+            fn widen_bytes(bytes: &[i8], out: &mut [f32]) {
+                vector::widen_bytes::<$lanes>(bytes, out)
+            }
+            $(#[$features])?
+            fn pair_bytes(bytes: &[i8], width: usize, out: &mut [u32]) {
+                vector::pair_bytes::<$lanes>(bytes, width, out)
             }
             $(#[$features])?
             fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

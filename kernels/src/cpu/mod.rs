@@ -5,12 +5,15 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod amx_attention;
 mod attention;
 mod isa;
 mod lanes;
 mod product;
 mod shared;
 mod softmax;
+mod strip;
 mod tile;
 mod vector;
 #[cfg(target_arch = "x86_64")]

@@ -153,7 +153,7 @@ impl<'a> Bench<'a> {
         let decoder = self.node.decoder();
         let (_, store) = self.node.stores().next().expect("a node has hosts");
         let shape = store.shape();
-        let formula = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.format.bytes_per_value();
+        let formula = 2 * shape.layers * shape.kv_heads * shape.format.bytes_per_vector(shape.head_dim);
         Ok(Measurement {
             attention: case.layout.attention.to_string(),
             series: case.series.clone(),
