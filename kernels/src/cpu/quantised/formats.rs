@@ -15,6 +15,14 @@
 use super::fields::Quants;
 use crate::quantised::*;
 
+/// Takes the weights of one column for a register of rows. A trait rather than a closure, because closures are not
+/// reliably inlined into the kernels, and outside of them instructions of the set are not.
+pub(super) trait Visit<L> {
+    /// # Safety
+    /// What the implementation says of the column, which is counted in the region.
+    unsafe fn visit(&mut self, column: usize, weights: L);
+}
+
 /// One of the formats; see `crate::quantised` for regions, lines and words.
 pub(super) trait Format {
     /// Columns of a region.
@@ -35,17 +43,16 @@ pub(super) trait Format {
     /// A region can be read from `region`; it has the run and `row + L::WIDTH` rows.
     unsafe fn factors<L: Quants>(region: *const u8, run: usize, row: usize) -> Self::Factors<L>;
 
-    /// Calls `visit` with each column of group `group`, counted in the region, and its weights for rows from `row`
-    /// on.
+    /// Shows `to` each column of group `group` in order, and its weights for rows from `row` on.
     ///
     /// # Safety
-    /// As for [`Format::factors`], which gave `factors` for the group's run.
+    /// As for [`Format::factors`], which gave `factors` for the group's run; `to` may be shown the group's columns.
     unsafe fn group<L: Quants>(
         region: *const u8,
         group: usize,
         row: usize,
         factors: &Self::Factors<L>,
-        visit: impl FnMut(usize, L),
+        to: &mut impl Visit<L>,
     );
 }
 
@@ -96,6 +103,12 @@ impl<L: Quants> Scale<L> {
     }
 }
 
+/// `BITS` bits from bit `at` on, and `2^(23 - at)`.
+#[inline(always)]
+fn field<L: Quants, const BITS: u32>(word: L, at: u32) -> L {
+    word.masked_or(L::bits(((1 << BITS) - 1) << at), L::bits((150 - at) << 23))
+}
+
 pub(super) struct Q8_0;
 
 /// The powers of two that fields at bits 4 and 12 come with, and q8_0's 128.
@@ -124,16 +137,17 @@ impl Format for Q8_0 {
         group: usize,
         row: usize,
         factors: &Self::Factors<L>,
-        mut visit: impl FnMut(usize, L),
+        to: &mut impl Visit<L>,
     ) {
-        let field = |word: L, at: u32| word.masked_or(L::bits(0xff << at), L::bits((150 - at) << 23));
         // SAFETY: the caller's promise.
-        let word = unsafe { words::<L>(region, Q8_0_WORDS + group * WORD_LINE_BYTES, row) };
-        visit(4 * group, factors[0].apply(field(word, 4), AT_4));
-        visit(4 * group + 1, factors[1].apply(field(word, 12), AT_12));
-        let word = word.rotated_right(16);
-        visit(4 * group + 2, factors[0].apply(field(word, 4), AT_4));
-        visit(4 * group + 3, factors[1].apply(field(word, 12), AT_12));
+        unsafe {
+            let word = words::<L>(region, Q8_0_WORDS + group * WORD_LINE_BYTES, row);
+            to.visit(4 * group, factors[0].apply(field::<L, 8>(word, 4), AT_4));
+            to.visit(4 * group + 1, factors[1].apply(field::<L, 8>(word, 12), AT_12));
+            let word = word.rotated_right(16);
+            to.visit(4 * group + 2, factors[0].apply(field::<L, 8>(word, 4), AT_4));
+            to.visit(4 * group + 3, factors[1].apply(field::<L, 8>(word, 12), AT_12));
+        }
     }
 }
 
@@ -151,20 +165,22 @@ impl Format for Q4K {
     #[inline(always)]
     unsafe fn factors<L: Quants>(region: *const u8, run: usize, row: usize) -> Self::Factors<L> {
         // SAFETY: the caller's promise.
-        let [scales, mins, both, d, dmin] = unsafe {
-            let line = |index: usize| words::<L>(region, Q4K_FACTORS + index * WORD_LINE_BYTES, row);
-            [line(0), line(1), line(2), halves::<L>(region, Q4K_D, row), halves::<L>(region, Q4K_DMIN, row)]
+        let (scales, mins, both, d, dmin) = unsafe {
+            (
+                words::<L>(region, Q4K_FACTORS, row),
+                words::<L>(region, Q4K_FACTORS + WORD_LINE_BYTES, row),
+                words::<L>(region, Q4K_FACTORS + 2 * WORD_LINE_BYTES, row),
+                halves::<L>(region, Q4K_D, row),
+                halves::<L>(region, Q4K_DMIN, row),
+            )
         };
         let at = run as u32 % 4 * 8;
         let (scale, min) = if run < 4 {
             (scales.shifted_right(at).number(63), mins.shifted_right(at).number(63))
         } else {
             // The low four bits in the third word, the high two above the others' six.
-            let join = |low: L, high: L| {
-                let high = high.shifted_right(at + 2).masked_or(L::bits(0x30), L::bits(0));
-                low.masked_or(L::bits(15), high).number(63)
-            };
-            (join(both.shifted_right(at), scales), join(both.shifted_right(at + 4), mins))
+            let (scales, mins) = (scales.shifted_right(at + 2), mins.shifted_right(at + 2));
+            (joined(both.shifted_right(at), scales), joined(both.shifted_right(at + 4), mins))
         };
         [d.mul(scale), L::splat(0.0).sub(dmin.mul(min))]
     }
@@ -175,23 +191,29 @@ impl Format for Q4K {
         group: usize,
         row: usize,
         [scale, less]: &Self::Factors<L>,
-        mut visit: impl FnMut(usize, L),
+        to: &mut impl Visit<L>,
     ) {
-        let mut pair = |byte: usize, word: L| {
-            let column = 8 * group + 2 * byte;
-            visit(column, word.low_nibble().mul_add(*scale, *less));
-            visit(column + 1, word.shifted_right(4).low_nibble().mul_add(*scale, *less));
-        };
-        let at = group * WORD_LINE_BYTES;
+        let (at, column) = (group * WORD_LINE_BYTES, 8 * group);
         // SAFETY: the caller's promise. Loads from the second byte on save shifts; the last reads three bytes beyond
         // its line, where the region goes on with its factors at the latest.
         unsafe {
-            pair(0, words::<L>(region, at, row));
-            pair(1, L::load(region.add(at + row * size_of::<u32>() + 1).cast()));
-            pair(2, L::load(region.add(at + row * size_of::<u32>() + 2).cast()));
-            pair(3, L::load(region.add(at + row * size_of::<u32>() + 3).cast()));
+            for byte in 0..4 {
+                let word = match byte {
+                    0 => words::<L>(region, at, row),
+                    _ => L::load(region.add(at + row * size_of::<u32>() + byte).cast()),
+                };
+                to.visit(column + 2 * byte, word.low_nibble().mul_add(*scale, *less));
+                let word = word.shifted_right(4);
+                to.visit(column + 2 * byte + 1, word.low_nibble().mul_add(*scale, *less));
+            }
         }
     }
+}
+
+/// The number whose low four bits are those of `low`, and the next two those of `high`.
+#[inline(always)]
+fn joined<L: Quants>(low: L, high: L) -> L {
+    low.masked_or(L::bits(15), high.masked_or(L::bits(0x30), L::bits(0))).number(63)
 }
 
 pub(super) struct Q6K;
@@ -223,30 +245,30 @@ impl Format for Q6K {
         group: usize,
         row: usize,
         factors: &Self::Factors<L>,
-        mut visit: impl FnMut(usize, L),
+        to: &mut impl Visit<L>,
     ) {
-        let value = |word: L| {
-            let field = word.masked_or(L::bits(63 << 13), L::bits((150 - 13) << 23));
-            factors.apply(field, AT_13)
-        };
+        let (at, column) = (Q6K_WORDS + 3 * group * WORD_LINE_BYTES, 16 * group);
         // SAFETY: the caller's promise.
-        let [a, b, c] = unsafe {
-            let line = |index: usize| words::<L>(region, Q6K_WORDS + index * WORD_LINE_BYTES, row);
-            [line(3 * group), line(3 * group + 1), line(3 * group + 2)]
-        };
-        let column = 16 * group;
-        for i in 0..5 {
-            visit(column + i, value(a.rotated_right((2 + 6 * i as u32) % 32)));
+        unsafe {
+            let a = words::<L>(region, at, row);
+            let b = words::<L>(region, at + WORD_LINE_BYTES, row);
+            let c = words::<L>(region, at + 2 * WORD_LINE_BYTES, row);
+            for i in 0..5 {
+                let word = a.rotated_right(2 + 6 * i as u32);
+                to.visit(column + i, factors.apply(field::<L, 6>(word, 13), AT_13));
+            }
+            for i in 0..5 {
+                let word = b.rotated_right(4 + 6 * i as u32);
+                to.visit(column + 5 + i, factors.apply(field::<L, 6>(word, 13), AT_13));
+            }
+            for i in 0..5 {
+                let word = c.rotated_right(6 + 6 * i as u32);
+                to.visit(column + 10 + i, factors.apply(field::<L, 6>(word, 13), AT_13));
+            }
+            let last = c.masked_or(L::bits(3 << 17), L::bits(0));
+            let last = b.masked_or(L::bits(3 << 15), last);
+            let last = a.masked_or(L::bits(3 << 13), last);
+            to.visit(column + 15, factors.apply(field::<L, 6>(last, 13), AT_13));
         }
-        for i in 0..5 {
-            visit(column + 5 + i, value(b.rotated_right((4 + 6 * i as u32) % 32)));
-        }
-        for i in 0..5 {
-            visit(column + 10 + i, value(c.rotated_right((6 + 6 * i as u32) % 32)));
-        }
-        let last = c.masked_or(L::bits(3 << 17), L::bits(0));
-        let last = b.masked_or(L::bits(3 << 15), last);
-        let last = a.masked_or(L::bits(3 << 13), last);
-        visit(column + 15, value(last));
     }
 }

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::fields::Quants;
-use super::formats::{Format, Q4K, Q6K, Q8_0};
+use super::formats::{Format, Q4K, Q6K, Q8_0, Visit};
 use crate::WeightFormat;
 use crate::cpu::shared::Block;
 use crate::matrix::ROWS_PER_PANEL;
@@ -86,59 +86,51 @@ fn unpack_format<L: Quants, F: Format>(job: Unpack<'_>) {
     let (first, count) = (columns.start, columns.len());
     assert!(first.is_multiple_of(COLUMNS_UNIT) && count.is_multiple_of(COLUMNS_UNIT), "whole runs");
     assert!(columns.end.div_ceil(F::COLUMNS) * F::BYTES <= panel.len(), "columns of the panel");
-    // SAFETY: the regions of all columns are there, and so are the lines, by the assertions.
-    unsafe {
-        match lines {
-            Lines::F32(_) if L::DOTS => unreachable!("inputs are rounded here"),
-            Lines::Pairs(_) if !L::DOTS => unreachable!("inputs are not rounded here"),
-            Lines::F32(lines) => {
-                assert_eq!(lines.len(), count * ROWS_PER_PANEL, "a line per column");
-                let to = lines.as_mut_ptr();
-                widen::<L, F>(panel.as_ptr(), columns, |column, row, weights| {
-                    weights.store(to.add((column - first) * ROWS_PER_PANEL + row));
-                });
-            }
-            Lines::Pairs(lines) => {
-                assert_eq!(lines.len(), count / 2 * ROWS_PER_PANEL, "a line per two columns");
-                let to = lines.as_mut_ptr().cast::<f32>();
-                let mut earlier = L::splat(0.0);
-                widen::<L, F>(panel.as_ptr(), columns, |column, row, weights| {
-                    if column % 2 == 0 {
-                        earlier = weights;
-                    } else {
-                        let line = to.add((column - first) / 2 * ROWS_PER_PANEL + row);
-                        L::rounded_pairs(earlier, weights).store(line);
-                    }
-                });
+    let (to, values, per_line) = match lines {
+        Lines::F32(_) if L::DOTS => unreachable!("inputs are rounded here"),
+        Lines::Pairs(_) if !L::DOTS => unreachable!("inputs are not rounded here"),
+        Lines::F32(lines) => (lines.as_mut_ptr(), lines.len(), 1),
+        Lines::Pairs(words) => (words.as_mut_ptr().cast::<f32>(), words.len(), 2),
+    };
+    assert_eq!(values, count / per_line * ROWS_PER_PANEL, "a line per column, or per two");
+    for first in columns.clone().step_by(F::RUN) {
+        let (region, within) = (first / F::COLUMNS, first % F::COLUMNS);
+        let line = (first - columns.start) / per_line;
+        for row in (0..ROWS_PER_PANEL).step_by(L::WIDTH) {
+            // SAFETY: the regions of all columns are there, and so are the lines, by the assertions.
+            unsafe {
+                let region = panel.as_ptr().add(region * F::BYTES);
+                let to = to.add(line * ROWS_PER_PANEL + row);
+                let factors = F::factors::<L>(region, within / F::RUN, row);
+                let mut to = Store { to, first: within, earlier: L::splat(0.0) };
+                for group in within / F::GROUP..(within + F::RUN) / F::GROUP {
+                    F::group::<L>(region, group, row, &factors, &mut to);
+                }
             }
         }
     }
 }
 
-/// Calls `visit` with every one of `columns`, every row that starts a register, and the weights there; columns in
-/// order.
-///
-/// # Safety
-/// The panel has these columns, which are whole runs.
-#[inline(always)]
-unsafe fn widen<L: Quants, F: Format>(
-    panel: *const u8,
-    columns: Range<usize>,
-    mut visit: impl FnMut(usize, usize, L),
-) {
-    for first in columns.step_by(F::RUN) {
-        let (region, within) = (first / F::COLUMNS, first % F::COLUMNS);
-        let region_start = region * F::COLUMNS;
-        for row in (0..ROWS_PER_PANEL).step_by(L::WIDTH) {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let region = panel.add(region * F::BYTES);
-                let factors = F::factors::<L>(region, within / F::RUN, row);
-                for group in within / F::GROUP..(within + F::RUN) / F::GROUP {
-                    F::group::<L>(region, group, row, &factors, |column, weights| {
-                        visit(region_start + column, row, weights);
-                    });
-                }
+/// Writes weights to lines, or in registers that round inputs words of pairs.
+struct Store<L> {
+    /// Where those of column `first` go.
+    to: *mut f32,
+    first: usize,
+    earlier: L,
+}
+
+impl<L: Quants> Visit<L> for Store<L> {
+    #[inline(always)]
+    unsafe fn visit(&mut self, column: usize, weights: L) {
+        // SAFETY: whoever made this vouches for the lines of all columns that it is shown.
+        unsafe {
+            if !L::DOTS {
+                weights.store(self.to.add((column - self.first) * ROWS_PER_PANEL));
+            } else if column % 2 == 0 {
+                self.earlier = weights;
+            } else {
+                let to = self.to.add((column - self.first) / 2 * ROWS_PER_PANEL);
+                L::rounded_pairs(self.earlier, weights).store(to);
             }
         }
     }
@@ -192,18 +184,8 @@ unsafe fn rows<L: Quants, F: Format, const PANEL: usize, const ROWS: usize>(
                     }
                     for group in run * F::RUN / F::GROUP..(run + 1) * F::RUN / F::GROUP {
                         for v in 0..PANEL {
-                            F::group::<L>(
-                                region,
-                                group,
-                                row + v * L::WIDTH,
-                                &factors[v],
-                                |column, weights| {
-                                    for r in 0..ROWS {
-                                        let factor = L::splat(*x.add(r * cols + column));
-                                        sums[r][v] = factor.mul_add(weights, sums[r][v]);
-                                    }
-                                },
-                            );
+                            let mut to = Sum { x, cols, sums: &mut sums, v };
+                            F::group::<L>(region, group, row + v * L::WIDTH, &factors[v], &mut to);
                         }
                     }
                 }
@@ -213,6 +195,26 @@ unsafe fn rows<L: Quants, F: Format, const PANEL: usize, const ROWS: usize>(
                     }
                 }
             }
+        }
+    }
+}
+
+/// Multiplies the weights of register `v` with each row's input, and adds to its sums.
+struct Sum<'a, L, const PANEL: usize, const ROWS: usize> {
+    /// Inputs of the region's columns; rows are `cols` apart.
+    x: *const f32,
+    cols: usize,
+    sums: &'a mut [[L; PANEL]; ROWS],
+    v: usize,
+}
+
+impl<L: Quants, const PANEL: usize, const ROWS: usize> Visit<L> for Sum<'_, L, PANEL, ROWS> {
+    #[inline(always)]
+    unsafe fn visit(&mut self, column: usize, weights: L) {
+        for r in 0..ROWS {
+            // SAFETY: whoever made this vouches for the inputs of all columns that it is shown.
+            let factor = L::splat(unsafe { *self.x.add(r * self.cols + column) });
+            self.sums[r][self.v] = factor.mul_add(weights, self.sums[r][self.v]);
         }
     }
 }

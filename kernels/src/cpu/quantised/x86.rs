@@ -80,7 +80,8 @@ impl<const DOTS: bool, const TILES: bool> Quants for Avx512<DOTS, TILES> {
     #[inline(always)]
     fn masked_or(self, mask: Self, base: Self) -> Self {
         on!({
-            let [word, mask, base] = [self.0, mask.0, base.0].map(|lanes| _mm512_castps_si512(lanes));
+            let (word, mask) = (_mm512_castps_si512(self.0), _mm512_castps_si512(mask.0));
+            let base = _mm512_castps_si512(base.0);
             Self(_mm512_castsi512_ps(_mm512_ternarylogic_epi32::<MASKED_OR>(word, base, mask)))
         })
     }
