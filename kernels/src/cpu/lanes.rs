@@ -169,7 +169,7 @@ fn exp2<L: Lanes>(x: L, polynomial: &[f32]) -> L {
 
 /// Eight lanes of plain Rust, for machines without the instruction sets above.
 #[derive(Clone, Copy)]
-pub(super) struct Plain([f32; 8]);
+pub(super) struct Plain(pub(super) [f32; 8]);
 
 impl Plain {
     #[inline(always)]

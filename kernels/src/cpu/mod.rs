@@ -11,6 +11,7 @@ mod attention;
 mod isa;
 mod lanes;
 mod product;
+mod quantised;
 mod shared;
 mod softmax;
 mod strip;

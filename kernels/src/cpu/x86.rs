@@ -15,7 +15,7 @@ macro_rules! on {
 
 /// Eight lanes of AVX2 with FMA; with `DOTS` also of AVX512_BF16 in its short form.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2<const DOTS: bool>(__m256);
+pub(super) struct Avx2<const DOTS: bool>(pub(super) __m256);
 
 impl<const DOTS: bool> Lanes for Avx2<DOTS> {
     const WIDTH: usize = 8;
@@ -159,7 +159,7 @@ impl<const DOTS: bool> Lanes for Avx2<DOTS> {
 
 /// Sixteen lanes of AVX-512F; with `DOTS` also of AVX512_BF16, and with `TILES` beside AMX.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512<const DOTS: bool, const TILES: bool>(__m512);
+pub(super) struct Avx512<const DOTS: bool, const TILES: bool>(pub(super) __m512);
 
 impl<const DOTS: bool, const TILES: bool> Lanes for Avx512<DOTS, TILES> {
     const WIDTH: usize = 16;
