@@ -65,7 +65,7 @@ impl HostLink for FakeLink {
     }
 
     fn wait(&mut self) -> Result<AttendReply, LinkError> {
-        let AttendRequest { layer, blocks, fold, queries } =
+        let AttendRequest { layer, blocks, fold, queries, mut partials } =
             self.pending.take().expect("a request was posted");
         let fault = if layer == 1 { *self.fault.lock().unwrap() } else { Fault::None };
         let mut named = blocks.to_vec();
@@ -79,15 +79,14 @@ impl HostLink for FakeLink {
             }
             Fault::None | Fault::AnswersInAnotherShape => {}
         }
-        let engine = self.world.engine.lock().unwrap();
-        let decoder = &engine.decoder;
+        let mut engine = self.world.engine.lock().unwrap();
         let held = named.iter().filter_map(|id| self.world.blocks.get(id));
         let spans: Vec<_> = held
             .map(|block| KvSpan { keys: block.view(layer, block.len()), visible: Visible::All })
             .collect();
-        let mut partials = engine.attend(&queries, &spans, fold);
+        engine.attend(&queries, &spans, fold, &mut partials);
         if fault == Fault::AnswersInAnotherShape {
-            partials[0] = Partial::empty(decoder.partial_shape(partials[0].shape().tokens + 1));
+            partials[0] = Partial::empty(engine.decoder.partial_shape(partials[0].shape().tokens + 1));
         }
         Ok(AttendReply { blocks: named.into(), partials })
     }
