@@ -205,6 +205,27 @@ fn logits_do_not_depend_on_how_many_hosts_hold_the_blocks() -> anyhow::Result<()
 }
 
 #[test]
+fn logits_asked_for_some_tokens_are_those_of_these_tokens_among_all() -> anyhow::Result<()> {
+    let world = world()?;
+    let mut engine = engine()?;
+    let healthy = Arc::new(Mutex::new(Fault::None));
+    let ids = [9, 8, 7, 6, 5];
+    let mut logits = |rows| {
+        let mut tail = Tail::growing(Arc::clone(&world.budget));
+        tail.reserve(ids.len()).unwrap();
+        forward(&mut engine, &mut fanout(&world, 2, &healthy), &mut tail, &ids, CONTEXT_TOKENS, rows)
+    };
+    let all = logits(0..ids.len())?;
+    let vocab_size = all.len() / ids.len();
+    for rows in [4..5, 2..5, 1..3] {
+        let wanted = &all[rows.start * vocab_size..rows.end * vocab_size];
+        assert!(logits(rows.clone())? == wanted, "{rows:?}");
+    }
+    assert!(logits(0..0)?.is_empty());
+    Ok(())
+}
+
+#[test]
 fn a_fan_in_in_block_order_gives_the_same_bits_on_any_number_of_hosts() -> anyhow::Result<()> {
     // More blocks than go in one round, in formats that the instructions for encoding may round activations to.
     let (weights, tokens) = (WeightChoice::Bf16, 19 * BLOCK_TOKENS + 3);
