@@ -86,7 +86,7 @@ fn encode(layers: usize, budget: &Arc<KvBudget>) -> (Vec<Route>, Vec<BlockId>, V
         let mut encoder = BlockEncoder::new(budget, ids[range.clone()].into(), range.start).unwrap();
         counts.clear();
         while !encoder.is_done() {
-            counts.push(count(|| drop(encoder.step(&mut encoding, None))));
+            counts.push(count(|| assert!(encoder.step(&mut encoding, None) > 0)));
         }
         sealed.push((id, encoder.seal()));
     }
