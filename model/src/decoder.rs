@@ -227,7 +227,7 @@ impl Decoder {
             out.resize(if *wanted { tokens * weight.rows() } else { 0 }, 0.0);
         }
         let [query, key, value] =
-            parts.each_mut().map(|(out, weight, ..)| Product { weight: *weight, out: out.as_mut_slice() });
+            parts.each_mut().map(|(out, weight, ..)| Product { weight, out: out.as_mut_slice() });
         match (queries, keys) {
             (true, true) => backend.matmuls(normed, &mut [query, key, value]),
             (false, _) => backend.matmuls(normed, &mut [key, value]),
