@@ -92,6 +92,9 @@ pub trait HostLink: Send + fmt::Debug {
     fn wait(&mut self) -> Result<AttendReply, LinkError>;
 }
 
+/// What comes back to an asker.
+type Replied = Result<AttendReply, LinkError>;
+
 /// A request with the way back, as a context host's device thread receives it.
 #[derive(Debug)]
 pub struct AttendJob {
@@ -105,7 +108,7 @@ pub struct AttendJob {
 #[derive(Debug)]
 pub struct WayBack {
     host: HostId,
-    sender: Option<Sender<Result<AttendReply, LinkError>>>,
+    sender: Option<Sender<Replied>>,
 }
 
 impl WayBack {
@@ -130,7 +133,7 @@ impl Drop for WayBack {
 pub struct LocalLink {
     host: HostId,
     jobs: Sender<AttendJob>,
-    replies: (Sender<Result<AttendReply, LinkError>>, Receiver<Result<AttendReply, LinkError>>),
+    replies: (Sender<Replied>, Receiver<Replied>),
     /// Whether a reply is on its way.
     is_pending: bool,
 }
