@@ -34,7 +34,7 @@ mod pool;
 mod quantised;
 mod reference;
 
-pub use backend::{Backend, KEYS_PER_SEGMENT, KvSpan, Queries, RopeAngles, Visible};
+pub use backend::{Backend, KEYS_PER_SEGMENT, KvSpan, Product, Queries, RopeAngles, Visible};
 pub use cpu::{Cpu, CpuOptions, Isa};
 pub use error::KernelError;
 pub use kv::{KEYS_PER_TILE, KvBlock, KvFormat, KvShape, KvView};

@@ -146,7 +146,11 @@ pub(crate) async fn load_model(app: &App, source: ModelSource) -> anyhow::Result
 /// # Errors
 /// `OpenError`.
 pub(crate) async fn open_node(settings: &Settings, model: &Model) -> anyhow::Result<Node> {
-    let options = node_options(settings);
+    open_node_with(node_options(settings), model).await
+}
+
+/// [`open_node`] with options of one's own.
+pub(crate) async fn open_node_with(options: NodeOptions, model: &Model) -> anyhow::Result<Node> {
     tracing::info!(hosts = options.hosts.len(), capacity_bytes = options.capacity_bytes, "opening the node");
     Ok(Node::open(model, options).await?)
 }

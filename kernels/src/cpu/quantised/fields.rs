@@ -38,12 +38,6 @@ pub(in crate::cpu) trait Quants: Lanes {
     /// Words of bf16 pairs: `low` and `high` rounded to the nearest, ties away from zero.
     fn rounded_pairs(low: Self, high: Self) -> Self;
 
-    /// `WIDTH` signed bytes as numbers.
-    ///
-    /// # Safety
-    /// `WIDTH` bytes can be read from `from`.
-    unsafe fn load_bytes(from: *const i8) -> Self;
-
     /// `WIDTH` half-precision floats, widened.
     ///
     /// # Safety
@@ -85,11 +79,6 @@ impl Quants for Plain {
             *low = f32::from_bits(low_bits >> 16 | high_bits & 0xffff_0000);
         }
         Self(out)
-    }
-    #[inline(always)]
-    unsafe fn load_bytes(from: *const i8) -> Self {
-        // SAFETY: the caller vouches for 8 bytes.
-        Self(unsafe { from.cast::<[i8; 8]>().read() }.map(f32::from))
     }
     #[inline(always)]
     unsafe fn load_halves(from: *const u16) -> Self {

@@ -51,10 +51,6 @@ impl<const DOTS: bool> Quants for Avx2<DOTS> {
         })
     }
     #[inline(always)]
-    unsafe fn load_bytes(from: *const i8) -> Self {
-        on!(Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))))
-    }
-    #[inline(always)]
     unsafe fn load_halves(from: *const u16) -> Self {
         on!(Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))))
     }
@@ -103,10 +99,6 @@ impl<const DOTS: bool, const TILES: bool> Quants for Avx512<DOTS, TILES> {
             let mask = _mm512_set1_epi32(0xffff_0000u32 as i32);
             Self(_mm512_castsi512_ps(_mm512_ternarylogic_epi32::<MASKED_OR>(high, low, mask)))
         })
-    }
-    #[inline(always)]
-    unsafe fn load_bytes(from: *const i8) -> Self {
-        on!(Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))))
     }
     #[inline(always)]
     unsafe fn load_halves(from: *const u16) -> Self {
