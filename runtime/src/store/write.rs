@@ -48,6 +48,33 @@ impl Store {
         })
     }
 
+    /// Performs all of `writes` or none, in order, with one sync; the first refusal leaves the store unchanged.
+    ///
+    /// # Errors
+    /// One of them is refused, or the disk failed.
+    pub fn write_together(&self, writes: &[Write]) -> Result<Vec<Written>, WriteError> {
+        let outcome = self.with(|database| {
+            let transaction = database.begin_write()?;
+            let mut done = Vec::with_capacity(writes.len());
+            let mut tables = Tables::open(&transaction, self.options.max_value_bytes)?;
+            for write in writes {
+                match tables.apply(write)? {
+                    Ok(written) => done.push(written),
+                    Err(refusal) => {
+                        drop(tables);
+                        transaction.abort()?;
+                        return Ok(Err(refusal));
+                    }
+                }
+            }
+            tables.numbers.insert(VERSION_KEY, tables.version)?;
+            drop(tables);
+            transaction.commit()?;
+            Ok(Ok(done))
+        })?;
+        Ok(outcome?)
+    }
+
     /// Sets a record; its version from now on.
     ///
     /// # Errors

@@ -46,6 +46,27 @@ fn a_conditional_write_is_refused_with_the_stored_version_and_changes_nothing() 
 }
 
 #[test]
+fn writes_that_go_together_all_take_place_or_none() {
+    let folder = folder();
+    let store = open(&folder);
+    let put = |key: &[u8], condition| Write::Put {
+        kind: Kind::Token,
+        key: key.to_vec(),
+        value: b"new".to_vec(),
+        condition,
+    };
+    let used = store.put(Kind::Token, b"token", b"old", Condition::Absent).expect("written");
+    let refused =
+        store.write_together(&[put(b"token", Condition::Version(used)), put(b"token", Condition::Absent)]);
+    assert_eq!(refused, Err(Refusal::Version { stored: Some(used + 1) }.into()));
+    assert_eq!(store.get(Kind::Token, b"token"), Ok(Some(Record { version: used, value: b"old".to_vec() })));
+    let written =
+        store.write_together(&[put(b"token", Condition::Version(used)), put(b"name", Condition::Absent)]);
+    let expected = [Written::Put { version: used + 1 }, Written::Put { version: used + 2 }];
+    assert_eq!(written.as_deref(), Ok(&expected[..]));
+}
+
+#[test]
 fn versions_are_not_used_again_after_a_delete() {
     let folder = folder();
     let store = open(&folder);
