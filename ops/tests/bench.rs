@@ -65,6 +65,31 @@ fn every_length_is_measured_under_star_and_exact_and_plotted() {
 }
 
 #[test]
+fn tokens_that_are_given_are_the_ones_encoded_and_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ids.json");
+    std::fs::write(&file, serde_json::to_string(&(1..=72).collect::<Vec<_>>()).unwrap()).unwrap();
+    let ids = file.to_str().unwrap();
+    let exact = ["--attention", "exact", "--json", "--ids", ids, "--repeat", "2", "--tokens", "64"];
+    let answers = ["16", "64"].map(|block| {
+        let output = bench(&[exact.as_slice(), &["--block-tokens", block]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["measurements"][0]["answer_ids"].clone()
+    });
+    assert_eq!(answers[0].as_array().unwrap().len(), 3);
+    assert_eq!(answers[0], answers[1]);
+
+    let output = bench(&["--anchor-saving", "--block-tokens", "8", "--ids", ids, "--repeat", "2"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let output = bench(&["--ids", ids, "--tokens", "65"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("72 tokens") && said.contains("take 73"), "{said}");
+}
+
+#[test]
 fn the_table_says_where_and_how_it_was_measured() {
     let output = bench(&["--tokens", "64", "--block-tokens", "32", "--attention", "star"]);
     let text = String::from_utf8(output.stdout).unwrap();

@@ -1,4 +1,4 @@
-//! The substrate of Stellate: settings, clock and logs. Here lives what any service of this kind would need; nothing
+//! The substrate of Stellate: settings, clock, logs, identity and transport. Here lives what any service of this kind would need; nothing
 //! here knows what a language model is, and nothing here may depend on `stellate-model` or `stellate-kernels`
 //! (`.ci/layering` checks it).
 
@@ -6,4 +6,6 @@
 
 pub mod clock;
 pub mod config;
+pub mod identity;
 pub mod telemetry;
+pub mod transport;

@@ -1,5 +1,6 @@
-//! One measurement: a context of random tokens encoded, two turns asked over it. Every repeat has tokens of its own, so
-//! that no block is found encoded already; what is reported of them is in `mod.rs`.
+//! One measurement: a context encoded, two turns asked over it. Every repeat has random tokens of its own, or those that
+//! are given, and begins when the context before is freed, so that no block is found encoded already; what is reported of
+//! them is in `mod.rs`.
 
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub(super) struct Measurement {
     pub(super) second_turn_first_token_s: Times,
     /// Tokens that the second question feeds, the last of the first answer among them.
     pub(super) second_turn_query_tokens: usize,
+    /// The first answer of the last repeat: with tokens that are given it can be compared with another engine's.
+    pub(super) answer_ids: Vec<u32>,
     #[serde(flatten)]
     pub(super) memory: MemoryUse,
 }
@@ -99,20 +102,47 @@ impl Times {
     }
 }
 
-/// Random tokens of a vocabulary, the same for the same seed.
+/// Where tokens come from.
 #[derive(Debug)]
-pub(super) struct Tokens {
-    random: ChaCha8Rng,
-    vocab_size: u32,
+pub(super) enum Tokens {
+    /// Other ones of a vocabulary every time, the same for the same seed.
+    Random { random: Box<ChaCha8Rng>, vocab_size: u32 },
+    /// These, from the head again for every context; the number of those taken.
+    Given { ids: Vec<u32>, taken: usize },
 }
 
 impl Tokens {
-    pub(super) fn new(config: &ModelConfig, seed: u64) -> Self {
-        Self { random: ChaCha8Rng::seed_from_u64(seed), vocab_size: config.vocab_size as u32 }
+    /// Those given, else random ones.
+    pub(super) fn new(config: &ModelConfig, given: Option<Vec<u32>>, seed: u64) -> Self {
+        match given {
+            Some(ids) => Self::Given { ids, taken: 0 },
+            None => Self::Random {
+                random: Box::new(ChaCha8Rng::seed_from_u64(seed)),
+                vocab_size: config.vocab_size as u32,
+            },
+        }
     }
 
-    pub(super) fn take(&mut self, count: usize) -> Vec<u32> {
-        (0..count).map(|_| self.random.random_range(0..self.vocab_size)).collect()
+    /// The tokens of a context, with which a repeat begins.
+    pub(super) fn begin(&mut self, count: usize) -> Vec<u32> {
+        if let Self::Given { taken, .. } = self {
+            *taken = 0;
+        }
+        self.take(count)
+    }
+
+    /// Those that follow.
+    fn take(&mut self, count: usize) -> Vec<u32> {
+        match self {
+            Self::Random { random, vocab_size } => {
+                (0..count).map(|_| random.random_range(0..*vocab_size)).collect()
+            }
+            Self::Given { ids, taken } => {
+                let first = *taken;
+                *taken += count;
+                ids[first..first + count].to_vec()
+            }
+        }
     }
 }
 
@@ -145,7 +175,8 @@ impl Bench<'_> {
 
     /// Seconds to encode a context, which is dropped.
     pub(super) async fn encode(&mut self, case: &Case) -> anyhow::Result<f64> {
-        let source = ContextSource::Ids(self.tokens.take(case.context_tokens));
+        ensure!(stores::until_empty(self.node).await, "the context before was not freed");
+        let source = ContextSource::Ids(self.tokens.begin(case.context_tokens));
         let (_, took) = open::encode(self.app, self.node, source, case.layout).await?;
         Ok(took.as_secs_f64())
     }
@@ -179,6 +210,7 @@ impl Bench<'_> {
             token_s: times(|sample| sample.first.timings.tokens_per_s.recip()),
             second_turn_first_token_s: times(|sample| sample.second.timings.first_token_s),
             second_turn_query_tokens: last.second.usage.query_tokens,
+            answer_ids: last.first.ids.clone(),
             memory: self.memory_use(case, last, peak_is_own),
         })
     }
@@ -222,7 +254,7 @@ impl Bench<'_> {
 
     async fn sample(&mut self, case: &Case) -> anyhow::Result<Sample> {
         ensure!(stores::until_empty(self.node).await, "the context before was not freed");
-        let source = ContextSource::Ids(self.tokens.take(case.context_tokens));
+        let source = ContextSource::Ids(self.tokens.begin(case.context_tokens));
         let (context, encode) = open::encode(self.app, self.node, source, case.layout).await?;
         ensure!(context.progress().blocks_reused == 0, "a block was found encoded already");
         let session = context.session().await?;

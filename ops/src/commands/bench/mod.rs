@@ -27,7 +27,7 @@ use self::count::Anchors;
 use self::course::{Course, Found, Lines, Subject};
 use self::measure::{Bench, Tokens};
 use self::pace::{Limit, parse_duration};
-use self::plan::{BlockLength, Case, Combinations, Questions, saving_cases, weight_bytes};
+use self::plan::{BlockLength, Case, Combinations, Questions, read_ids, saving_cases, weight_bytes};
 use self::saving::Pair;
 use self::tell::{Head, Line, ModelFacts, NodeFacts, Report, name_of};
 use crate::app::App;
@@ -38,7 +38,7 @@ use crate::settings::{ModelArgs, NodeArgs, Overrides, words};
 use crate::{open, output};
 
 const AFTER_HELP: &str = "\
-Contexts are random tokens, new ones for every repeat. For each length, block, anchor and attention the tables have the \
+Contexts are random tokens, new ones for every repeat, or those of --ids. For each length, block, anchor and attention the tables have the \
 time to encode the context, from a question to the first token of its answer, between two tokens, and from a second \
 question of the same session to its first token; the operations of encoding, counted, and the rate they were done at; \
 the bytes of keys and values; and the highest resident memory beside that of weights, keys and values. Nothing is \
@@ -86,6 +86,9 @@ pub(crate) struct BenchArgs {
     /// How often everything is measured
     #[arg(long, value_name = "N", default_value = "1", value_parser = positive)]
     repeat: usize,
+    /// Take tokens from a JSON list of ids instead of random ones: the context's from its head, then the questions'
+    #[arg(long, value_name = "FILE", conflicts_with = "seed")]
+    ids: Option<PathBuf>,
     /// Seed of the random tokens
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -150,6 +153,7 @@ pub(crate) async fn run(args: BenchArgs, app: &App) -> anyhow::Result<ExitCode> 
         plot::check_writable(path).map_err(|error| wrong("--svg", path, error))?;
     }
     let cases = args.cases()?;
+    let ids = args.ids.as_deref().map(|path| read_ids(path, &cases, args.questions())).transpose()?;
     let source = open::model_source(&args.model, settings);
     if let ModelSource::Random { shape, .. } = &source {
         // Made in memory, and large: whether it fits is known before.
@@ -167,6 +171,10 @@ pub(crate) async fn run(args: BenchArgs, app: &App) -> anyhow::Result<ExitCode> 
     let options = open::node_options(settings);
     let shape = model.decoder.kv_shape(options.kv_format);
     check(&cases, settings, args.questions(), shape, model.decoder.weight_bytes(), machine::memory_bytes())?;
+    if let Some(ids) = &ids {
+        model.decoder.check_ids(ids).map_err(|error| UsageError(format!("--ids: {error}")))?;
+    }
+    let tokens = Tokens::new(model.decoder.config(), ids, args.seed);
     let head = Head {
         machine: Machine::read(options.query.threads)?,
         model: ModelFacts::new(name, &model, settings),
@@ -181,7 +189,7 @@ pub(crate) async fn run(args: BenchArgs, app: &App) -> anyhow::Result<ExitCode> 
     let mut found = Found::default();
     let course =
         Course::new(model.decoder.config(), &cases, Limit::start(args.time_limit), &mut lines, &mut found);
-    let ended = measure(&args, app, &model, &head, course).await;
+    let ended = measure(&args, tokens, app, &model, &head, course).await;
     if args.plan {
         return ended.map(|()| ExitCode::SUCCESS);
     }
@@ -210,13 +218,13 @@ fn check(
 /// Opens what the cases run on, and runs them or tells their plan.
 async fn measure(
     args: &BenchArgs,
+    tokens: Tokens,
     app: &App,
     model: &Model,
     head: &Head,
     mut course: Course<'_>,
 ) -> anyhow::Result<()> {
     let settings = &app.settings;
-    let tokens = Tokens::new(model.decoder.config(), args.seed);
     if args.anchor_saving {
         let pair = Pair::open(settings, model).await?;
         let mut subject = Subject::Saving { pair: &pair, app, tokens, repeat: args.repeat };

@@ -2,6 +2,9 @@
 //! the saving of a shared anchor; and whether all of it fits into the stores and the memory, before anything is computed.
 //! How long it takes is estimated in `pace.rs`.
 
+use std::fmt::Display;
+use std::fs;
+use std::path::Path;
 use std::str::FromStr;
 
 use stellate_actors::{Attention, Layout, NodeOptions, WeightChoice};
@@ -169,6 +172,22 @@ pub(super) fn saving_cases(blocks: &[BlockLength]) -> Result<Vec<Case>, UsageErr
     cases.sort_by_key(|case| case.context_tokens);
     cases.dedup();
     Ok(cases)
+}
+
+/// Reads the tokens that contexts and questions are made of: a JSON list, with enough for the longest case.
+pub(super) fn read_ids(path: &Path, cases: &[Case], questions: Questions) -> Result<Vec<u32>, UsageError> {
+    let wrong = |error: &dyn Display| UsageError(format!("cannot use --ids {}: {error}", path.display()));
+    let text = fs::read(path).map_err(|error| wrong(&error))?;
+    let ids: Vec<u32> = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
+    let longest = cases.iter().map(|case| case.context_tokens).max().unwrap_or(0);
+    let needed = longest.saturating_add(questions.query_tokens.saturating_mul(2));
+    if ids.len() < needed {
+        let (found, needed) = (human::count(ids.len()), human::count(needed));
+        return Err(wrong(&format!(
+            "it has {found} tokens; the longest context and two questions take {needed}"
+        )));
+    }
+    Ok(ids)
 }
 
 impl Case {
@@ -360,6 +379,19 @@ mod tests {
         assert!(short.check(SHAPE, &node, QUESTIONS, 0, None).is_ok());
         let error = short.check(SHAPE, &node, QUESTIONS, 1 << 30, Some(1 << 29)).unwrap_err().to_string();
         assert!(error.contains("1.00 GiB") && error.contains("512 MiB"), "{error}");
+    }
+
+    #[test]
+    fn given_tokens_must_be_a_list_that_is_long_enough() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let read = |text: &str| {
+            fs::write(file.path(), text).unwrap();
+            read_ids(file.path(), &[case(2, Layout::exact(2))], Questions { query_tokens: 1, max_tokens: 2 })
+        };
+        assert_eq!(read("[1, 2, 3, 4]").unwrap(), [1, 2, 3, 4]);
+        let error = read("[1, 2, 3]").unwrap_err().to_string();
+        assert!(error.contains("3 tokens") && error.contains("take 4"), "{error}");
+        assert!(read("[-1]").is_err() && read("{}").is_err());
     }
 
     #[test]

@@ -121,10 +121,10 @@ impl Pair {
     }
 }
 
-/// Seconds to encode a context of new tokens, which is dropped.
+/// Seconds to encode a context of new or given tokens, which is dropped.
 async fn encode(app: &App, node: &Node, tokens: &mut Tokens, case: &Case) -> anyhow::Result<f64> {
     ensure!(stores::until_empty(node).await, "the context before was not freed");
-    let source = ContextSource::Ids(tokens.take(case.context_tokens));
+    let source = ContextSource::Ids(tokens.begin(case.context_tokens));
     let (context, took) = open::encode(app, node, source, case.layout).await?;
     ensure!(context.progress().blocks_reused == 0, "a block was found encoded already");
     Ok(took.as_secs_f64())

@@ -248,6 +248,7 @@ mod tests {
             token_s: times(0.1),
             second_turn_first_token_s: times(0.4),
             second_turn_query_tokens: 5,
+            answer_ids: Vec::new(),
             memory: MemoryUse {
                 kv_bytes: 0,
                 kv_bytes_per_token: 0.0,

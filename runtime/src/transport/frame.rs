@@ -1,0 +1,366 @@
+//! Frames, without the network: what goes over a stream. A preamble of fixed layout, a header in bincode's encoding, then
+//! raw bytes:
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 4 | magic `STLF` |
+//! | 4 | 2 | wire version |
+//! | 6 | 2 | kind |
+//! | 8 | 4 | length of the header |
+//! | 12 | 4 | zero |
+//! | 16 | 8 | length of the payload |
+//! | 24 | | header, then payload |
+//!
+//! Numbers are little-endian. The preamble is the same in every version, so that a peer of another one is recognised.
+//! Lengths are checked before memory is set aside; one frame's bytes are all used, and no others.
+
+use wincode::config::DefaultConfig;
+use wincode::{SchemaRead, SchemaWrite};
+
+use super::payload::{Filling, Payload};
+
+/// The version of all frames and headers that this program speaks.
+pub const WIRE_VERSION: u16 = 1;
+
+/// First bytes of every frame.
+pub const MAGIC: [u8; 4] = *b"STLF";
+
+/// Length of what stands before the header.
+pub const PREAMBLE_BYTES: usize = 24;
+
+/// What a frame is about. Kinds below [`FrameKind::FIRST_FREE`] belong to the transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrameKind(pub u16);
+
+impl FrameKind {
+    /// The first kind that users of the transport may give a meaning.
+    pub const FIRST_FREE: Self = Self(16);
+
+    pub(super) const HELLO: Self = Self(1);
+    pub(super) const WELCOME: Self = Self(2);
+    pub(super) const JOIN: Self = Self(3);
+    pub(super) const JOIN_REPLY: Self = Self(4);
+    pub(super) const RENEW: Self = Self(5);
+    pub(super) const RENEW_REPLY: Self = Self(6);
+}
+
+/// A type that can be the header of a frame: a plain struct or enum that derives [`wincode::SchemaRead`] and
+/// [`wincode::SchemaWrite`].
+pub trait Header:
+    SchemaWrite<DefaultConfig, Src = Self> + for<'de> SchemaRead<'de, DefaultConfig, Dst = Self> + Sized
+{
+}
+
+impl<T> Header for T where
+    T: SchemaWrite<DefaultConfig, Src = T> + for<'de> SchemaRead<'de, DefaultConfig, Dst = T> + Sized
+{
+}
+
+/// Largest frames of a stream, in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameLimits {
+    /// Longest header.
+    pub header_bytes: u32,
+    /// Longest payload.
+    pub payload_bytes: u64,
+}
+
+impl Default for FrameLimits {
+    /// 64 KiB, room for the ids of a thousand blocks; and 64 MiB, a block of 2048 tokens of a model of 8 billion
+    /// parameters at a quarter of its layers. What is larger is sent in pieces.
+    fn default() -> Self {
+        Self { header_bytes: 64 << 10, payload_bytes: 64 << 20 }
+    }
+}
+
+/// Bytes are no frame, or one that this side does not take. Of a stream, nothing more can be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// They do not start like a frame.
+    #[error(
+        "the peer does not speak this protocol: it sent {found:02x?} where a frame starts; check address and port"
+    )]
+    Magic {
+        /// What stood there.
+        found: [u8; 4],
+    },
+
+    /// A frame of another version.
+    #[error(
+        "the peer speaks wire version {theirs} and this node {ours}; run the same version of `stellate` on both"
+    )]
+    Version {
+        /// What this side speaks.
+        ours: u16,
+        /// What the peer speaks.
+        theirs: u16,
+    },
+
+    /// Bytes that must be zero are not.
+    #[error("the peer sent a frame with reserved bits set; run the same version of `stellate` on both")]
+    Reserved,
+
+    /// The header is longer than allowed.
+    #[error("a header of {bytes} bytes is over the limit of {limit}; name fewer things in one frame")]
+    HeaderTooLong {
+        /// Its length.
+        bytes: u64,
+        /// The limit.
+        limit: u32,
+    },
+
+    /// The payload is longer than allowed.
+    #[error("a payload of {bytes} bytes is over the limit of {limit}; send it in pieces")]
+    PayloadTooLong {
+        /// Its length.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+
+    /// The header is not of the type that the kind has, or not all of it is.
+    #[error("the header of a frame of kind {kind} is malformed: {problem}", kind = kind.0)]
+    Header {
+        /// The kind of the frame.
+        kind: FrameKind,
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// A frame of a kind that has no place here.
+    #[error("a frame of kind {found} came where one of kind {expected} belongs", found = found.0, expected = expected.0)]
+    Kind {
+        /// What came.
+        found: FrameKind,
+        /// What belongs here.
+        expected: FrameKind,
+    },
+
+    /// The stream ended within a frame.
+    #[error("the stream ended within a frame; the peer stopped or was cut off")]
+    Truncated,
+}
+
+/// A frame that has arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What it is about.
+    pub kind: FrameKind,
+    header: Vec<u8>,
+    /// The bytes after the header.
+    pub payload: Payload,
+}
+
+impl Frame {
+    /// The header as `T`. All its bytes must belong to the value.
+    pub fn header<T: Header>(&self) -> Result<T, FrameError> {
+        wincode::deserialize_exact(&self.header)
+            .map_err(|error| FrameError::Header { kind: self.kind, problem: error.to_string() })
+    }
+
+    /// The header of a frame that must be of `kind`.
+    pub fn expect<T: Header>(&self, kind: FrameKind) -> Result<T, FrameError> {
+        if self.kind != kind {
+            return Err(FrameError::Kind { found: self.kind, expected: kind });
+        }
+        self.header()
+    }
+
+    /// The header as it came, in bincode's encoding.
+    pub fn header_bytes(&self) -> &[u8] {
+        &self.header
+    }
+}
+
+/// Appends preamble and header of a frame whose payload of `payload_bytes` the caller sends next.
+pub fn encode_head<T: Header>(
+    version: u16,
+    kind: FrameKind,
+    header: &T,
+    payload_bytes: usize,
+    limits: &FrameLimits,
+    out: &mut Vec<u8>,
+) -> Result<(), FrameError> {
+    let payload_bytes = payload_bytes as u64;
+    if payload_bytes > limits.payload_bytes {
+        return Err(FrameError::PayloadTooLong { bytes: payload_bytes, limit: limits.payload_bytes });
+    }
+    let start = out.len();
+    out.resize(start + PREAMBLE_BYTES, 0);
+    let encoded = wincode::serialize_into(&mut *out, header);
+    let header_bytes = (out.len() - start - PREAMBLE_BYTES) as u64;
+    let checked = match encoded {
+        Err(error) => Err(FrameError::Header { kind, problem: error.to_string() }),
+        Ok(()) => check_header_length(header_bytes, limits),
+    };
+    let header_bytes = checked.inspect_err(|_| out.truncate(start))?;
+    let preamble = &mut out[start..start + PREAMBLE_BYTES];
+    preamble[..4].copy_from_slice(&MAGIC);
+    preamble[4..6].copy_from_slice(&version.to_le_bytes());
+    preamble[6..8].copy_from_slice(&kind.0.to_le_bytes());
+    preamble[8..12].copy_from_slice(&header_bytes.to_le_bytes());
+    preamble[16..].copy_from_slice(&payload_bytes.to_le_bytes());
+    Ok(())
+}
+
+fn check_header_length(bytes: u64, limits: &FrameLimits) -> Result<u32, FrameError> {
+    let too_long = FrameError::HeaderTooLong { bytes, limit: limits.header_bytes };
+    u32::try_from(bytes).ok().filter(|bytes| *bytes <= limits.header_bytes).ok_or(too_long)
+}
+
+/// Makes frames of the bytes of one stream, in whatever pieces they come.
+#[derive(Debug)]
+pub struct FrameDecoder {
+    version: u16,
+    limits: FrameLimits,
+    state: State,
+    /// Memory of a payload that is no longer needed, for the next one.
+    spare: Payload,
+}
+
+#[derive(Debug)]
+enum State {
+    Preamble {
+        bytes: [u8; PREAMBLE_BYTES],
+        filled: usize,
+    },
+    Header {
+        kind: FrameKind,
+        header: Vec<u8>,
+        header_bytes: usize,
+        payload_bytes: usize,
+    },
+    Payload {
+        kind: FrameKind,
+        header: Vec<u8>,
+        filling: Filling,
+    },
+    /// After an error, the boundaries of frames are lost.
+    Failed(FrameError),
+}
+
+impl State {
+    const START: Self = Self::Preamble { bytes: [0; PREAMBLE_BYTES], filled: 0 };
+}
+
+impl FrameDecoder {
+    /// A decoder at the start of a stream.
+    pub fn new(version: u16, limits: FrameLimits) -> Self {
+        Self { version, limits, state: State::START, spare: Payload::default() }
+    }
+
+    /// Takes bytes off the front of `input` until a frame is whole or the input is used up. Call it again with what is
+    /// left. After an error, it returns the same error for ever.
+    pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
+        match self.step(input) {
+            Err(error) => {
+                self.state = State::Failed(error.clone());
+                Err(error)
+            }
+            frame => frame,
+        }
+    }
+
+    /// The stream has ended: an error if it ended within a frame.
+    pub fn finish(&self) -> Result<(), FrameError> {
+        match &self.state {
+            State::Preamble { filled: 0, .. } => Ok(()),
+            State::Failed(error) => Err(error.clone()),
+            _ => Err(FrameError::Truncated),
+        }
+    }
+
+    /// Gives the memory of a payload back, for one that is to come.
+    pub fn recycle(&mut self, payload: Payload) {
+        self.spare = payload;
+    }
+
+    fn step(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
+        loop {
+            match &mut self.state {
+                State::Failed(error) => return Err(error.clone()),
+                State::Preamble { bytes, filled } => {
+                    take_into(bytes, filled, input);
+                    if *filled < PREAMBLE_BYTES {
+                        // A wrong peer is told from the first bytes on: it may never send a whole preamble.
+                        check_magic(&bytes[..*filled])?;
+                        return Ok(None);
+                    }
+                    self.state = Self::open(bytes, self.version, &self.limits)?;
+                }
+                State::Header { kind, header, header_bytes, payload_bytes } => {
+                    let missing = *header_bytes - header.len();
+                    let (now, rest) = input.split_at(input.len().min(missing));
+                    header.extend_from_slice(now);
+                    *input = rest;
+                    if header.len() < *header_bytes {
+                        return Ok(None);
+                    }
+                    let spare = std::mem::take(&mut self.spare);
+                    let filling = Filling::new(*payload_bytes, spare);
+                    self.state = State::Payload { kind: *kind, header: std::mem::take(header), filling };
+                }
+                State::Payload { filling, .. } => {
+                    filling.take(input);
+                    if filling.missing() > 0 {
+                        return Ok(None);
+                    }
+                    let State::Payload { kind, header, filling } =
+                        std::mem::replace(&mut self.state, State::START)
+                    else {
+                        unreachable!("matched just above")
+                    };
+                    return Ok(Some(Frame { kind, header, payload: filling.finish() }));
+                }
+            }
+        }
+    }
+
+    /// Checks a whole preamble and makes room for its header.
+    fn open(bytes: &[u8; PREAMBLE_BYTES], version: u16, limits: &FrameLimits) -> Result<State, FrameError> {
+        check_magic(bytes)?;
+        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let theirs = u16_at(4);
+        if theirs != version {
+            return Err(FrameError::Version { ours: version, theirs });
+        }
+        let (header, rest) = bytes[8..].split_at(4);
+        let (reserved, payload) = rest.split_at(4);
+        if reserved != [0; 4] {
+            return Err(FrameError::Reserved);
+        }
+        let header_bytes = u32::from_le_bytes(header.try_into().expect("four bytes"));
+        let header_bytes = check_header_length(header_bytes.into(), limits)?;
+        let payload_bytes = u64::from_le_bytes(payload.try_into().expect("eight bytes"));
+        let payload_bytes = usize::try_from(payload_bytes)
+            .ok()
+            .filter(|_| payload_bytes <= limits.payload_bytes)
+            .ok_or(FrameError::PayloadTooLong { bytes: payload_bytes, limit: limits.payload_bytes })?;
+        let header_bytes = header_bytes as usize;
+        let header = Vec::with_capacity(header_bytes.min(HEADER_RESERVED_ON_CLAIM_BYTES));
+        Ok(State::Header { kind: FrameKind(u16_at(6)), header, header_bytes, payload_bytes })
+    }
+}
+
+/// Memory that is set aside on a mere claim of a header's length.
+const HEADER_RESERVED_ON_CLAIM_BYTES: usize = 4 << 10;
+
+fn check_magic(bytes: &[u8]) -> Result<(), FrameError> {
+    let len = bytes.len().min(MAGIC.len());
+    if bytes[..len] == MAGIC[..len] {
+        return Ok(());
+    }
+    let mut found = [0; 4];
+    found[..len].copy_from_slice(&bytes[..len]);
+    Err(FrameError::Magic { found })
+}
+
+fn take_into(buffer: &mut [u8], filled: &mut usize, input: &mut &[u8]) {
+    let (now, rest) = input.split_at(input.len().min(buffer.len() - *filled));
+    buffer[*filled..*filled + now.len()].copy_from_slice(now);
+    *filled += now.len();
+    *input = rest;
+}
+
+#[cfg(test)]
+mod tests;

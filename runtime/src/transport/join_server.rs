@@ -1,0 +1,152 @@
+//! The join address: a socket of its own, on the node that holds the CA, for nodes that have no certificate yet. It is the
+//! one place where strangers are heard, so every one of them has to prove its address, has few attempts, little time and
+//! one small frame. The cluster's own socket never speaks to anyone without a certificate.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use quinn::{Incoming, VarInt};
+use tokio::time::timeout;
+
+use super::close::{CloseCode, Closed, version_reason};
+use super::endpoint::{EndpointError, open_socket};
+use super::frame::{FrameError, FrameKind, FrameLimits};
+use super::gate::{Gate, Proof};
+use super::hello::code_of;
+use super::join::{EXPORT_LABEL, JOIN_LIMITS};
+use super::limiter::Limiter;
+use super::options::TransportOptions;
+use super::renewal::encode_revocations;
+use super::stream::{FrameReceiver, FrameSender, StreamError};
+use super::thread::NetworkHandle;
+use crate::clock::Clock;
+use crate::identity::{Credentials, JoinDesk, JoinRefusal, JoinReply, JoinRequest, tls};
+
+/// What a stranger may send: one request, with no payload.
+const REQUEST_LIMITS: FrameLimits = FrameLimits { payload_bytes: 0, ..JOIN_LIMITS };
+
+/// Answers nodes that join. When it is dropped, no more are.
+#[derive(Debug)]
+pub struct JoinServer {
+    socket: quinn::Endpoint,
+}
+
+#[derive(Debug)]
+struct Shared {
+    desk: Arc<JoinDesk>,
+    limiter: Mutex<Limiter>,
+    clock: Arc<dyn Clock>,
+    options: TransportOptions,
+}
+
+impl JoinServer {
+    /// Opens the join address, showing `credentials` of this cluster's CA.
+    pub fn bind(
+        network: &NetworkHandle,
+        address: SocketAddr,
+        credentials: &Credentials,
+        desk: Arc<JoinDesk>,
+        options: TransportOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, EndpointError> {
+        options.validate()?;
+        let mut config = options.server(tls::join_server_config(credentials, &clock)?)?;
+        let mut transport = quinn::TransportConfig::default();
+        // One stream, no datagrams, no more bytes in flight than a request takes.
+        transport
+            .max_concurrent_bidi_streams(VarInt::from_u32(1))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .receive_window(VarInt::from_u32(32 << 10))
+            .datagram_receive_buffer_size(None)
+            .max_idle_timeout(Some(options.idle.try_into().expect("validate() has bounded it")))
+            .initial_rtt(options.initial_rtt);
+        config.transport_config(Arc::new(transport));
+        let socket = open_socket(network, address, &options, Some(config))?;
+        let (each, all) = (options.joins_per_minute_and_address, options.joins_per_minute);
+        let limiter = Mutex::new(Limiter::new(each, all, clock.now()));
+        let shared = Arc::new(Shared { desk, limiter, clock, options });
+        network.spawn(serve(socket.clone(), shared));
+        Ok(Self { socket })
+    }
+
+    /// Where it listens.
+    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+impl Drop for JoinServer {
+    fn drop(&mut self) {
+        self.socket.close(CloseCode::Done.into(), b"");
+    }
+}
+
+impl Shared {
+    fn grant(&self, address: IpAddr) -> bool {
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.grant(address, self.clock.now())
+    }
+}
+
+async fn serve(socket: quinn::Endpoint, shared: Arc<Shared>) {
+    let gate = Gate::new(shared.options.max_handshakes, Proof::Always);
+    while let Some(incoming) = socket.accept().await {
+        let Some((incoming, permit)) = gate.admit(incoming) else { continue };
+        let address = incoming.remote_address();
+        if !shared.grant(address.ip()) {
+            tracing::warn!(%address, "a join was refused: too many attempts");
+            incoming.refuse();
+            continue;
+        }
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let limit = shared.options.handshake_timeout;
+            match timeout(limit, answer(&shared, incoming)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%address, %error, "a join has failed"),
+                Err(_) => tracing::warn!(%address, "a join took too long"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Hears one request and answers it.
+async fn answer(shared: &Shared, incoming: Incoming) -> Result<(), StreamError> {
+    let quic = incoming.await.map_err(Closed::from)?;
+    let version = shared.options.wire_version;
+    let (send, receive) = quic.accept_bi().await.map_err(Closed::from)?;
+    let mut receiver = FrameReceiver::new(receive, version, REQUEST_LIMITS);
+    let request: JoinRequest = match hear(&mut receiver).await {
+        Ok(request) => request,
+        Err(error) => {
+            let mut reason = Vec::new();
+            if let StreamError::Frame(FrameError::Version { ours, .. }) = error {
+                reason = version_reason(ours).to_vec();
+            }
+            quic.close(code_of(&error).into(), &reason);
+            return Err(error);
+        }
+    };
+    let mut exported = [0; 32];
+    if quic.export_keying_material(&mut exported, EXPORT_LABEL, b"").is_err() {
+        return Err(StreamError::Ended);
+    }
+    // The desk waits for a disk and computes: not on this thread.
+    let desk = shared.desk.clone();
+    let decided = tokio::task::spawn_blocking(move || desk.admit(&request, &exported)).await;
+    let reply = decided.unwrap_or(JoinReply::Refused(JoinRefusal::Unavailable));
+    let list = match reply {
+        JoinReply::Accepted { .. } => encode_revocations(shared.desk.revocations().signed()),
+        JoinReply::Refused(_) => Vec::new(),
+    };
+    let mut sender = FrameSender::new(send, version, JOIN_LIMITS);
+    sender.send(FrameKind::JOIN_REPLY, &reply, &[&list]).await?;
+    sender.finish();
+    sender.delivered().await;
+    Ok(())
+}
+
+async fn hear(receiver: &mut FrameReceiver) -> Result<JoinRequest, StreamError> {
+    Ok(receiver.expect().await?.expect(FrameKind::JOIN)?)
+}
