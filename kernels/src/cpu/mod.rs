@@ -1,16 +1,21 @@
 //! The operations on the vector units of a CPU: the backend and its small operations. `product` and `attention`
-//! cut the large ones into items; `tile`, `softmax` and `vector` are the kernels; `lanes`, `x86`, `amx` and `isa` the instruction
+//! cut the large ones into items, `fused` puts several into one pass; `tile`, `softmax` and `vector` are the kernels; `lanes`, `x86`, `amx` and `isa` the instruction
 //! sets.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod amx_attention;
 mod attention;
+mod fused;
 mod isa;
 mod lanes;
 mod product;
+mod quantised;
 mod shared;
 mod softmax;
+mod strip;
 mod tile;
 mod vector;
 #[cfg(target_arch = "x86_64")]
@@ -22,9 +27,9 @@ use std::sync::Arc;
 pub use isa::Isa;
 use isa::Kernels;
 
-use crate::backend::{check_attend, check_matmul, check_rope, check_rows};
+use crate::backend::{check_attend, check_embed, check_matmul, check_rope, check_rows};
 use crate::pool::Pool;
-use crate::{Backend, KernelError, KvSpan, Matrix, Partial, Queries, RopeAngles};
+use crate::{Backend, KernelError, KvSpan, Matrix, Partial, Product, Queries, RopeAngles};
 
 /// The environment variable that forces an [`Isa`], for tests and comparisons.
 pub const ISA_VARIABLE: &str = "STELLATE_CPU_ISA";
@@ -122,6 +127,30 @@ impl Backend for Cpu {
     fn matmul(&self, x: &[f32], weight: &Matrix, out: &mut [f32]) {
         let m = check_matmul(x, weight, out);
         product::matmul(self.kernels, &self.pool, x, m, weight, out);
+    }
+
+    fn matmuls(&self, x: &[f32], products: &mut [Product<'_>]) {
+        fused::matmuls(self.kernels, &self.pool, x, products);
+    }
+
+    fn gated(&self, x: &[f32], gate: &Matrix, up: &Matrix, out: &mut [f32], scratch: &mut Vec<f32>) {
+        assert_eq!((gate.rows(), gate.cols()), (up.rows(), up.cols()), "gate and up have one shape");
+        fused::gated(self, x, gate, up, out, scratch);
+    }
+
+    fn embed(&self, table: &Matrix, ids: &[u32], out: &mut [f32]) {
+        check_embed(table, ids, out);
+        fused::embed(&self.pool, table, ids, out);
+    }
+
+    fn add_rms_norm(&self, x: &mut [f32], y: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        check_rows(x, weight.len());
+        assert!(x.len() == y.len() && x.len() == out.len(), "sums and norms are of equal lengths");
+        fused::add_rms_norm(self.kernels, &self.pool, x, y, weight, eps, out);
+    }
+
+    fn merge(&self, partial: &mut Partial, other: &Partial) {
+        fused::merge(&self.pool, partial, other);
     }
 
     fn add_bias(&self, x: &mut [f32], bias: &[f32]) {

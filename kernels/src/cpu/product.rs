@@ -1,15 +1,14 @@
-//! Products with packed and quantised weights: how the work is cut into items for the threads.
+//! Products with packed weights: how the work is cut into items for the threads.
 
 use std::cell::RefCell;
-
-use candle_core::quantized::GgmlType;
+use std::ops::Range;
 
 use super::isa::Kernels;
+use super::quantised;
 use super::shared::{Block, SharedRows};
 use super::tile::{Factors, MICRO_ROWS, Multiply, Start};
 use crate::matrix::{ROWS_PER_PANEL, Storage};
 use crate::pool::Pool;
-use crate::quantised::{PlainBlock, dot_rows, quantise_input};
 use crate::{Matrix, WeightFormat};
 
 /// Lines of a panel that all rows of an item pass before the next lines' turn: 32 KiB, which stay in the
@@ -29,9 +28,6 @@ const MOST_ROWS_PER_ITEM: usize = 64 * MICRO_ROWS;
 /// compute the same bits.
 pub(super) const WIDEN_FROM_ROWS: usize = 13;
 
-/// Quantised weight rows of one item: a multiple of four, see [`dot_rows`].
-const QUANTISED_ROWS_PER_ITEM: usize = 32;
-
 /// Inputs rounded at once, and what rounding one is taken to cost when deciding whether threads are worth waking.
 const ROUNDED_PER_ITEM: usize = 16 * 1024;
 const FLOPS_PER_ROUNDED: usize = 4;
@@ -46,28 +42,62 @@ thread_local! {
 /// `out [m, rows] = x [m, cols] · weightᵀ`.
 pub(super) fn matmul(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight: &Matrix, out: &mut [f32]) {
     match &weight.storage {
-        Storage::Packed(_) if weight.format() == WeightFormat::Bf16 && kernels.dots() => {
-            rounded(kernels, pool, x, m, weight, out);
+        Storage::Packed(_) if rounds(kernels, weight) => {
+            with_rounded(kernels, pool, x, m, weight.cols(), |inputs| {
+                packed(kernels, pool, inputs, m, [weight, weight], out);
+            });
         }
-        Storage::Packed(_) => packed(kernels, pool, Inputs::F32(x), m, weight, out),
-        Storage::Q8_0(blocks) => quantised(pool, x, m, weight, blocks, out),
-        Storage::Q4K(blocks) => quantised(pool, x, m, weight, blocks, out),
-        Storage::Q6K(blocks) => quantised(pool, x, m, weight, blocks, out),
+        Storage::Packed(_) => packed(kernels, pool, Inputs::F32(x), m, [weight, weight], out),
+        Storage::Blocks(_) => quantised::matmul(kernels, pool, x, m, weight, out),
     }
 }
 
 /// Input rows in the number format that the product takes.
 #[derive(Clone, Copy)]
-enum Inputs<'a> {
+pub(super) enum Inputs<'a> {
     /// `[m, cols]`
     F32(&'a [f32]),
     /// `[m, cols / 2]` words
     Pairs(&'a [u32]),
 }
 
-/// Rounds the inputs to bf16, once for all panels.
-fn rounded(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight: &Matrix, out: &mut [f32]) {
-    let cols = weight.cols();
+/// Whether inputs that meet `weight` are rounded to bf16.
+pub(super) fn rounds(kernels: Kernels, weight: &Matrix) -> bool {
+    weight.format() == WeightFormat::Bf16 && kernels.dots()
+}
+
+/// `out = silu(x · gateᵀ) * (x · upᵀ)`, panel by panel, for weights of one shape. Tells whether it could: else nothing was
+/// done.
+pub(super) fn gated(
+    kernels: Kernels,
+    pool: &Pool,
+    x: &[f32],
+    m: usize,
+    [gate, up]: [&Matrix; 2],
+    out: &mut [f32],
+) -> bool {
+    if !matches!(gate.storage, Storage::Packed(_)) || gate.format() != up.format() {
+        return false;
+    }
+    if rounds(kernels, gate) {
+        with_rounded(kernels, pool, x, m, gate.cols(), |inputs| {
+            packed(kernels, pool, inputs, m, [gate, up], out);
+        });
+    } else {
+        packed(kernels, pool, Inputs::F32(x), m, [gate, up], out);
+    }
+    true
+}
+
+/// Input rows `x` `[m, cols]` rounded to pairs, for as long as `multiply` runs.
+pub(super) fn with_rounded(
+    kernels: Kernels,
+    pool: &Pool,
+    x: &[f32],
+    m: usize,
+    cols: usize,
+    multiply: impl FnOnce(Inputs<'_>),
+) {
     let words = cols.div_ceil(2);
     ROUNDED.with_borrow_mut(|pairs| {
         if pairs.len() < m * words {
@@ -81,11 +111,20 @@ fn rounded(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight: &Matrix, 
                 }
             });
         }
-        packed(kernels, pool, Inputs::Pairs(pairs), m, weight, out);
+        multiply(Inputs::Pairs(pairs));
     });
 }
 
-fn packed(kernels: Kernels, pool: &Pool, inputs: Inputs<'_>, m: usize, weight: &Matrix, out: &mut [f32]) {
+/// The product with one packed weight, given twice; or, with two, what [`gated`] promises.
+pub(super) fn packed(
+    kernels: Kernels,
+    pool: &Pool,
+    inputs: Inputs<'_>,
+    m: usize,
+    [weight, up]: [&Matrix; 2],
+    out: &mut [f32],
+) {
+    let is_gated = !std::ptr::eq(weight, up);
     let (rows, cols) = (weight.rows(), weight.cols());
     if m == 0 || rows == 0 {
         return;
@@ -101,30 +140,51 @@ fn packed(kernels: Kernels, pool: &Pool, inputs: Inputs<'_>, m: usize, weight: &
     let per_part = even.next_multiple_of(strips);
     let (panels, parts) = (rows.div_ceil(ROWS_PER_PANEL), m.div_ceil(per_part));
     let out = SharedRows::new(out);
-    pool.run(panels * parts, 2 * m * rows * cols, |item| {
+    pool.run(panels * parts, 2 * m * rows * cols * (1 + usize::from(is_gated)), |item| {
         // Neighbouring items share their input rows, and their panels are one stream of memory.
         let (part, panel) = (item / panels, item % panels);
         let first = part * per_part;
         let count = (m - first).min(per_part);
         let column = panel * ROWS_PER_PANEL;
         let width = (rows - column).min(ROWS_PER_PANEL);
-        // SAFETY: items are distinct pairs of panel and part, so their columns or rows are apart; this borrow
-        // ends before the item's next one.
-        let target = unsafe { out.block(first * rows + column, count, width, rows) };
+        let place = |row: usize| (first + row) * rows + column;
         SCRATCH.with_borrow_mut(|(sums, widened)| {
             if width == ROWS_PER_PANEL {
-                return multiply_panel(kernels, inputs, first, weight, panel, target, widened);
+                // SAFETY: items are distinct pairs of panel and part, so their columns or rows are apart; this borrow
+                // ends before the item's next ones.
+                let target = unsafe { out.block(place(0), count, width, rows) };
+                multiply_panel(kernels, inputs, first, weight, panel, target, widened);
+            } else {
+                panel_sums(kernels, inputs, first..first + count, weight, panel, sums, widened);
+                for (row, sums) in sums.chunks_exact(ROWS_PER_PANEL).take(count).enumerate() {
+                    // SAFETY: as above.
+                    unsafe { out.row(place(row), width) }.copy_from_slice(&sums[..width]);
+                }
             }
-            sums.resize((count * ROWS_PER_PANEL).max(sums.len()), 0.0);
-            let padded = Block::new(sums, count, ROWS_PER_PANEL, ROWS_PER_PANEL);
-            multiply_panel(kernels, inputs, first, weight, panel, padded, widened);
-            for row in 0..count {
-                // SAFETY: a part of the item's block, which is not used any more.
-                let target = unsafe { out.row((first + row) * rows + column, width) };
-                target.copy_from_slice(&sums[row * ROWS_PER_PANEL..][..width]);
+            if is_gated {
+                panel_sums(kernels, inputs, first..first + count, up, panel, sums, widened);
+                for (row, sums) in sums.chunks_exact(ROWS_PER_PANEL).take(count).enumerate() {
+                    // SAFETY: as above.
+                    kernels.swiglu(unsafe { out.row(place(row), width) }, &sums[..width]);
+                }
             }
         });
     });
+}
+
+/// [`multiply_panel`] for the input rows `rows` into the first of `sums`, `[rows, 64]`, which grows as needed.
+fn panel_sums(
+    kernels: Kernels,
+    inputs: Inputs<'_>,
+    rows: Range<usize>,
+    weight: &Matrix,
+    panel: usize,
+    sums: &mut Vec<f32>,
+    widened: &mut Vec<f32>,
+) {
+    sums.resize((rows.len() * ROWS_PER_PANEL).max(sums.len()), 0.0);
+    let padded = Block::new(sums, rows.len(), ROWS_PER_PANEL, ROWS_PER_PANEL);
+    multiply_panel(kernels, inputs, rows.start, weight, panel, padded, widened);
 }
 
 /// `sums [count, 64] = inputs [first.., cols] · panelᵀ`, columns in order.
@@ -174,30 +234,4 @@ fn multiply_panel(
             start,
         });
     }
-}
-
-/// Rounds the inputs to 8 bits as candle does, then shares out the weight's rows. The dot products are
-/// candle's, which chooses its instruction set itself.
-fn quantised<B: PlainBlock>(
-    pool: &Pool,
-    x: &[f32],
-    m: usize,
-    weight: &Matrix,
-    blocks: &[B],
-    out: &mut [f32],
-) {
-    let (rows, cols) = (weight.rows(), weight.cols());
-    let inputs = quantise_input::<B>(pool, x, cols);
-    let (input_blocks, row_blocks) = (cols / B::VecDotType::BLCK_SIZE, cols / B::BLCK_SIZE);
-    let out = SharedRows::new(out);
-    pool.run(rows.div_ceil(QUANTISED_ROWS_PER_ITEM), 2 * m * rows * cols, |item| {
-        let first = item * QUANTISED_ROWS_PER_ITEM;
-        let count = (rows - first).min(QUANTISED_ROWS_PER_ITEM);
-        let weights = &blocks[first * row_blocks..(first + count) * row_blocks];
-        for i in 0..m {
-            // SAFETY: items are distinct ranges of columns; this borrow ends before the item's next one.
-            let target = unsafe { out.row(i * rows + first, count) };
-            dot_rows(weights, &inputs[i * input_blocks..(i + 1) * input_blocks], cols, target);
-        }
-    });
 }

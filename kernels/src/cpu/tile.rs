@@ -47,6 +47,7 @@ pub(super) struct Multiply<'a> {
 
 /// What the sums start from.
 #[derive(Debug, Clone, Copy)]
+#[allow(dead_code, reason = "the products of attention, which scale, are in `strip`")]
 pub(super) enum Start<'a> {
     /// Nothing.
     Zero,

@@ -14,6 +14,7 @@ use stellate_model::config::ModelConfig;
 
 use super::count::{Anchors, Gflop, Work};
 use super::plan::{Case, Questions, anchor_tokens};
+use super::profile::{self, CaseProfile};
 use crate::app::App;
 use crate::open;
 use crate::report::{memory, stores};
@@ -57,6 +58,9 @@ pub(super) struct Measurement {
     pub(super) answer_ids: Vec<u32>,
     #[serde(flatten)]
     pub(super) memory: MemoryUse,
+    /// With `--profile`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) profile: Option<CaseProfile>,
 }
 
 /// Bytes that one case took, and whether they are what was reported and allowed.
@@ -65,7 +69,7 @@ pub(super) struct MemoryUse {
     /// Keys and values of the context's blocks.
     pub(super) kv_bytes: usize,
     pub(super) kv_bytes_per_token: f64,
-    /// 2 × layers × KV heads × head dimension × bytes of a number.
+    /// 2 × layers × KV heads × bytes of one key.
     pub(super) kv_bytes_per_token_formula: usize,
     /// Keys and values on all hosts: blocks and copies of the anchor.
     pub(super) kv_held_bytes: usize,
@@ -185,6 +189,7 @@ impl Bench<'_> {
     pub(super) async fn measure(&mut self, case: &Case) -> anyhow::Result<Measurement> {
         ensure!(stores::until_empty(self.node).await, "the context before was not freed");
         let peak_is_own = memory::reset_peak();
+        profile::take(self.node);
         let mut samples = Vec::new();
         for _ in 0..self.repeat {
             samples.push(self.sample(case).await?);
@@ -212,6 +217,7 @@ impl Bench<'_> {
             second_turn_query_tokens: last.second.usage.query_tokens,
             answer_ids: last.first.ids.clone(),
             memory: self.memory_use(case, last, peak_is_own),
+            profile: profile::take(self.node),
         })
     }
 
@@ -237,8 +243,7 @@ impl Bench<'_> {
             kv_bytes_per_token_formula: 2
                 * shape.layers
                 * shape.kv_heads
-                * shape.head_dim
-                * shape.format.bytes_per_value(),
+                * shape.format.bytes_per_vector(shape.head_dim),
             kv_held_bytes,
             store_used_bytes: last.stored_bytes,
             store_capacity_bytes,

@@ -1,13 +1,14 @@
 //! `stellate bench`: how fast a model encodes contexts and answers over them, and in how much memory, over lengths and
 //! block sizes, star and exact. What is measured is planned in `plan.rs`, run in `course.rs` and done in `measure.rs` and
-//! `saving.rs`; what follows from it is in `scaling.rs`; how it is told in `tell.rs`; here are the arguments and the order
-//! of things.
+//! `saving.rs`; what follows from it is in `scaling.rs`, and where the time went in `profile.rs`; how it is told in
+//! `tell.rs`; here are the arguments and the order of things.
 
 mod count;
 mod course;
 mod measure;
 mod pace;
 mod plan;
+mod profile;
 mod saving;
 mod scaling;
 mod tables;
@@ -15,10 +16,11 @@ mod tell;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use stellate_actors::{Model, ModelSource};
+use stellate_actors::{Model, ModelSource, NodeOptions};
 use stellate_kernels::KvShape;
 use stellate_model::random::RandomModel;
 use stellate_runtime::config::{AnchorTokens, AttentionMode, Settings};
@@ -75,7 +77,7 @@ pub(crate) struct BenchArgs {
     exact_block_tokens: Option<Vec<BlockLength>>,
     /// Measure the saving of the shared anchor instead: contexts of 8 blocks of each length, the anchor as long as a block,
     /// computed once and behind every block in turns
-    #[arg(long, conflicts_with_all = ["tokens", "anchor_tokens", "exact_tokens", "exact_block_tokens", "attention", "recompute_anchor", "svg"])]
+    #[arg(long, conflicts_with_all = ["tokens", "anchor_tokens", "exact_tokens", "exact_block_tokens", "attention", "recompute_anchor", "profile", "svg"])]
     anchor_saving: bool,
     /// Tokens of each question
     #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]
@@ -104,6 +106,9 @@ pub(crate) struct BenchArgs {
     /// Write a line of JSON to a file as soon as a case ends, and at the end one of what follows from all
     #[arg(long, value_name = "FILE")]
     json_lines: Option<PathBuf>,
+    /// Tell where the time goes, by operation and by layer, of all repeats together
+    #[arg(long)]
+    profile: bool,
     /// Draw time to encode against length of context
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -232,7 +237,9 @@ async fn measure(
         pair.close().await;
         return ended;
     }
-    let node = open::open_node(settings, model).await?;
+    let profile = args.profile.then(Arc::default);
+    let options = NodeOptions { profile, ..open::node_options(settings) };
+    let node = open::open_node_with(options, model).await?;
     let anchors = match settings.attention.recompute_anchor {
         true => Anchors::BehindEveryBlock,
         false => Anchors::OncePerHost(node.stores().count()),

@@ -263,6 +263,7 @@ mod tests {
                 memory_allowance_bytes: 0,
                 within_memory: None,
             },
+            profile: None,
         }
     }
 

@@ -8,6 +8,7 @@ use stellate_runtime::config::{Settings, WeightFormat};
 
 use super::course::Found;
 use super::measure::Measurement;
+use super::profile;
 use super::saving::AnchorSaving;
 use super::scaling::Scaling;
 use super::tables;
@@ -163,6 +164,12 @@ impl Report {
             parts.push(tables::speed(&self.measurements, self.head.repeat));
             parts.push(tables::memory(&self.measurements));
             parts.extend(tables::scaling(&self.scaling));
+        }
+        for measured in &self.measurements {
+            if let Some(profile) = &measured.profile {
+                let tokens = human::count(measured.context_tokens);
+                parts.extend(profile::tables(&format!("{} of {tokens} tokens", measured.series), profile));
+            }
         }
         if !self.anchor_savings.is_empty() {
             parts.push(tables::anchor_savings(&self.anchor_savings, self.head.repeat));
