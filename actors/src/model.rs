@@ -27,7 +27,7 @@ pub enum ModelSource {
     Checkpoint(PathBuf),
     /// A well-known shape with random weights, for measurements: no tokenizer, no sense.
     Random {
-        /// A name of [`RandomModel::NAMES`].
+        /// A name that [`RandomModel::named`] knows.
         shape: String,
         /// Seed of the weights.
         seed: u64,

@@ -28,6 +28,15 @@ pub(crate) fn bytes(bytes: usize) -> String {
     format!("{} {}", three_digits(value), UNITS[unit])
 }
 
+/// Floating-point operations, or as many a second: `12.5 GFLOP`, `3.21 TFLOP`.
+pub(crate) fn operations(gflop: f64) -> String {
+    match gflop {
+        gflop if gflop < 0.1 => format!("{} MFLOP", three_digits(gflop * 1e3)),
+        gflop if gflop < 1000.0 => format!("{} GFLOP", three_digits(gflop)),
+        _ => format!("{} TFLOP", three_digits(gflop / 1e3)),
+    }
+}
+
 /// A duration given in seconds: `350 µs`, `12.5 ms`, `3.21 s`, `2 min 05 s`.
 pub(crate) fn seconds(seconds: f64) -> String {
     if seconds < 1e-3 {
@@ -78,6 +87,9 @@ mod tests {
         assert_eq!(bytes(512), "512 B");
         assert_eq!(bytes(3_407_872), "3.25 MiB");
         assert_eq!(bytes(160 << 30), "160 GiB");
+        assert_eq!(operations(0.012_34), "12.3 MFLOP");
+        assert_eq!(operations(543.21), "543 GFLOP");
+        assert_eq!(operations(43_210.0), "43.2 TFLOP");
         assert_eq!(seconds(0.000_35), "350 µs");
         assert_eq!(seconds(0.0125), "12.5 ms");
         assert_eq!(seconds(3.214), "3.21 s");

@@ -1,10 +1,11 @@
 //! Groups of flags that several commands share, and how they override settings. A command flattens the groups it needs
 //! and passes each the [`Overrides`]; what the settings then mean to a node is in `open.rs`.
 
+use std::ffi::OsStr;
 use std::str::FromStr;
 
-use clap::Args;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, Args, Command};
 use stellate_model::random::RandomModel;
 use stellate_runtime::config::{AnchorTokens, AttentionMode, Bytes, KvFormat, WeightFormat};
 
@@ -34,8 +35,9 @@ pub(crate) struct ModelArgs {
     /// Number format that weights run in
     #[arg(long, value_parser = words(WeightFormat::ALL, WeightFormat::as_str))]
     pub(crate) weights: Option<WeightFormat>,
-    /// A well-known shape with random weights, made in memory: no tokenizer, no sense, but the right speed
-    #[arg(long, value_name = "SHAPE", conflicts_with = "model", value_parser = PossibleValuesParser::new(RandomModel::NAMES))]
+    /// A well-known shape with random weights, made in memory: no tokenizer, no sense, but the right speed; with ":N"
+    /// behind it, as in llama-3.2-1b:4, only N of its layers
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model", value_parser = Shape)]
     pub(crate) random_weights: Option<String>,
 }
 
@@ -157,6 +159,23 @@ impl SamplingArgs {
     }
 }
 
+/// The parser of a shape of random weights, with or without a number of layers: help and completions list the names.
+#[derive(Clone, Copy, Debug)]
+struct Shape;
+
+impl TypedValueParser for Shape {
+    type Value = String;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        let known = |text: &str| RandomModel::named(text).map(|_| text.to_owned());
+        TypedValueParser::parse_ref(&known, command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(RandomModel::NAMES.into_iter().map(PossibleValue::new)))
+    }
+}
+
 /// A flag whose values are the words of a settings type, so that help and completions list them.
 pub(crate) fn words<T>(all: &'static [T], word: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
 where
@@ -245,6 +264,9 @@ mod tests {
     fn a_model_and_random_weights_exclude_each_other() {
         let shape = RandomModel::NAMES[0];
         assert!(All::try_parse_from(["stellate", "--random-weights", shape, "--model", "x"]).is_err());
-        assert!(All::try_parse_from(["stellate", "--random-weights", "no-such-shape"]).is_err());
+        assert!(All::try_parse_from(["stellate", "--random-weights", &format!("{shape}:1")]).is_ok());
+        assert!(All::try_parse_from(["stellate", "--random-weights", &format!("{shape}:0")]).is_err());
+        let wrong = All::try_parse_from(["stellate", "--random-weights", "no-such-shape"]).err().unwrap();
+        assert!(wrong.to_string().contains(shape), "{wrong}");
     }
 }

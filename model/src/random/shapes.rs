@@ -7,7 +7,10 @@ use crate::families::Family;
 
 /// A name that stands for no shape.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("`{name}` is no known shape; choose one of {}", RandomModel::NAMES.join(", "))]
+#[error(
+    "`{name}` is no known shape; choose one of {}, with `:N` behind it for N of its layers",
+    RandomModel::NAMES.join(", ")
+)]
 pub struct UnknownShape {
     /// The name as given.
     pub name: String,
@@ -160,12 +163,20 @@ impl RandomModel {
         names
     };
 
-    /// The configuration of a published model; `tiny` is a Llama of 300 thousand parameters for tests.
+    /// The configuration of a published model; `tiny` is a Llama of 300 thousand parameters for tests. `name:N` is the same
+    /// with only N of its layers: they are all alike, so measurements that compare need not run them all.
     pub fn named(name: &str) -> Result<ModelConfig, UnknownShape> {
-        match SHAPES.iter().find(|(known, _)| *known == name) {
-            Some((_, shape)) => Ok(shape.config()),
-            None => Err(UnknownShape { name: name.to_owned() }),
+        let unknown = || UnknownShape { name: name.to_owned() };
+        let (shape, layers) = match name.split_once(':') {
+            Some((shape, layers)) => (shape, Some(layers.parse::<usize>().map_err(|_| unknown())?)),
+            None => (name, None),
+        };
+        let (_, shape) = SHAPES.iter().find(|(known, _)| *known == shape).ok_or_else(unknown)?;
+        let layers = layers.unwrap_or(shape.layers);
+        if !(1..=shape.layers).contains(&layers) {
+            return Err(unknown());
         }
+        Ok(ModelConfig { layers, ..shape.config() })
     }
 }
 
@@ -213,6 +224,12 @@ mod tests {
     fn every_name_stands_for_a_valid_configuration() {
         for name in RandomModel::NAMES {
             RandomModel::named(name).unwrap().validate().unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        let part = RandomModel::named("llama-3.2-1b:4").unwrap();
+        assert_eq!(ModelConfig { layers: 16, ..part.clone() }, RandomModel::named("llama-3.2-1b").unwrap());
+        assert_eq!(part.layers, 4);
+        for wrong in ["llama-3.2-1b:0", "llama-3.2-1b:17", "llama-3.2-1b:all", ":4"] {
+            assert!(RandomModel::named(wrong).is_err(), "{wrong}");
         }
         let error = RandomModel::named("gpt-5").unwrap_err();
         assert!(error.to_string().contains("llama-3.2-1b"), "{error}");

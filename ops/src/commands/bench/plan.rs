@@ -1,5 +1,6 @@
-//! What a bench measures: every length with every block size under star and exact, and whether all of it fits into the
-//! stores and the memory before anything is computed.
+//! What a bench measures: every length with every block and anchor under star and exact, or contexts of eight blocks for
+//! the saving of a shared anchor; and whether all of it fits into the stores and the memory, before anything is computed.
+//! How long it takes is estimated in `pace.rs`.
 
 use std::fmt::Display;
 use std::fs;
@@ -11,8 +12,12 @@ use stellate_kernels::KvShape;
 use stellate_model::config::{ModelConfig, StoredFloat};
 use stellate_runtime::config::{AnchorTokens, AttentionMode};
 
+use super::count::{self, Anchors, Work};
 use crate::exit::UsageError;
 use crate::human;
+
+/// Blocks of the contexts that the saving of a shared anchor is measured on.
+const SAVING_BLOCKS: usize = 8;
 
 /// The length of a block as it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,31 +80,97 @@ pub(super) struct Questions {
     pub(super) max_tokens: usize,
 }
 
-/// Every case, by series and rising length.
-pub(super) fn cases(
-    tokens: &[usize],
-    blocks: &[BlockLength],
-    modes: &[AttentionMode],
-    anchor: AnchorTokens,
-) -> Result<Vec<Case>, UsageError> {
-    let mut lengths = tokens.to_vec();
-    lengths.sort_unstable();
-    lengths.dedup();
-    let mut cases = Vec::new();
-    for &mode in modes {
-        for &block in blocks {
-            for &context_tokens in &lengths {
-                let block_tokens = block.tokens(context_tokens);
-                let layout = match (mode, anchor) {
-                    (AttentionMode::Exact, _) => Layout::exact(block_tokens),
-                    (AttentionMode::Star, AnchorTokens::Block) => Layout::star(block_tokens, block_tokens),
-                    (AttentionMode::Star, AnchorTokens::Tokens(anchor)) => Layout::star(block_tokens, anchor),
-                };
-                layout.validate().map_err(|error| UsageError(error.to_string()))?;
-                cases.push(Case { series: format!("{mode}, {}", block.label()), context_tokens, layout });
+/// Lengths, blocks and anchors to be combined.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Combinations<'a> {
+    pub(super) modes: &'a [AttentionMode],
+    pub(super) tokens: &'a [usize],
+    pub(super) blocks: &'a [BlockLength],
+    pub(super) anchors: &'a [AnchorTokens],
+    /// Lengths of exact contexts, where they are not those of all.
+    pub(super) exact_tokens: Option<&'a [usize]>,
+    /// Blocks of exact contexts, where they are not those of all.
+    pub(super) exact_blocks: Option<&'a [BlockLength]>,
+}
+
+impl Combinations<'_> {
+    /// Every case, by rising length, so that star and exact of one length are measured one after the other. An anchor
+    /// longer than a block is left out where another anchor fits; a star context of one block is left out where exact,
+    /// which then does the same, is measured at its length.
+    pub(super) fn cases(self) -> Result<Vec<Case>, UsageError> {
+        let Self { modes, tokens, blocks, exact_tokens, exact_blocks, .. } = self;
+        let exact_tokens = exact_tokens.unwrap_or(tokens);
+        let has_exact = |tokens| modes.contains(&AttentionMode::Exact) && exact_tokens.contains(&tokens);
+        let mut cases = Vec::new();
+        for &mode in modes {
+            let (lengths, blocks) = match mode {
+                AttentionMode::Star => (tokens, blocks),
+                AttentionMode::Exact => (exact_tokens, exact_blocks.unwrap_or(blocks)),
+            };
+            for &block in blocks {
+                for &context_tokens in lengths {
+                    for (series, layout) in self.layouts(mode, block, context_tokens)? {
+                        let is_twin = mode == AttentionMode::Star && layout.block_tokens >= context_tokens;
+                        if !(is_twin && has_exact(context_tokens)) {
+                            cases.push(Case { series, context_tokens, layout });
+                        }
+                    }
+                }
             }
         }
+        cases.sort_by_key(|case| case.context_tokens);
+        cases.dedup();
+        if cases.is_empty() {
+            let help = "there is nothing to measure: every context is of one block, which star and exact encode alike; \
+                        lower --block-tokens or ask for --attention exact";
+            return Err(UsageError(help.to_owned()));
+        }
+        Ok(cases)
     }
+
+    /// The layouts of `mode` with this block, each with the name of its series.
+    fn layouts(
+        self,
+        mode: AttentionMode,
+        block: BlockLength,
+        context_tokens: usize,
+    ) -> Result<Vec<(String, Layout)>, UsageError> {
+        let block_tokens = block.tokens(context_tokens);
+        let star = |&anchor: &AnchorTokens| match anchor {
+            AnchorTokens::Tokens(tokens) if tokens != block_tokens => (
+                format!("{mode}, {}, anchors of {tokens}", block.label()),
+                Layout::star(block_tokens, tokens),
+            ),
+            _ => (format!("{mode}, {}", block.label()), Layout::star(block_tokens, block_tokens)),
+        };
+        let layouts: Vec<_> = match mode {
+            AttentionMode::Exact => vec![(format!("{mode}, {}", block.label()), Layout::exact(block_tokens))],
+            AttentionMode::Star => self.anchors.iter().map(star).collect(),
+        };
+        let (valid, invalid): (Vec<_>, Vec<_>) =
+            layouts.into_iter().partition(|(_, layout)| layout.validate().is_ok());
+        match invalid.first().map(|(_, layout)| layout.validate()) {
+            Some(Err(error)) if valid.is_empty() => Err(UsageError(error.to_string())),
+            _ => Ok(valid),
+        }
+    }
+}
+
+/// Contexts of eight blocks whose anchor is as long as a block, by rising length.
+pub(super) fn saving_cases(blocks: &[BlockLength]) -> Result<Vec<Case>, UsageError> {
+    let case = |&block: &BlockLength| match block {
+        BlockLength::Quarter => Err(UsageError(format!(
+            "--anchor-saving measures contexts of {SAVING_BLOCKS} blocks; give --block-tokens as numbers"
+        ))),
+        BlockLength::Tokens(tokens) => Ok(Case {
+            series: format!("{SAVING_BLOCKS} {}", block.label()),
+            context_tokens: SAVING_BLOCKS * tokens,
+            layout: Layout::star(tokens, tokens),
+        }),
+    };
+    let mut cases = blocks.iter().map(case).collect::<Result<Vec<_>, _>>()?;
+    cases.sort_by_key(|case| case.context_tokens);
+    cases.dedup();
     Ok(cases)
 }
 
@@ -120,6 +191,21 @@ pub(super) fn read_ids(path: &Path, cases: &[Case], questions: Questions) -> Res
 }
 
 impl Case {
+    /// What it is, for people.
+    pub(super) fn name(&self) -> String {
+        format!("{} of {} tokens", self.series, human::count(self.context_tokens))
+    }
+
+    /// The same with at most `tokens` tokens.
+    pub(super) fn short(&self, tokens: usize) -> Self {
+        Self { context_tokens: self.context_tokens.min(tokens), ..self.clone() }
+    }
+
+    /// What encoding it takes, once.
+    pub(super) fn work(&self, config: &ModelConfig, anchors: Anchors) -> Work {
+        count::encode(config, &self.layout, self.context_tokens, anchors)
+    }
+
     /// Bytes of the context's keys and values on all of `hosts` hosts, copies of the anchor among them.
     pub(super) fn kv_bytes(&self, shape: KvShape, hosts: usize) -> usize {
         let blocks = self.layout.cut(self.context_tokens);
@@ -169,7 +255,7 @@ impl Case {
         match memory_bytes {
             Some(memory) if (weight_bytes + kv + tail) as u64 > memory => Err(UsageError(format!(
                 "{what}: weights of {} and keys and values of {} take more than the {} that this machine can give; \
-                 choose smaller weights (--weights), a shorter context or --kv q8",
+                 choose smaller weights (--weights), a shorter context or smaller keys and values (--kv)",
                 human::bytes(weight_bytes),
                 human::bytes(kv + tail),
                 human::bytes(memory as usize),
@@ -218,15 +304,61 @@ mod tests {
         Case { series: String::new(), context_tokens, layout }
     }
 
+    const BOTH: [AttentionMode; 2] = [AttentionMode::Star, AttentionMode::Exact];
+
+    fn combinations<'a>(tokens: &'a [usize], blocks: &'a [BlockLength]) -> Combinations<'a> {
+        let anchors = &[AnchorTokens::Block];
+        Combinations { modes: &BOTH, tokens, blocks, anchors, exact_tokens: None, exact_blocks: None }
+    }
+
     #[test]
     fn every_length_meets_every_block_under_both() {
         let blocks = ["quarter".parse().unwrap(), "64".parse().unwrap()];
-        let modes = [AttentionMode::Star, AttentionMode::Exact];
-        let cases = cases(&[1024, 512, 512], &blocks, &modes, AnchorTokens::Block).unwrap();
+        let cases = combinations(&[1024, 512, 512], &blocks).cases().unwrap();
         assert_eq!(cases.len(), 8);
-        assert_eq!(cases[0].layout, Layout::star(128, 128));
-        assert_eq!((cases[1].context_tokens, cases[7].layout), (1024, Layout::exact(64)));
+        assert_eq!((cases[0].context_tokens, cases[0].layout), (512, Layout::star(128, 128)));
+        assert_eq!((cases[3].context_tokens, cases[3].layout), (512, Layout::exact(64)));
+        assert_eq!((cases[7].context_tokens, cases[7].layout), (1024, Layout::exact(64)));
         assert!("0".parse::<BlockLength>().is_err() && "half".parse::<BlockLength>().is_err());
+    }
+
+    #[test]
+    fn anchors_meet_the_blocks_they_fit_into_and_exact_has_lengths_and_blocks_of_its_own() {
+        let blocks = [BlockLength::Tokens(64), BlockLength::Tokens(256)];
+        let anchors = [AnchorTokens::Tokens(64), AnchorTokens::Tokens(256)];
+        let exact_blocks = [BlockLength::Tokens(256)];
+        let all = Combinations {
+            anchors: &anchors,
+            exact_tokens: Some(&[256]),
+            exact_blocks: Some(&exact_blocks),
+            ..combinations(&[256, 1024], &blocks)
+        };
+        let cases: Vec<_> =
+            all.cases().unwrap().into_iter().map(|case| (case.context_tokens, case.layout)).collect();
+        let expected = [
+            // Star with blocks of 256 would be exact here.
+            (256, Layout::star(64, 64)),
+            (256, Layout::exact(256)),
+            (1024, Layout::star(64, 64)),
+            (1024, Layout::star(256, 64)),
+            (1024, Layout::star(256, 256)),
+        ];
+        assert_eq!(cases, expected);
+        let names: Vec<_> = all.cases().unwrap().into_iter().map(|case| case.series).collect();
+        assert_eq!(names[3..], ["star, blocks of 256, anchors of 64", "star, blocks of 256"]);
+        let too_long = Combinations { anchors: &[AnchorTokens::Tokens(512)], ..all };
+        assert!(too_long.cases().unwrap_err().to_string().contains("anchor_tokens is 512"));
+        let alike = combinations(&[64], &blocks[..1]);
+        let alike = Combinations { exact_tokens: Some(&[64]), exact_blocks: Some(&[]), ..alike };
+        assert!(alike.cases().unwrap_err().to_string().contains("nothing to measure"));
+    }
+
+    #[test]
+    fn the_saving_is_measured_on_contexts_of_eight_blocks() {
+        let cases = saving_cases(&[BlockLength::Tokens(256), BlockLength::Tokens(64)]).unwrap();
+        let shapes: Vec<_> = cases.iter().map(|case| (case.context_tokens, case.layout)).collect();
+        assert_eq!(shapes, [(512, Layout::star(64, 64)), (2048, Layout::star(256, 256))]);
+        assert!(saving_cases(&[BlockLength::Quarter]).is_err());
     }
 
     #[test]

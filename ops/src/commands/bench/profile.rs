@@ -107,23 +107,22 @@ fn percent(part: Duration, whole: Duration) -> f64 {
 }
 
 /// The tables of one case, called `what`.
-pub(super) fn tables(what: &str, profile: &CaseProfile) -> String {
+pub(super) fn tables(what: &str, profile: &CaseProfile) -> Vec<String> {
     let phases = [
         ("encoding, on the hosts that encode", &profile.encode),
         ("questions and answers, on the query host", &profile.answer),
         ("questions and answers, on the context hosts meanwhile", &profile.serve),
     ];
-    let mut text = String::new();
-    for (name, phase) in phases.into_iter().filter(|(_, phase)| phase.seconds > 0.0) {
-        text += &format!(
-            "\n\n{what}: {name}: {}, {:.1} % of it in products and attention\n{}\n\n{}",
+    let told = |(name, phase): (&str, &PhaseProfile)| {
+        format!(
+            "{what}: {name}: {}, {:.1} % of it in products and attention\n{}\n\n{}",
             human::seconds(phase.seconds),
             phase.products_and_attention_percent,
             table_of("operation", &phase.operations),
             table_of("layer", &phase.layers),
-        );
-    }
-    text
+        )
+    };
+    phases.into_iter().filter(|(_, phase)| phase.seconds > 0.0).map(told).collect()
 }
 
 fn table_of(first: &str, rows: &[Row]) -> String {
@@ -170,7 +169,7 @@ mod tests {
         assert_eq!(layers, ["none", "0", "1"]);
         let answer = PhaseProfile::new(&totals, Phase::Answer);
         let serve = PhaseProfile::new(&totals, Phase::Serve);
-        let text = tables("star", &CaseProfile { encode: profile, answer, serve });
+        let text = tables("star", &CaseProfile { encode: profile, answer, serve }).join("\n\n");
         assert!(text.contains("waiting for hosts") && !text.contains("meanwhile"), "{text}");
     }
 }

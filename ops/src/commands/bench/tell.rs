@@ -1,31 +1,70 @@
-//! What a bench tells: the JSON document, and the same as text. Figures come from `measure.rs`.
+//! What a bench tells: the JSON document, its lines, and the same as text. Figures come from `measure.rs`, `saving.rs` and
+//! `scaling.rs`; their tables are in `tables.rs`.
 
 use serde::Serialize;
 use stellate_actors::{Model, ModelSource, NodeOptions};
 use stellate_model::config::StoredFloat;
 use stellate_runtime::config::{Settings, WeightFormat};
 
-use super::measure::{Measurement, Times};
+use super::course::Found;
+use super::measure::Measurement;
 use super::profile;
+use super::saving::AnchorSaving;
+use super::scaling::Scaling;
+use super::tables;
 use crate::human;
 use crate::report::machine::Machine;
 use crate::report::plot::Series;
-use crate::report::table;
 
 /// Everything that is told: the JSON document.
 #[derive(Serialize)]
 pub(super) struct Report {
+    #[serde(flatten)]
+    pub(super) head: Head,
+    pub(super) measurements: Vec<Measurement>,
+    pub(super) anchor_savings: Vec<AnchorSaving>,
+    /// Cases that were not measured, and why.
+    pub(super) left_out: Vec<LeftOut>,
+    pub(super) scaling: Scaling,
+    /// What ended the run before its end.
+    pub(super) error: Option<String>,
+}
+
+/// What is known before anything is measured.
+#[derive(Clone, Serialize)]
+pub(super) struct Head {
     pub(super) machine: Machine,
     pub(super) model: ModelFacts,
     pub(super) node: NodeFacts,
     pub(super) query_tokens: usize,
     pub(super) max_tokens: usize,
+    /// Tokens guessed ahead in a step: none, for guesses would measure what random tokens happen to repeat.
+    pub(super) guess_tokens: usize,
     pub(super) repeat: usize,
     pub(super) seed: u64,
-    pub(super) measurements: Vec<Measurement>,
 }
 
+/// A case that was not measured.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct LeftOut {
+    pub(super) series: String,
+    pub(super) context_tokens: usize,
+    pub(super) reason: String,
+}
+
+/// A line of `--json-lines`.
 #[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Line<'a> {
+    Run(&'a Head),
+    Measurement(&'a Measurement),
+    AnchorSaving(&'a AnchorSaving),
+    LeftOut(&'a LeftOut),
+    Scaling(&'a Scaling),
+    Error(&'a str),
+}
+
+#[derive(Clone, Serialize)]
 pub(super) struct ModelFacts {
     pub(super) name: String,
     pub(super) weights: String,
@@ -35,7 +74,7 @@ pub(super) struct ModelFacts {
     pub(super) head_dim: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 pub(super) struct NodeFacts {
     pub(super) hosts: usize,
     pub(super) threads_per_host: Vec<usize>,
@@ -81,9 +120,23 @@ impl NodeFacts {
 }
 
 impl Report {
+    /// Of what was found until `error` ended it.
+    pub(super) fn new(head: Head, found: Found, error: Option<&anyhow::Error>) -> Self {
+        let Found { measurements, anchor_savings, left_out } = found;
+        let scaling = Scaling::of(&measurements);
+        Self {
+            head,
+            measurements,
+            anchor_savings,
+            left_out,
+            scaling,
+            error: error.map(|error| format!("{error:#}")),
+        }
+    }
+
     /// Of the plot.
     pub(super) fn title(&self) -> String {
-        let Self { model, machine, node, .. } = self;
+        let Head { model, machine, node, .. } = &self.head;
         let hosts = if node.hosts == 1 { "1 host".to_owned() } else { format!("{} hosts", node.hosts) };
         format!(
             "{}, {} weights, {} KV; {hosts}, {}",
@@ -106,19 +159,52 @@ impl Report {
 
     /// For people: where, what and how, then the tables.
     pub(super) fn to_text(&self) -> String {
+        let mut parts = vec![self.head.to_text()];
+        if !self.measurements.is_empty() {
+            parts.push(tables::speed(&self.measurements, self.head.repeat));
+            parts.push(tables::memory(&self.measurements));
+            parts.extend(tables::scaling(&self.scaling));
+        }
+        for measured in &self.measurements {
+            if let Some(profile) = &measured.profile {
+                let tokens = human::count(measured.context_tokens);
+                parts.extend(profile::tables(&format!("{} of {tokens} tokens", measured.series), profile));
+            }
+        }
+        if !self.anchor_savings.is_empty() {
+            parts.push(tables::anchor_savings(&self.anchor_savings, self.head.repeat));
+        }
+        for LeftOut { series, context_tokens, reason } in &self.left_out {
+            parts.push(format!(
+                "not measured: {series} of {} tokens: {reason}",
+                human::count(*context_tokens)
+            ));
+        }
+        if self.measurements.iter().any(|measured| !measured.memory.peak_is_own) {
+            parts.push(
+                "the system does not let the peak be reset: it is that of the whole run so far".to_owned(),
+            );
+        }
+        parts.join("\n\n")
+    }
+}
+
+impl Head {
+    /// Where, what and how.
+    pub(super) fn to_text(&self) -> String {
         let Self { machine, model, node, .. } = self;
         let memory =
             machine.memory_bytes.map_or_else(|| "unknown".to_owned(), |bytes| human::bytes(bytes as usize));
         let threads: Vec<_> = node.threads_per_host.iter().map(usize::to_string).collect();
         let anchor =
             if node.recompute_anchor { "computed behind every block" } else { "computed once per host" };
-        let mut text = format!(
+        format!(
             "machine: {}, {} cores, {memory} of memory, {}\n\
              program: stellate {}{}, {}, {} UTC\n\
              model:   {}: {} weights, {}; KV of {} layers × {} heads × {}\n\
              node:    context hosts: {} (threads: {}), query host: {} threads, {} KV, stores of {} each, \
              chunks of {} tokens, anchor {anchor}\n\
-             asked:   {} question tokens, {} answer tokens, best of {} (median), seed {}\n\n",
+             asked:   {} question tokens, {} answer tokens without guesses, best of {} (median), seed {}",
             machine.cpu,
             machine.cores,
             machine.system,
@@ -142,83 +228,8 @@ impl Report {
             self.max_tokens,
             self.repeat,
             self.seed,
-        );
-        text += &speed_table(&self.measurements, self.repeat);
-        text += "\n\n";
-        text += &memory_table(&self.measurements);
-        for measured in &self.measurements {
-            if let Some(profile) = &measured.profile {
-                let what = format!("{} of {} tokens", measured.series, human::count(measured.context_tokens));
-                text += &profile::tables(&what, profile);
-            }
-        }
-        if self.measurements.iter().any(|measured| !measured.peak_is_own) {
-            text += "\nthe system does not let the peak be reset: it is that of the whole run so far";
-        }
-        text
+        )
     }
-}
-
-fn speed_table(measurements: &[Measurement], repeat: usize) -> String {
-    let times = |times: Times| match repeat {
-        1 => human::seconds(times.best),
-        _ => format!("{} ({})", human::seconds(times.best), human::seconds(times.median)),
-    };
-    let row = |m: &Measurement| {
-        vec![
-            m.attention.clone(),
-            human::count(m.context_tokens),
-            human::count(m.block_tokens),
-            human::count(m.anchor_tokens),
-            times(m.encode_s),
-            human::count(m.encode_tokens_per_s.round() as usize),
-            times(m.first_token_s),
-            times(m.token_s),
-            times(m.second_turn_first_token_s),
-        ]
-    };
-    let header = [
-        "attention",
-        "context",
-        "block",
-        "anchor",
-        "encode",
-        "tokens/s",
-        "first token",
-        "per token",
-        "2nd turn, first",
-    ];
-    table::markdown(&header, measurements.iter().map(row).collect(), 1)
-}
-
-fn memory_table(measurements: &[Measurement]) -> String {
-    let row = |m: &Measurement| {
-        let peak = m.peak_resident_bytes.map(|bytes| bytes as usize);
-        let above = peak.map(|peak| human::bytes(peak.saturating_sub(m.weights_and_kv_bytes)));
-        vec![
-            m.attention.clone(),
-            human::count(m.context_tokens),
-            human::count(m.block_tokens),
-            human::bytes(m.kv_bytes),
-            format!("{:.0}", m.kv_bytes_per_token),
-            m.kv_bytes_per_token_formula.to_string(),
-            human::bytes(m.weights_and_kv_bytes),
-            peak.map_or_else(|| "unknown".to_owned(), human::bytes),
-            above.unwrap_or_default(),
-        ]
-    };
-    let header = [
-        "attention",
-        "context",
-        "block",
-        "KV",
-        "bytes/token",
-        "formula",
-        "weights + KV",
-        "peak resident",
-        "above",
-    ];
-    table::markdown(&header, measurements.iter().map(row).collect(), 1)
 }
 
 /// What the model is called.
