@@ -8,8 +8,8 @@ use std::str::FromStr;
 use super::amx;
 use super::lanes::{Lanes, Plain};
 use super::softmax::AttendTile;
-use super::tile::Multiply;
-use super::{softmax, tile, vector};
+use super::strips::Strips;
+use super::{softmax, strips, vector};
 use crate::KernelError;
 
 /// An instruction set that kernels are compiled for.
@@ -123,7 +123,9 @@ pub(super) struct Kernels {
 struct Table {
     /// Whether products of bf16 pairs are one instruction.
     dots: bool,
-    multiply: unsafe fn(Multiply<'_>),
+    /// Whether products of bf16 pairs run on AMX tiles.
+    tiles: bool,
+    strips: unsafe fn(Strips<'_>),
     attend: unsafe fn(AttendTile<'_>),
     round: unsafe fn(&[f32], &mut [u32]),
     scale: unsafe fn(&mut [f32], f32),
@@ -167,14 +169,19 @@ impl Kernels {
         Ok(Self { table })
     }
 
-    /// See [`Multiply`].
-    pub(super) fn multiply(self, job: Multiply<'_>) {
-        call!(self.multiply(job))
+    /// See [`Strips`].
+    pub(super) fn strips(self, job: Strips<'_>) {
+        call!(self.strips(job))
     }
 
     /// Whether bf16 is to be met in bf16: dot products of its pairs are one instruction.
     pub(super) fn dots(self) -> bool {
         self.table.dots
+    }
+
+    /// Whether products of bf16 pairs run on AMX tiles.
+    pub(super) fn tiles(self) -> bool {
+        self.table.tiles
     }
 
     /// See [`softmax::attend`].
@@ -216,7 +223,8 @@ macro_rules! compile {
 
             pub(super) static TABLE: Table = Table {
                 dots: <$lanes as Lanes>::DOTS,
-                multiply,
+                tiles: <$lanes as Lanes>::TILES,
+                strips,
                 attend,
                 round,
                 scale,
@@ -226,8 +234,8 @@ macro_rules! compile {
             };
 
             $(#[$features])?
-            fn multiply(job: Multiply<'_>) {
-                tile::multiply::<$lanes, $panel>(job)
+            fn strips(job: Strips<'_>) {
+                strips::run::<$lanes, $panel>(job)
             }
             $(#[$features])?
             fn attend(job: AttendTile<'_>) {

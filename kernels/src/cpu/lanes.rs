@@ -26,6 +26,12 @@ pub(super) trait Lanes: Copy {
     /// Asks for the cache line at `address`, which may lie anywhere: nothing is read.
     fn prefetch<T>(address: *const T);
 
+    /// As [`Lanes::prefetch`], but into the second-level cache only.
+    #[inline(always)]
+    fn prefetch_second<T>(address: *const T) {
+        Self::prefetch(address);
+    }
+
     /// # Safety
     /// `WIDTH` values can be written to `to`, at any alignment.
     unsafe fn store(self, to: *mut f32);

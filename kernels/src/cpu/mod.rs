@@ -8,9 +8,11 @@ mod amx;
 mod attention;
 mod isa;
 mod lanes;
+mod micro;
 mod product;
 mod shared;
 mod softmax;
+mod strips;
 mod tile;
 mod vector;
 #[cfg(target_arch = "x86_64")]
