@@ -46,7 +46,7 @@ const FLOPS_PER_PACKED: usize = 4;
 thread_local! {
     /// The calling thread's packed inputs.
     static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// A thread's sums of a panel that is not whole, and its widened lines or rounded rows.
+    /// A thread's sums of several passes, and its widened lines.
     static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
@@ -105,9 +105,9 @@ impl<'a> Product<'a> {
     fn run(&self, x: &[f32], out: &mut [f32]) {
         PACKED.with_borrow_mut(|packed| {
             let len = self.strips() * self.strip_rows * self.steps;
-            packed.resize(len.max(packed.len()), 0.0);
-            self.pack(x, &mut packed[..len]);
-            self.multiply(&packed[..len], out);
+            let packed = aligned(packed, len);
+            self.pack(x, packed);
+            self.multiply(packed, out);
         });
     }
 
@@ -166,34 +166,39 @@ impl<'a> Product<'a> {
         self.pool.run(groups * parts, 2 * self.m * rows * self.weight.cols(), |item| {
             let (group_index, part) = (item / parts, item % parts);
             let panels = group_index * group..panels.min((group_index + 1) * group);
-            let first = part * part_rows;
-            let count = (self.m - first).min(part_rows);
-            let block = (INPUT_BYTES_PER_BLOCK / (count * self.pass * size_of::<f32>())).max(1);
-            SCRATCH.with_borrow_mut(|(sums, widened)| {
-                for first_pass in (0..self.passes()).step_by(block) {
-                    let passes = first_pass..self.passes().min(first_pass + block);
-                    for panel in panels.clone() {
-                        let column = panel * ROWS_PER_PANEL;
-                        let width = (rows - column).min(ROWS_PER_PANEL);
-                        // SAFETY: items are distinct pairs of panels and rows, so their blocks of `out` are apart;
-                        // this borrow ends before the item's next one.
-                        let mut target = unsafe { out.block(first * rows + column, count, width, rows) };
-                        if width == ROWS_PER_PANEL {
-                            passes.clone().for_each(|pass| {
-                                self.meet(packed, first, pass, panel, target.reborrow(), widened);
-                            });
-                            continue;
-                        }
-                        sums.resize((count * ROWS_PER_PANEL).max(sums.len()), 0.0);
-                        let mut padded = Block::new(sums, count, ROWS_PER_PANEL, ROWS_PER_PANEL);
-                        padded.copy_from(&target);
-                        for pass in passes.clone() {
-                            self.meet(packed, first, pass, panel, padded.reborrow(), widened);
-                        }
-                        target.copy_from(&padded);
+            let rows = part * part_rows..self.m.min((part + 1) * part_rows);
+            self.run_item(packed, panels, rows, &out);
+        });
+    }
+
+    /// Some panels with some of the input rows. Blocks of passes whose inputs fit a cache meet one panel after the other;
+    /// the sums wait side by side, since in `out`, whose rows lie far apart, they would displace each other from the caches.
+    fn run_item(&self, packed: &[f32], panels: Range<usize>, part: Range<usize>, out: &SharedRows<'_>) {
+        let (rows, first, count) = (self.weight.rows(), part.start, part.len());
+        let block = (INPUT_BYTES_PER_BLOCK / (count * self.pass * size_of::<f32>())).max(1);
+        SCRATCH.with_borrow_mut(|(sums, widened)| {
+            let sums = aligned(sums, panels.len() * count * ROWS_PER_PANEL);
+            for block_start in (0..self.passes()).step_by(block) {
+                let passes = block_start..self.passes().min(block_start + block);
+                for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(count * ROWS_PER_PANEL)) {
+                    let column = panel * ROWS_PER_PANEL;
+                    let width = (rows - column).min(ROWS_PER_PANEL);
+                    // SAFETY: items are distinct pairs of panels and rows, so their blocks of `out` are apart; this
+                    // borrow ends before the item's next one.
+                    let mut target = unsafe { out.block(first * rows + column, count, width, rows) };
+                    if self.passes() == 1 && width == ROWS_PER_PANEL {
+                        self.meet(packed, first, 0, panel, target, widened);
+                        continue;
+                    }
+                    let mut sums = Block::new(sums, count, ROWS_PER_PANEL, ROWS_PER_PANEL);
+                    for pass in passes.clone() {
+                        self.meet(packed, first, pass, panel, sums.reborrow(), widened);
+                    }
+                    if passes.end == self.passes() {
+                        target.copy_from(&sums);
                     }
                 }
-            });
+            }
         });
     }
 
@@ -218,8 +223,7 @@ impl<'a> Product<'a> {
             _ if self.rounds => Lines::Pairs(lines),
             _ if self.m < WIDEN_FROM_ROWS => Lines::Widened(lines),
             _ => {
-                widened.resize((2 * lines.len()).max(widened.len()), 0.0);
-                let widened = &mut widened[..2 * lines.len()];
+                let widened = aligned(widened, 2 * lines.len());
                 self.kernels.widen(lines, ROWS_PER_PANEL, widened);
                 Lines::Floats(widened)
             }
@@ -236,6 +240,17 @@ impl<'a> Product<'a> {
             ahead: &words[to..words.len().min(to + lines.len())],
         });
     }
+}
+
+/// `len` values that start on a cache line, so that no vector straddles two; what they hold is left from before.
+fn aligned(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    const LINE: usize = 64;
+    let spare = LINE / size_of::<f32>() - 1;
+    if values.len() < len + spare {
+        values.resize(len + spare, 0.0);
+    }
+    let start = values.as_ptr().align_offset(LINE).min(spare);
+    &mut values[start..start + len]
 }
 
 /// Rounds the inputs to 8 bits as candle does, then shares out the weight's rows. The dot products are
