@@ -206,7 +206,9 @@ mod loops {
         let (a, b) = (_mm512_set1_ps(black_box(0.999_999)), _mm512_set1_ps(black_box(1e-6)));
         let mut sums = [_mm512_set1_ps(1.0); SUMS];
         for _ in 0..turns {
-            sums = sums.map(|sum| _mm512_fmadd_ps(sum, a, b));
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, a, b);
+            }
         }
         black_box(sums.map(|sum| _mm512_reduce_add_ps(sum)));
         turns * SUMS * 32
@@ -217,7 +219,9 @@ mod loops {
         let (a, b) = (_mm256_set1_ps(black_box(0.999_999)), _mm256_set1_ps(black_box(1e-6)));
         let mut sums = [_mm256_set1_ps(1.0); SUMS];
         for _ in 0..turns {
-            sums = sums.map(|sum| _mm256_fmadd_ps(sum, a, b));
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, a, b);
+            }
         }
         black_box(sums.map(|sum| _mm256_cvtss_f32(sum)));
         turns * SUMS * 16
@@ -230,7 +234,9 @@ mod loops {
         let pair: __m512bh = unsafe { std::mem::transmute(bits) };
         let mut sums = [_mm512_set1_ps(1.0); SUMS];
         for _ in 0..turns {
-            sums = sums.map(|sum| _mm512_dpbf16_ps(sum, pair, pair));
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, pair, pair);
+            }
         }
         black_box(sums.map(|sum| _mm512_reduce_add_ps(sum)));
         turns * SUMS * 64

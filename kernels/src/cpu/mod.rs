@@ -1,6 +1,6 @@
 //! The operations on the vector units of a CPU: the backend and its small operations. `product` and `attention`
-//! cut the large ones into items; `tile`, `softmax` and `vector` are the kernels; `lanes`, `x86`, `amx` and `isa` the instruction
-//! sets.
+//! cut the large ones into items; `strips`, `tile`, `softmax` and `vector` are the kernels, `micro` the loop inside them;
+//! `lanes`, `x86`, `amx` and `isa` the instruction sets.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]

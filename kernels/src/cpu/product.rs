@@ -17,15 +17,15 @@ use crate::{Matrix, WeightFormat};
 /// Lines of a panel that all strips pass before the next lines' turn: 32 KiB, which stay in the first-level cache.
 const LINES_PER_PASS: usize = 128;
 
-/// Bytes of packed inputs that all panels of an item pass before the next ones' turn: half of a second-level cache of
-/// 2 MiB, in which they wait for the next panel.
-const INPUT_BYTES_PER_BLOCK: usize = 1 << 20;
+/// Bytes of packed inputs that all panels of an item pass before the next ones' turn: a quarter of a second-level cache
+/// of 2 MiB, in which they wait for the next panel, beside the sums of all panels of the item.
+const INPUT_BYTES_PER_BLOCK: usize = 1 << 19;
 
 /// Input rows that are packed at once: what bounds the memory for them. More are taken in equal parts.
 const MOST_ROWS: usize = 128 * MICRO_ROWS;
 
 /// Panels of one item, which share the loads of the inputs' blocks: fewer where there are many threads.
-const PANELS_PER_ITEM: usize = 8;
+const PANELS_PER_ITEM: usize = 4;
 
 /// Items per thread that leave room for evening out.
 const ITEMS_PER_THREAD: usize = 4;

@@ -94,6 +94,7 @@ impl<'a> Block<'a> {
     }
 
     /// Values from one row's start to the next's.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn stride(&self) -> usize {
         self.stride
     }

@@ -10,8 +10,8 @@ use super::micro::{self, Ask, Floats, Left, MICRO_ROWS, Meet, Pairs, Widened};
 use super::shared::Block;
 use crate::matrix::ROWS_PER_PANEL;
 
-/// How far ahead a lone strip asks for its panel: what a core reads in the latency of main memory.
-const STREAM_BYTES: usize = 2048;
+/// How far ahead a lone strip asks for its panel: about what a core reads in the latency of main memory.
+const STREAM_BYTES: usize = 3072;
 
 /// Rows of a strip where AMX tiles are multiplied.
 pub(super) const TILE_ROWS: usize = 16;
@@ -58,14 +58,13 @@ pub(super) fn run<L: Lanes, const PANEL: usize>(job: Strips<'_>) {
         Lines::Widened(b) => (pairs, depth, b.len()),
         Lines::Pairs(b) => (pairs, pairs, b.len()),
     };
-    let tiles = L::TILES && matches!(b, Lines::Pairs(_));
     let last = rows.saturating_sub(1).checked_mul(a_row);
     let end = last.and_then(|last| last.checked_add(steps));
     assert!(rows == 0 || end.is_some_and(|end| end <= a.len()), "a is [rows, depth]");
     assert!(lines.checked_mul(ROWS_PER_PANEL).is_some_and(|words| words <= len), "b is [depth, 64]");
     assert_eq!(c.columns(), ROWS_PER_PANEL, "products are with whole panels");
     #[cfg(target_arch = "x86_64")]
-    if let (true, Lines::Pairs(b)) = (tiles, b) {
+    if let (true, Lines::Pairs(b)) = (L::TILES, b) {
         let a = (a.as_ptr().cast(), a_row);
         // SAFETY: tiles are on only in the kernels of `Isa::Amx`, which was found available; shapes were asserted.
         return unsafe { super::amx::multiply(depth, a, (b.as_ptr(), ROWS_PER_PANEL), c, job.accumulate) };

@@ -107,6 +107,7 @@ pub(super) fn multiply<L: Lanes, const PANEL: usize>(job: Multiply<'_>) {
 }
 
 /// Multiplies each row of `c`, whose columns are a multiple of the registers' width, by its factor.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn rescale<L: Lanes>(c: &Block<'_>, factors: &[f32]) {
     for row in 0..c.rows() {
