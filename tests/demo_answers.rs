@@ -42,9 +42,13 @@ fn examples() -> anyhow::Result<Vec<Example>> {
 }
 
 async fn node() -> anyhow::Result<Node> {
+    node_with(KvFormat::F32).await
+}
+
+async fn node_with(kv: KvFormat) -> anyhow::Result<Node> {
     let options = ModelOptions { weights: WeightChoice::F32, ..ModelOptions::default() };
     let model = Model::load(&ModelSource::Demo, &options, &mut |_| {})?;
-    small_node(&model, 2, KvFormat::F32).await
+    small_node(&model, 2, kv).await
 }
 
 #[tokio::test]
@@ -68,6 +72,30 @@ async fn the_demo_model_gives_the_oracles_answers_id_for_id() -> anyhow::Result<
         }
     }
     node.close().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn eight_bit_keys_and_values_give_nearly_all_of_the_oracles_answers() -> anyhow::Result<()> {
+    let node = node_with(KvFormat::Q8).await?;
+    let (mut same, mut all) = (0, 0);
+    for example in examples()? {
+        for layout in [Layout::exact(BLOCK_TOKENS), Layout::star(BLOCK_TOKENS, BLOCK_TOKENS)] {
+            let context = node.encode(ContextSource::Ids(example.context_ids.clone()), layout).await?;
+            for question in &example.questions {
+                let exact = layout.attention.to_string() == "exact";
+                let expected = if exact { &question.dense } else { &question.star };
+                let session = context.session().await?;
+                let input = QueryInput::Ids(question.question_ids.clone());
+                let report = session.ask(input, AskOptions::default()).finish().await?;
+                same += usize::from(report.ids == expected.ids);
+                all += 1;
+            }
+        }
+    }
+    node.close().await;
+    // Seen: 46 and 48 of 48. The closest calls go either way with every change of the kernels' roundings.
+    assert!(10 * same >= 9 * all, "{same} of {all} answers are the oracle's, id for id");
     Ok(())
 }
 

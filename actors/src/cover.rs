@@ -72,24 +72,49 @@ impl Cover {
     /// Checks that `replies`, each the list of the blocks it attended, cover every block exactly once. Gives the
     /// order in which to merge them: by the first block each attended.
     pub fn check(&self, replies: &[&[BlockId]]) -> Result<Vec<usize>, CoverError> {
-        let mut seen = vec![false; self.order.len()];
-        let mut first = vec![usize::MAX; replies.len()];
-        for (reply, blocks) in replies.iter().enumerate() {
-            for &block in *blocks {
+        let mut checked = Checked::default();
+        self.check_with(replies.iter().copied(), &mut checked)?;
+        Ok(checked.order)
+    }
+
+    /// [`check`](Self::check) with the memory of an earlier one.
+    pub fn check_with<'a, 'b>(
+        &self,
+        replies: impl Iterator<Item = &'a [BlockId]>,
+        checked: &'b mut Checked,
+    ) -> Result<&'b [usize], CoverError> {
+        let Checked { seen, first, order } = checked;
+        seen.clear();
+        seen.resize(self.order.len(), false);
+        first.clear();
+        for blocks in replies {
+            let mut earliest = usize::MAX;
+            for &block in blocks {
                 let index = *self.index.get(&block).ok_or(CoverError::Foreign { block })?;
                 if std::mem::replace(&mut seen[index], true) {
                     return Err(CoverError::Twice { block, index });
                 }
-                first[reply] = first[reply].min(index);
+                earliest = earliest.min(index);
             }
+            first.push(earliest);
         }
         if let Some(index) = seen.iter().position(|&seen| !seen) {
             return Err(CoverError::Missing { block: self.order[index], index });
         }
-        let mut order: Vec<usize> = (0..replies.len()).collect();
-        order.sort_by_key(|&reply| first[reply]);
+        order.clear();
+        order.extend(0..first.len());
+        // By number where replies attended nothing.
+        order.sort_unstable_by_key(|&reply| (first[reply], reply));
         Ok(order)
     }
+}
+
+/// Memory for checks of covers.
+#[derive(Debug, Default)]
+pub struct Checked {
+    seen: Vec<bool>,
+    first: Vec<usize>,
+    order: Vec<usize>,
 }
 
 #[cfg(test)]

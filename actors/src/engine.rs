@@ -19,38 +19,53 @@ pub struct Engine {
     pub chunk_tokens: usize,
     /// Activations of the run under way.
     pub pass: Pass,
-    /// Attention of the run under way.
+    /// Attention over the keys that this host has, of the run under way.
     pub attended: Partial,
+    /// Attention over all keys, of the run under way.
+    pub merged: Partial,
 }
 
 impl Engine {
     /// An engine that runs `decoder` on `backend` in steps of at most `chunk_tokens`.
     pub fn new(decoder: Arc<Decoder>, backend: Box<dyn Backend>, chunk_tokens: usize) -> Self {
-        let attended = Partial::empty(decoder.partial_shape(0));
-        Self { decoder, backend, chunk_tokens: chunk_tokens.max(1), pass: Pass::default(), attended }
+        let empty = || Partial::empty(decoder.partial_shape(0));
+        let (attended, merged) = (empty(), empty());
+        let (chunk_tokens, pass) = (chunk_tokens.max(1), Pass::default());
+        Self { decoder, backend, chunk_tokens, pass, attended, merged }
     }
 
-    /// The device for a run whose attention is folded so: activations may be rounded only where no sum before them depends
-    /// on where blocks lie.
-    pub fn backend_for(&self, fold: Fold) -> &dyn Backend {
-        if fold.is_placement_free() { self.backend.encoding() } else { &*self.backend }
-    }
-
-    /// The attention of `queries`, `[tokens, heads, head_dim]`, over `spans`, one for each block, folded as asked.
-    pub fn attend(&self, queries: &[f32], spans: &[KvSpan<'_>], fold: Fold) -> Vec<Partial> {
-        let (queries, backend) = (self.decoder.queries(queries), self.backend_for(fold));
-        let empty = || Partial::empty(self.decoder.partial_shape(queries.tokens));
-        let alone = |span: &KvSpan<'_>| {
-            let mut partial = empty();
-            backend.attend(queries, &[*span], &mut partial);
-            partial
-        };
-        let mut folded = empty();
+    /// The attention of `queries`, `[tokens, heads, head_dim]`, over `spans`, one for each block, folded as asked, in place
+    /// of what `partials` held.
+    pub fn attend(&mut self, queries: &[f32], spans: &[KvSpan<'_>], fold: Fold, partials: &mut Vec<Partial>) {
+        let queries = self.decoder.queries(queries);
+        // Activations may be rounded only where no sum before them depends on where blocks lie.
+        let backend = if fold.is_placement_free() { self.backend.encoding() } else { &*self.backend };
+        let shape = self.decoder.partial_shape(queries.tokens);
+        let count = if fold == Fold::Apart { spans.len() } else { 1 };
+        partials.truncate(count);
+        partials.iter_mut().for_each(|partial| partial.reset(shape));
+        partials.resize_with(count, || Partial::empty(shape));
         match fold {
-            Fold::ByHost => backend.attend(queries, spans, &mut folded),
-            Fold::ByBlock => spans.iter().for_each(|span| folded.merge(&alone(span))),
-            Fold::Apart => return spans.iter().map(alone).collect(),
+            Fold::ByHost => backend.attend(queries, spans, &mut partials[0]),
+            Fold::ByBlock => {
+                for span in spans {
+                    self.attended.reset(shape);
+                    backend.attend(queries, &[*span], &mut self.attended);
+                    backend.merge(&mut partials[0], &self.attended);
+                }
+            }
+            Fold::Apart => {
+                for (span, partial) in spans.iter().zip(partials) {
+                    backend.attend(queries, &[*span], partial);
+                }
+            }
         }
-        vec![folded]
     }
+}
+
+/// The memory of a list of spans for another list, which is empty and may borrow from elsewhere.
+pub fn recycle<'b>(mut spans: Vec<KvSpan<'_>>) -> Vec<KvSpan<'b>> {
+    spans.clear();
+    // Collecting in place keeps the allocation; were it not kept, the list would only allocate again.
+    spans.into_iter().map(|_| unreachable!("the list is empty")).collect()
 }

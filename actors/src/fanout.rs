@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use stellate_kernels::{Partial, PartialShape};
+use stellate_kernels::{Backend, Partial, PartialShape};
 use stellate_model::block::BlockId;
 
-use crate::cover::{Cover, CoverError};
+use crate::cover::{Checked, Cover, CoverError};
 use crate::link::{AttendReply, AttendRequest, Fold, HostLink, LinkError};
 
 /// Blocks whose partials are held at once when each comes apart: they bound the memory of a step, and are enough to
@@ -43,8 +43,15 @@ pub struct Fanout {
     links: Vec<Box<dyn HostLink>>,
     rounds: Vec<Round>,
     fold: Fold,
-    /// The layer and queries on their way.
+    /// The layer and queries on their way, or those before them.
     posted: Option<(usize, Arc<Vec<f32>>)>,
+    /// Replies of a round.
+    replies: Vec<AttendReply>,
+    /// For each link the memory for its next reply.
+    spare: Vec<Vec<Partial>>,
+    checked: Checked,
+    /// Blocks of a round in the order of the context, by reply and place in it.
+    order: Vec<(Option<usize>, usize, usize)>,
 }
 
 /// What is asked at once: links by index with their blocks, whose replies must cover `cover` exactly once.
@@ -60,7 +67,7 @@ impl Fanout {
         let (links, blocks): (Vec<_>, Vec<_>) =
             routes.into_iter().map(|route| (route.link, route.blocks)).unzip();
         let asks = blocks.into_iter().enumerate().collect();
-        Self { links, rounds: vec![Round { asks, cover }], fold: Fold::ByHost, posted: None }
+        Self::over(links, vec![Round { asks, cover }], Fold::ByHost)
     }
 
     /// As [`new`](Self::new), with sums that are the same, bit for bit, wherever the blocks lie: the attention over each
@@ -79,7 +86,13 @@ impl Fanout {
         };
         let rounds = cover.blocks().chunks(BLOCKS_PER_ROUND).map(round).collect();
         let links = routes.into_iter().map(|route| route.link).collect();
-        Self { links, rounds, fold: Fold::Apart, posted: None }
+        Self::over(links, rounds, Fold::Apart)
+    }
+
+    fn over(links: Vec<Box<dyn HostLink>>, rounds: Vec<Round>, fold: Fold) -> Self {
+        let spare = links.iter().map(|_| Vec::new()).collect();
+        let (replies, checked, order) = (Vec::new(), Checked::default(), Vec::new());
+        Self { links, rounds, fold, posted: None, replies, spare, checked, order }
     }
 
     /// Whether what is merged is the same, bit for bit, wherever the blocks lie.
@@ -92,22 +105,36 @@ impl Fanout {
         if self.links.is_empty() {
             return Ok(());
         }
-        self.posted = Some((layer, Arc::new(queries.to_vec())));
+        let mut memory = self.posted.take().map_or_else(Arc::default, |(_, queries)| queries);
+        match Arc::get_mut(&mut memory) {
+            Some(memory) => {
+                memory.clear();
+                memory.extend_from_slice(queries);
+            }
+            // Of a step that was given up, and that a host still works at.
+            None => memory = Arc::new(queries.to_vec()),
+        }
+        self.posted = Some((layer, memory));
         self.post_round(0)
     }
 
-    /// Waits for every host and merges their attention, in block order, into `out`, which is empty and has the shape
-    /// of the queries.
-    pub fn collect(&mut self, out: &mut Partial) -> Result<(), FanoutError> {
+    /// Waits for every host and merges their attention on `backend`, in block order, into `out`, which is empty and has
+    /// the shape of the queries.
+    pub fn collect(&mut self, backend: &dyn Backend, out: &mut Partial) -> Result<(), FanoutError> {
         for round in 0..self.rounds.len() {
             if round > 0 {
                 self.post_round(round)?;
             }
-            let Round { asks, cover } = &self.rounds[round];
-            let replies: Vec<AttendReply> =
-                asks.iter().map(|&(link, _)| self.links[link].wait()).collect::<Result<_, _>>()?;
-            for partial in in_order(&replies, cover, self.fold, out.shape())? {
-                out.merge(partial);
+            self.replies.clear();
+            for &(link, _) in &self.rounds[round].asks {
+                self.replies.push(self.links[link].wait()?);
+            }
+            self.put_in_order(round, out.shape())?;
+            for &(_, reply, partial) in &self.order {
+                backend.merge(out, &self.replies[reply].partials[partial]);
+            }
+            for ((link, _), reply) in self.rounds[round].asks.iter().zip(self.replies.drain(..)) {
+                self.spare[*link] = reply.partials;
             }
         }
         Ok(())
@@ -117,32 +144,34 @@ impl Fanout {
         let Some((layer, queries)) = &self.posted else { return Ok(()) };
         for (link, blocks) in &self.rounds[round].asks {
             let (blocks, queries) = (Arc::clone(blocks), Arc::clone(queries));
-            self.links[*link].post(AttendRequest { layer: *layer, blocks, fold: self.fold, queries })?;
+            let partials = std::mem::take(&mut self.spare[*link]);
+            let request = AttendRequest { layer: *layer, blocks, fold: self.fold, queries, partials };
+            self.links[*link].post(request)?;
         }
         Ok(())
     }
-}
 
-/// The partials of `replies` in the order in which they are merged, checked against `cover` and for their shape.
-fn in_order<'a>(
-    replies: &'a [AttendReply],
-    cover: &Cover,
-    fold: Fold,
-    shape: PartialShape,
-) -> Result<Vec<&'a Partial>, FanoutError> {
-    for reply in replies {
-        let wanted = if fold == Fold::Apart { reply.blocks.len() } else { 1 };
-        if reply.partials.len() != wanted || reply.partials.iter().any(|partial| partial.shape() != shape) {
-            return Err(FanoutError::Shape);
+    /// Checks the replies of a round against its cover and for their shape, and finds the order in which they are merged.
+    fn put_in_order(&mut self, round: usize, shape: PartialShape) -> Result<(), FanoutError> {
+        let (cover, replies) = (&self.rounds[round].cover, &self.replies);
+        for reply in replies {
+            let wanted = if self.fold == Fold::Apart { reply.blocks.len() } else { 1 };
+            if reply.partials.len() != wanted || reply.partials.iter().any(|partial| partial.shape() != shape)
+            {
+                return Err(FanoutError::Shape);
+            }
         }
+        let checked = cover.check_with(replies.iter().map(|reply| &*reply.blocks), &mut self.checked)?;
+        self.order.clear();
+        for &reply in checked {
+            let partials = replies[reply].blocks.iter().take(replies[reply].partials.len());
+            let of_blocks = partials.enumerate().map(|(at, &block)| (cover.index(block), reply, at));
+            self.order.extend(of_blocks);
+        }
+        // One from each host: they are in the order of the first block of each already.
+        if self.fold == Fold::Apart {
+            self.order.sort_unstable();
+        }
+        Ok(())
     }
-    let covered: Vec<&[BlockId]> = replies.iter().map(|reply| &*reply.blocks).collect();
-    let order = cover.check(&covered)?;
-    let replies = order.into_iter().map(|reply| &replies[reply]);
-    let mut partials: Vec<(Option<usize>, &Partial)> = replies
-        .flat_map(|reply| reply.blocks.iter().map(|&block| cover.index(block)).zip(&reply.partials))
-        .collect();
-    // One from each host: they are in the order of the first block of each already.
-    partials.sort_by_key(|&(index, _)| index);
-    Ok(partials.into_iter().map(|(_, partial)| partial).collect())
 }

@@ -49,6 +49,8 @@ pub struct AttendRequest {
     pub fold: Fold,
     /// Rotated queries, `[tokens, heads, head_dim]`.
     pub queries: Arc<Vec<f32>>,
+    /// Memory for the reply's partials, whatever they hold: those of the reply before.
+    pub partials: Vec<Partial>,
 }
 
 /// The attention that was asked for, and what it covers.
@@ -90,13 +92,40 @@ pub trait HostLink: Send + fmt::Debug {
     fn wait(&mut self) -> Result<AttendReply, LinkError>;
 }
 
+/// What comes back to an asker.
+type Replied = Result<AttendReply, LinkError>;
+
 /// A request with the way back, as a context host's device thread receives it.
 #[derive(Debug)]
 pub struct AttendJob {
     /// What is asked.
     pub request: AttendRequest,
-    /// Where the reply goes. Dropped without a reply, it tells the asker that the host is gone.
-    pub reply: Sender<Result<AttendReply, LinkError>>,
+    /// Where the reply goes.
+    pub reply: WayBack,
+}
+
+/// The way back to an asker. Dropped without a reply, it tells the asker that the host is gone.
+#[derive(Debug)]
+pub struct WayBack {
+    host: HostId,
+    sender: Option<Sender<Replied>>,
+}
+
+impl WayBack {
+    /// Sends the reply. An asker who has given up never sees it.
+    pub fn send(mut self, reply: Result<AttendReply, LinkError>) {
+        if let Some(sender) = self.sender.take() {
+            let _ = sender.try_send(reply);
+        }
+    }
+}
+
+impl Drop for WayBack {
+    fn drop(&mut self) {
+        if let Some(sender) = self.sender.take() {
+            let _ = sender.try_send(Err(LinkError::HostGone { host: self.host }));
+        }
+    }
 }
 
 /// A link to a context host of the same process.
@@ -104,13 +133,15 @@ pub struct AttendJob {
 pub struct LocalLink {
     host: HostId,
     jobs: Sender<AttendJob>,
-    pending: Option<Receiver<Result<AttendReply, LinkError>>>,
+    replies: (Sender<Replied>, Receiver<Replied>),
+    /// Whether a reply is on its way.
+    is_pending: bool,
 }
 
 impl LocalLink {
     /// A link to `host`, whose device thread takes its attention jobs from the other end of `jobs`.
     pub fn new(host: HostId, jobs: Sender<AttendJob>) -> Self {
-        Self { host, jobs, pending: None }
+        Self { host, jobs, replies: bounded(1), is_pending: false }
     }
 
     fn gone(&self) -> LinkError {
@@ -124,15 +155,19 @@ impl HostLink for LocalLink {
     }
 
     fn post(&mut self, request: AttendRequest) -> Result<(), LinkError> {
-        // A channel of its own for every request: a late reply to a request given up is dropped with it.
-        let (reply, pending) = bounded(1);
-        self.jobs.send(AttendJob { request, reply }).map_err(|_| self.gone())?;
-        self.pending = Some(pending);
-        Ok(())
+        if std::mem::replace(&mut self.is_pending, true) {
+            // The request before was given up: its late reply is dropped with its channel.
+            self.replies = bounded(1);
+        }
+        let reply = WayBack { host: self.host, sender: Some(self.replies.0.clone()) };
+        // A job that is refused answers by itself.
+        self.jobs.send(AttendJob { request, reply }).map_err(|_| self.gone())
     }
 
     fn wait(&mut self) -> Result<AttendReply, LinkError> {
-        let pending = self.pending.take().ok_or_else(|| self.gone())?;
-        pending.recv().map_err(|_| self.gone())?
+        if !std::mem::take(&mut self.is_pending) {
+            return Err(self.gone());
+        }
+        self.replies.1.recv().map_err(|_| self.gone())?
     }
 }

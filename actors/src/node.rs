@@ -20,6 +20,7 @@ use crate::handle::Context;
 use crate::link::HostId;
 use crate::model::Model;
 use crate::path::context::{EncodeRequest, encode};
+use crate::profile::Profile;
 use crate::progress::{EncodeMeter, EncodeProgress};
 use crate::prompt::{ContextSource, Prompter, Prompting};
 use crate::query_host::{self, QueryHostArgs, QueryHostHandle};
@@ -55,6 +56,8 @@ pub struct NodeOptions {
     pub queue_events: usize,
     /// Sessions that may be open.
     pub max_sessions: usize,
+    /// Where the hosts' time is counted by operation, if it is to be.
+    pub profile: Option<Arc<Profile>>,
     /// Measures turns.
     pub clock: Arc<dyn Clock>,
 }
@@ -71,6 +74,7 @@ impl Default for NodeOptions {
             queue_jobs: 64,
             queue_events: 256,
             max_sessions: 64,
+            profile: None,
             clock: Arc::new(SystemClock::new()),
         }
     }
@@ -99,6 +103,7 @@ pub(crate) struct Cast {
     pub(crate) query: QueryHostHandle,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) queue_events: usize,
+    profile: Option<Arc<Profile>>,
 }
 
 impl Drop for Cast {
@@ -119,7 +124,7 @@ impl Node {
         let kv_shape = decoder.kv_shape(options.kv_format);
         let hosts = start_hosts(decoder, kv_shape, &options).await?;
         let query = QueryHostArgs {
-            engine: engine(decoder, &options.query, "query".to_owned(), options.chunk_tokens)?,
+            engine: engine(decoder, &options.query, "query".to_owned(), &options)?,
             prompter: Arc::clone(&model.prompter),
             clock: Arc::clone(&options.clock),
             hosts: hosts.clone(),
@@ -141,8 +146,9 @@ impl Node {
             query: query.actor.clone(),
             exact_gate: tokio::sync::Mutex::new(()),
         };
-        let (clock, queue_events) = (options.clock, options.queue_events.max(2));
-        Ok(Self(Arc::new(Cast { fleet, hosts, query, clock, queue_events })))
+        let NodeOptions { clock, queue_events, profile, .. } = options;
+        let queue_events = queue_events.max(2);
+        Ok(Self(Arc::new(Cast { fleet, hosts, query, clock, queue_events, profile })))
     }
 
     /// Encodes a context. Dropping the future cancels the work; on an error every other context is as it was.
@@ -200,6 +206,11 @@ impl Node {
         &self.0.query.budget
     }
 
+    /// Where the hosts' time is counted, as given in the options.
+    pub fn profile(&self) -> Option<&Arc<Profile>> {
+        self.0.profile.as_ref()
+    }
+
     /// Stops every host after the step under way and waits for it. Sessions and contexts of the node end with it.
     pub async fn close(&self) {
         stop(&self.0.query.actor).await;
@@ -220,7 +231,7 @@ async fn start_hosts(
         let host = HostId(index as u32);
         let args = ContextHostArgs {
             host,
-            engine: engine(decoder, threads, host.to_string(), options.chunk_tokens)?,
+            engine: engine(decoder, threads, host.to_string(), options)?,
             kv_shape,
             capacity_bytes: options.capacity_bytes,
             queue_jobs: options.queue_jobs,
@@ -247,11 +258,15 @@ fn engine(
     decoder: &Arc<Decoder>,
     threads: &HostThreads,
     name: String,
-    chunk_tokens: usize,
+    node: &NodeOptions,
 ) -> Result<Engine, OpenError> {
     let options = CpuOptions { name, threads: threads.threads, cpus: threads.cpus.clone() };
     let backend: Box<dyn Backend> = Box::new(Cpu::new(&options)?);
-    Ok(Engine::new(Arc::clone(decoder), backend, chunk_tokens))
+    let mut engine = Engine::new(Arc::clone(decoder), backend, node.chunk_tokens);
+    if let Some(profile) = &node.profile {
+        engine.pass.observe(profile.stopwatch());
+    }
+    Ok(engine)
 }
 
 fn not_started(what: &str, error: ractor::SpawnErr) -> OpenError {

@@ -1,6 +1,7 @@
 //! A tail: keys and values that grow token by token behind a context. A session keeps its questions and answers in
 //! one; an `exact` block is one while it is encoded, and is sealed after. It grows by whole blocks of a store.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use stellate_kernels::{KvSpan, Visible};
@@ -83,18 +84,19 @@ impl Tail {
         }
     }
 
-    /// One layer's keys and values as `tokens` queries behind the complete tokens see them: causally.
-    pub fn spans(&self, layer: usize, tokens: usize) -> Vec<KvSpan<'_>> {
-        let total = self.len + tokens;
+    /// Adds to `spans` one layer's keys and values as those of `rows` of the queries behind the complete tokens see them:
+    /// causally.
+    pub fn add_spans<'a>(&'a self, layer: usize, rows: Range<usize>, spans: &mut Vec<KvSpan<'a>>) {
+        let total = self.len + rows.end;
         let pieces = self.pieces.iter().enumerate();
-        pieces
+        let pieces = pieces
             .map(|(index, piece)| (index * self.piece_tokens, piece))
             .take_while(|&(start, _)| start < total)
             .map(|(start, piece)| KvSpan {
                 keys: piece.view(layer, (total - start).min(self.piece_tokens)),
-                visible: Visible::Causal { offset: self.len as i64 - start as i64 },
-            })
-            .collect()
+                visible: Visible::Causal { offset: (self.len + rows.start) as i64 - start as i64 },
+            });
+        spans.extend(pieces);
     }
 
     /// Completes `tokens` tokens that every layer has written.
@@ -159,9 +161,14 @@ mod tests {
         let mut tail = Tail::growing(budget(1024));
         tail.reserve(300).unwrap();
         tail.advance(300);
-        let spans = tail.spans(0, 3);
-        let seen: Vec<_> = spans.iter().map(|span| (span.keys.keys(), span.visible)).collect();
-        assert_eq!(seen, [(256, Visible::Causal { offset: 300 }), (47, Visible::Causal { offset: 44 })]);
+        let seen = |rows| {
+            let mut spans = Vec::new();
+            tail.add_spans(0, rows, &mut spans);
+            spans.iter().map(|span| (span.keys.keys(), span.visible)).collect::<Vec<_>>()
+        };
+        let causal = |offset| Visible::Causal { offset };
+        assert_eq!(seen(0..3), [(256, causal(300)), (47, causal(44))]);
+        assert_eq!(seen(2..3), [(256, causal(302)), (47, causal(46))], "the last of them alone");
     }
 
     #[test]

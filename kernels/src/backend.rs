@@ -2,6 +2,7 @@
 //! Implementations live in `reference` and `cpu`; nothing here computes but the rotary angles.
 
 use std::fmt::Debug;
+use std::ops::Range;
 
 use crate::{KvView, Matrix, Partial};
 
@@ -63,7 +64,7 @@ pub struct KvSpan<'a> {
 ///
 /// Angles are computed in f32 as transformers does. Both tables are multiplied by the attention scaling of
 /// YaRN (arXiv 2309.00071).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RopeAngles {
     /// `[tokens, half]`
     pub cos: Vec<f32>,
@@ -76,24 +77,51 @@ pub struct RopeAngles {
 impl RopeAngles {
     /// The angles of `positions` for the pairs' inverse frequencies `inv_freq` `[head_dim / 2]`.
     pub fn new(inv_freq: &[f32], attention_scaling: f32, positions: impl Iterator<Item = u32>) -> Self {
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        let mut angles = Self::default();
+        angles.set(inv_freq, attention_scaling, positions);
+        angles
+    }
+
+    /// Becomes [`RopeAngles::new`] of the same, and keeps the allocations.
+    pub fn set(&mut self, inv_freq: &[f32], attention_scaling: f32, positions: impl Iterator<Item = u32>) {
+        self.half = inv_freq.len();
+        self.cos.clear();
+        self.sin.clear();
         for position in positions {
             for freq in inv_freq {
                 let (s, c) = (position as f32 * freq).sin_cos();
-                cos.push(c * attention_scaling);
-                sin.push(s * attention_scaling);
+                self.cos.push(c * attention_scaling);
+                self.sin.push(s * attention_scaling);
             }
         }
-        Self { cos, sin, half: inv_freq.len() }
     }
 
     /// The number of positions.
     pub fn tokens(&self) -> usize {
         self.cos.len().checked_div(self.half).unwrap_or(0)
     }
+
+    /// Keeps only the positions `tokens`, by their index.
+    pub fn keep(&mut self, tokens: Range<usize>) {
+        let values = tokens.start * self.half..tokens.end * self.half;
+        for table in [&mut self.cos, &mut self.sin] {
+            table.truncate(values.end);
+            table.drain(..values.start);
+        }
+    }
 }
 
-/// The operations a decoder needs.
+/// One of several products with the same input.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[rows, cols]`
+    pub weight: &'a Matrix,
+    /// `[m, rows]`
+    pub out: &'a mut [f32],
+}
+
+/// The operations a decoder needs. Those that put several others into one pass over their data say which: their meaning
+/// is what they do unless an implementation knows better, and the bits are the same.
 ///
 /// Slices are row-major. Wrong shapes are a programmer's error and panic. See the crate's documentation for
 /// what is promised about determinism.
@@ -116,6 +144,40 @@ pub trait Backend: Send + Sync + Debug {
 
     /// `out = x · weightᵀ` for `x` `[m, cols]` and `out` `[m, rows]`.
     fn matmul(&self, x: &[f32], weight: &Matrix, out: &mut [f32]);
+
+    /// [`matmul`](Self::matmul) of the same `x` with each weight: what has to be done to `x` is done once.
+    fn matmuls(&self, x: &[f32], products: &mut [Product<'_>]) {
+        for Product { weight, out } in products {
+            self.matmul(x, weight, out);
+        }
+    }
+
+    /// `out = silu(x · gateᵀ) * (x · upᵀ)` for weights of one shape (arXiv 2002.05202): two products and
+    /// [`swiglu`](Self::swiglu), with the second product in `scratch`, which grows as needed and holds anything after.
+    fn gated(&self, x: &[f32], gate: &Matrix, up: &Matrix, out: &mut [f32], scratch: &mut Vec<f32>) {
+        scratch.resize(out.len(), 0.0);
+        self.matmuls(x, &mut [Product { weight: gate, out }, Product { weight: up, out: scratch }]);
+        self.swiglu(out, scratch);
+    }
+
+    /// Rows `ids` of `table` `[vocabulary, cols]` in f32, one after another: `out` `[ids, cols]`.
+    fn embed(&self, table: &Matrix, ids: &[u32], out: &mut [f32]) {
+        check_embed(table, ids, out);
+        for (row, &id) in out.chunks_exact_mut(table.cols().max(1)).zip(ids) {
+            table.row(id as usize, row);
+        }
+    }
+
+    /// `x += y`, then `out` is the [`rms_norm`](Self::rms_norm) of `x`: the same bits as one after the other.
+    fn add_rms_norm(&self, x: &mut [f32], y: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        self.add(x, y);
+        self.rms_norm(x, weight, eps, out);
+    }
+
+    /// [`Partial::merge`] of `other` into `partial`: the same bits.
+    fn merge(&self, partial: &mut Partial, other: &Partial) {
+        partial.merge(other);
+    }
 
     /// Adds `bias` `[n]` to every row of `x` `[m, n]`.
     fn add_bias(&self, x: &mut [f32], bias: &[f32]);
@@ -155,6 +217,11 @@ pub(crate) fn check_matmul(x: &[f32], weight: &Matrix, out: &[f32]) -> usize {
     assert_eq!(x.len(), m * weight.cols(), "the input is [m, cols]");
     assert_eq!(out.len(), m * weight.rows(), "the output is [m, rows]");
     m
+}
+
+/// Panics unless `out` holds a row of `table` for every id.
+pub(crate) fn check_embed(table: &Matrix, ids: &[u32], out: &[f32]) {
+    assert_eq!(out.len(), ids.len() * table.cols(), "the output is [ids, cols]");
 }
 
 /// Panics unless `x` is whole rows of `n`.

@@ -16,7 +16,7 @@
 //! # Unsafe code
 //!
 //! This is the only crate of the workspace that may use it, and only in the modules that opt in: the
-//! mapped file, candle's quantised blocks, and the vector kernels under `cpu`.
+//! mapped file, the bytes of candle's quantised blocks, and the vector kernels under `cpu`.
 #![deny(unsafe_code)]
 
 #[cfg(target_endian = "big")]
@@ -34,7 +34,7 @@ mod pool;
 mod quantised;
 mod reference;
 
-pub use backend::{Backend, KEYS_PER_SEGMENT, KvSpan, Queries, RopeAngles, Visible};
+pub use backend::{Backend, KEYS_PER_SEGMENT, KvSpan, Product, Queries, RopeAngles, Visible};
 pub use cpu::{Cpu, CpuOptions, Isa};
 pub use error::KernelError;
 pub use kv::{KEYS_PER_TILE, KvBlock, KvFormat, KvShape, KvView};

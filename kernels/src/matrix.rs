@@ -2,20 +2,17 @@
 //! elsewhere.
 //!
 //! f32 is packed as `[rows/64][cols][64]`, bf16 as `[rows/64][cols/2][64][2]` (pairs along the columns side by
-//! side, an odd last column paired with 0), rows padded with zeros to 64. Quantised formats keep candle's blocks,
-//! row after row.
+//! side, an odd last column paired with 0), rows padded with zeros to 64. Quantised formats: see `quantised`.
 
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::quantized::GgmlType;
-use candle_core::quantized::k_quants::{BlockQ4K, BlockQ6K, BlockQ8_0};
 use half::bf16;
 
 use crate::KernelError;
 use crate::buffer::Buffer;
 use crate::kv::widen_half;
-use crate::quantised::{extend_from_bytes, extend_from_values};
+use crate::quantised::{self, block_bytes};
 
 /// Output rows that are packed side by side: four 512-bit vectors.
 pub const ROWS_PER_PANEL: usize = 64;
@@ -52,31 +49,21 @@ impl WeightFormat {
         }
     }
 
-    /// Bytes that a weight `[rows, cols]` takes in memory, padding included; saturates instead of overflowing.
+    /// Bytes that a weight `[rows, cols]` takes in memory: those of its values or blocks, with rows padded to 64, in
+    /// bf16 also columns to 2; saturates instead of overflowing.
     pub fn bytes_for(self, rows: usize, cols: usize) -> usize {
         self.checked_bytes(rows, cols).unwrap_or(usize::MAX)
     }
 
-    fn checked_bytes(self, rows: usize, cols: usize) -> Option<usize> {
-        let padded = || rows.checked_next_multiple_of(ROWS_PER_PANEL);
-        match self {
-            WeightFormat::F32 => padded()?.checked_mul(cols)?.checked_mul(4),
-            WeightFormat::Bf16 => padded()?.checked_mul(cols.checked_next_multiple_of(2)?)?.checked_mul(2),
-            WeightFormat::Q8_0 | WeightFormat::Q4K | WeightFormat::Q6K => {
-                rows.checked_mul(cols / self.block_len())?.checked_mul(self.block_bytes())
-            }
-        }
+    /// Bytes of one row of `cols` values as files store it, without padding; `cols` is whole blocks.
+    pub fn row_bytes(self, cols: usize) -> usize {
+        (cols / self.block_len()).saturating_mul(block_bytes(self))
     }
 
-    /// Bytes of one block of a quantised format.
-    fn block_bytes(self) -> usize {
-        match self {
-            WeightFormat::F32 => size_of::<f32>(),
-            WeightFormat::Bf16 => size_of::<bf16>(),
-            WeightFormat::Q8_0 => size_of::<BlockQ8_0>(),
-            WeightFormat::Q4K => size_of::<BlockQ4K>(),
-            WeightFormat::Q6K => size_of::<BlockQ6K>(),
-        }
+    fn checked_bytes(self, rows: usize, cols: usize) -> Option<usize> {
+        let cols = if self == WeightFormat::Bf16 { cols.checked_next_multiple_of(2)? } else { cols };
+        let row_bytes = (cols / self.block_len()).checked_mul(block_bytes(self))?;
+        rows.checked_next_multiple_of(ROWS_PER_PANEL)?.checked_mul(row_bytes)
     }
 }
 
@@ -113,9 +100,8 @@ pub struct Matrix {
 pub(crate) enum Storage {
     /// f32 values or bf16 pairs.
     Packed(Buffer),
-    Q8_0(Vec<BlockQ8_0>),
-    Q4K(Vec<BlockQ4K>),
-    Q6K(Vec<BlockQ6K>),
+    /// Regions of quantised blocks.
+    Blocks(Buffer),
 }
 
 impl Matrix {
@@ -129,14 +115,8 @@ impl Matrix {
         }
         let too_large = || KernelError::TooLarge { format, rows, cols };
         let bytes = format.checked_bytes(rows, cols).ok_or_else(too_large)?;
-        let blocks = bytes / format.block_bytes();
-        let storage = match format {
-            WeightFormat::F32 | WeightFormat::Bf16 => Buffer::zeroed(bytes).map(Storage::Packed),
-            WeightFormat::Q8_0 => reserved(blocks).map(Storage::Q8_0),
-            WeightFormat::Q4K => reserved(blocks).map(Storage::Q4K),
-            WeightFormat::Q6K => reserved(blocks).map(Storage::Q6K),
-        };
-        let storage = storage.ok_or_else(too_large)?;
+        let storage = Buffer::zeroed(bytes).ok_or_else(too_large)?;
+        let storage = if block_len == 1 { Storage::Packed(storage) } else { Storage::Blocks(storage) };
         Ok(MatrixBuilder { matrix: Matrix { format, rows, cols, storage }, pushed: 0 })
     }
 
@@ -180,9 +160,9 @@ impl Matrix {
                     }
                 }
             }
-            Storage::Q8_0(blocks) => widen_blocks(blocks, index, out),
-            Storage::Q4K(blocks) => widen_blocks(blocks, index, out),
-            Storage::Q6K(blocks) => widen_blocks(blocks, index, out),
+            Storage::Blocks(buffer) => {
+                quantised::widen_row(self.format, bytemuck::cast_slice(buffer.words()), index, out);
+            }
         }
     }
 
@@ -191,6 +171,13 @@ impl Matrix {
         let Storage::Packed(buffer) = &self.storage else { panic!("{} weights have no panels", self.format) };
         let words = self.panel_len_words();
         &buffer.words()[panel * words..(panel + 1) * words]
+    }
+
+    /// The regions of one panel of 64 rows of a quantised weight.
+    pub(crate) fn panel_regions(&self, panel: usize) -> &[u8] {
+        let Storage::Blocks(buffer) = &self.storage else { panic!("{} weights have no blocks", self.format) };
+        let bytes = self.format.bytes_for(ROWS_PER_PANEL, self.cols);
+        &bytemuck::cast_slice(buffer.words())[panel * bytes..(panel + 1) * bytes]
     }
 
     fn panel_len_words(&self) -> usize {
@@ -221,7 +208,7 @@ impl MatrixBuilder {
         let count = rows.len().checked_div(cols).unwrap_or(0);
         assert_eq!(rows.len(), count * cols, "whole rows of {cols} values");
         assert!(count <= self.missing(), "{count} rows pushed where {} are missing", self.missing());
-        let panel_values = self.matrix.panel_len_words() * size_of::<u32>() / format.block_bytes();
+        let panel_values = self.matrix.panel_len_words() * size_of::<u32>() / block_bytes(format);
         match &mut self.matrix.storage {
             Storage::Packed(buffer) if format == WeightFormat::F32 => {
                 pack(buffer.values_mut(), panel_values, self.pushed, cols, rows, 1, |value| value);
@@ -229,9 +216,14 @@ impl MatrixBuilder {
             Storage::Packed(buffer) => {
                 pack(buffer.values_mut(), panel_values, self.pushed, cols, rows, 2, bf16::from_f32);
             }
-            Storage::Q8_0(blocks) => extend_from_values(blocks, rows),
-            Storage::Q4K(blocks) => extend_from_values(blocks, rows),
-            Storage::Q6K(blocks) => extend_from_values(blocks, rows),
+            Storage::Blocks(buffer) => {
+                // A panel at a time, which bounds the copy.
+                for (index, rows) in rows.chunks((ROWS_PER_PANEL * cols).max(1)).enumerate() {
+                    let first = self.pushed + index * ROWS_PER_PANEL;
+                    let raw = quantised::quantise(format, rows);
+                    quantised::pack(format, buffer.values_mut(), first, cols / format.block_len(), &raw);
+                }
+            }
         }
         self.pushed += count;
     }
@@ -242,7 +234,7 @@ impl MatrixBuilder {
     /// as it was.
     pub fn push_raw(&mut self, bytes: &[u8]) -> Result<(), KernelError> {
         let Matrix { format, cols, .. } = self.matrix;
-        let row_bytes = cols / format.block_len() * format.block_bytes();
+        let row_bytes = format.row_bytes(cols);
         let count = bytes.len().checked_div(row_bytes).unwrap_or(0);
         let missing_rows = self.missing();
         if bytes.len() != count * row_bytes || count > missing_rows {
@@ -250,9 +242,10 @@ impl MatrixBuilder {
         }
         match &mut self.matrix.storage {
             Storage::Packed(_) => return Err(KernelError::NotQuantised { format }),
-            Storage::Q8_0(blocks) => extend_from_bytes(blocks, bytes),
-            Storage::Q4K(blocks) => extend_from_bytes(blocks, bytes),
-            Storage::Q6K(blocks) => extend_from_bytes(blocks, bytes),
+            Storage::Blocks(buffer) => {
+                let row_blocks = cols / format.block_len();
+                quantised::pack(format, buffer.values_mut(), self.pushed, row_blocks, bytes);
+            }
         }
         self.pushed += count;
         Ok(())
@@ -272,17 +265,6 @@ impl MatrixBuilder {
     fn missing(&self) -> usize {
         self.matrix.rows - self.pushed
     }
-}
-
-fn reserved<T>(len: usize) -> Option<Vec<T>> {
-    let mut blocks = Vec::new();
-    blocks.try_reserve_exact(len).ok()?;
-    Some(blocks)
-}
-
-fn widen_blocks<B: GgmlType>(blocks: &[B], row: usize, out: &mut [f32]) {
-    let row_blocks = out.len() / B::BLCK_SIZE;
-    B::to_float(&blocks[row * row_blocks..(row + 1) * row_blocks], out);
 }
 
 /// Writes `rows` from row `first` on into panels of `[cols / group][64][group]` values.
@@ -354,9 +336,10 @@ mod tests {
     fn packed_sizes_are_exact() {
         assert_eq!(WeightFormat::F32.bytes_for(65, 3), 128 * 3 * 4);
         assert_eq!(WeightFormat::Bf16.bytes_for(65, 3), 128 * 4 * 2);
-        assert_eq!(WeightFormat::Q8_0.bytes_for(65, 64), 65 * 2 * 34);
-        assert_eq!(WeightFormat::Q4K.bytes_for(3, 512), 3 * 2 * 144);
-        assert_eq!(WeightFormat::Q6K.bytes_for(3, 512), 3 * 2 * 210);
+        assert_eq!(WeightFormat::Q8_0.bytes_for(65, 64), 128 * 2 * 34);
+        assert_eq!(WeightFormat::Q4K.bytes_for(3, 512), 64 * 2 * 144);
+        assert_eq!(WeightFormat::Q6K.row_bytes(512), 2 * 210);
+        assert_eq!(WeightFormat::Q6K.bytes_for(3, 512), 64 * 2 * 210);
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn attend_in_chunks(
 #[test]
 fn attention_gives_the_same_bits_for_every_chunking_and_thread_count() {
     for isa in Isa::available() {
-        for format in [KvFormat::F32, KvFormat::Bf16] {
+        for format in KvFormat::ALL {
             let queries = random(TOKENS * ROW, 1);
             let blocks: Vec<KvBlock> =
                 SPANS.iter().zip(2..).map(|((keys, _), seed)| kv(2, HEAD_DIM, format, *keys, seed)).collect();

@@ -12,6 +12,7 @@ pub mod demo;
 pub mod families;
 pub mod fingerprint;
 pub mod gguf;
+pub mod observe;
 pub mod random;
 pub mod rope;
 pub mod sampler;

@@ -60,6 +60,7 @@ pub(crate) fn node_options(settings: &Settings) -> NodeOptions {
         kv_format: match kv.format {
             config::KvFormat::F32 => KvFormat::F32,
             config::KvFormat::Bf16 => KvFormat::Bf16,
+            config::KvFormat::Q8 => KvFormat::Q8,
         },
         // More than this machine could address is no bound.
         capacity_bytes: usize::try_from(kv.capacity_bytes.get()).unwrap_or(usize::MAX),
@@ -145,7 +146,11 @@ pub(crate) async fn load_model(app: &App, source: ModelSource) -> anyhow::Result
 /// # Errors
 /// `OpenError`.
 pub(crate) async fn open_node(settings: &Settings, model: &Model) -> anyhow::Result<Node> {
-    let options = node_options(settings);
+    open_node_with(node_options(settings), model).await
+}
+
+/// [`open_node`] with options of one's own.
+pub(crate) async fn open_node_with(options: NodeOptions, model: &Model) -> anyhow::Result<Node> {
     tracing::info!(hosts = options.hosts.len(), capacity_bytes = options.capacity_bytes, "opening the node");
     Ok(Node::open(model, options).await?)
 }

@@ -1,11 +1,15 @@
-//! The substrate of Stellate: settings, clock, logs, identity and transport. Here lives what any service of this kind would need; nothing
-//! here knows what a language model is, and nothing here may depend on `stellate-model` or `stellate-kernels`
-//! (`.ci/layering` checks it).
+//! The substrate of Stellate: settings, clock, logs, identity, transport, durable store, membership and discovery. Here
+//! lives what any service of this kind would need; nothing here knows what a language model is, and nothing here may depend
+//! on `stellate-model` or `stellate-kernels` (`.ci/layering` checks it).
 
 #![forbid(unsafe_code)]
 
 pub mod clock;
 pub mod config;
+pub mod discovery;
+pub mod encoding;
 pub mod identity;
+pub mod membership;
+pub mod store;
 pub mod telemetry;
 pub mod transport;

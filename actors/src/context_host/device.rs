@@ -8,11 +8,12 @@ use crossbeam_channel::{Receiver, select};
 use ractor::RpcReplyPort;
 use stellate_kernels::{KvBlock, KvSpan, Visible};
 use stellate_model::block::BlockId;
+use stellate_model::observe::{Operation, Phase};
 
 use super::{ContextHostMsg, EncodeJob, Encoded, HostError, Reserved};
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cancel::CancelToken;
-use crate::engine::Engine;
+use crate::engine::{Engine, recycle};
 use crate::link::{AttendJob, AttendReply, AttendRequest, HostId, LinkError};
 use crate::path::context::{Anchor, BlockEncoder};
 
@@ -25,6 +26,8 @@ pub(super) struct Device {
     stop: CancelToken,
     blocks: HashMap<BlockId, BudgetedBlock>,
     encoding: Option<Encoding>,
+    /// Empty: memory for the spans of the next request.
+    spans: Vec<KvSpan<'static>>,
 }
 
 /// A block being encoded.
@@ -47,7 +50,7 @@ enum Stage {
 
 impl Device {
     pub(super) fn new(host: HostId, engine: Engine, budget: Arc<KvBudget>, stop: CancelToken) -> Self {
-        Self { host, engine, budget, stop, blocks: HashMap::new(), encoding: None }
+        Self { host, engine, budget, stop, blocks: HashMap::new(), encoding: None, spans: Vec::new() }
     }
 
     /// Works until the actor is gone.
@@ -97,18 +100,23 @@ impl Device {
     /// Answers a decode step: the attention over the blocks that are asked for, or none at all.
     fn attend(&mut self, job: AttendJob) {
         let AttendJob { request, reply } = job;
-        // Dropped by an asker who has given up.
-        let _ = reply.send(self.attention(request));
+        reply.send(self.attention(request));
     }
 
     fn attention(&mut self, request: AttendRequest) -> Result<AttendReply, LinkError> {
-        let AttendRequest { layer, blocks, fold, queries } = request;
-        let spans = blocks.iter().map(|id| {
+        let AttendRequest { layer, blocks, fold, queries, mut partials } = request;
+        self.engine.pass.begin(Phase::Serve, Some(layer));
+        let mut spans = recycle(std::mem::take(&mut self.spans));
+        for id in blocks.iter() {
             let block = self.blocks.get(id).ok_or(LinkError::NoSuchBlock { host: self.host, block: *id })?;
-            Ok(KvSpan { keys: block.view(layer, block.len()), visible: Visible::All })
-        });
-        let spans: Vec<KvSpan<'_>> = spans.collect::<Result<_, _>>()?;
-        let partials = self.engine.attend(&queries, &spans, fold);
+            spans.push(KvSpan { keys: block.view(layer, block.len()), visible: Visible::All });
+        }
+        self.engine.attend(&queries, &spans, fold, &mut partials);
+        let (pass, decoder) = (&mut self.engine.pass, &self.engine.decoder);
+        let tokens = decoder.queries(&queries).tokens;
+        pass.done(Operation::Attention, || decoder.attention_work(tokens, &spans));
+        self.spans = recycle(spans);
+        // The queries are let go before the reply: their asker uses the memory again.
         Ok(AttendReply { blocks, partials })
     }
 

@@ -16,6 +16,7 @@ use ractor::call;
 use stellate_kernels::{KvBlock, KvSpan, Visible};
 use stellate_model::block::{Addresser, Attention, Before, BlockId, Layout};
 use stellate_model::decoder::Decoder;
+use stellate_model::observe::{Operation, Phase, Work};
 
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cancel::CancelToken;
@@ -309,25 +310,28 @@ fn encode_chunk(
     let decoder: &Decoder = &engine.decoder;
     // A block sees its anchor and itself, wherever either lies.
     let (backend, pass, attended) = (engine.backend.encoding(), &mut engine.pass, &mut engine.attended);
-    let (at, layers) = (block.len(), decoder.config().layers);
-    decoder.start(pass, ids, position);
-    for layer in 0..layers {
+    let (at, last) = (block.len(), decoder.config().layers - 1);
+    pass.begin(Phase::Encode, None);
+    decoder.start(backend, pass, ids, position);
+    for layer in 0..last {
         decoder.project(backend, layer, pass);
         block.write(layer, at, pass.key(), pass.value());
-        // Of the last layer only keys and values are kept: nothing reads what it would give to a next one.
-        if layer + 1 == layers {
-            break;
-        }
-        let before =
-            anchor.map(|(kv, tokens)| KvSpan { keys: kv.view(layer, tokens), visible: Visible::All });
+        pass.done(Operation::KvWrite, Work::default);
         let own = KvSpan {
             keys: block.view(layer, at + ids.len()),
             visible: Visible::Causal { offset: at as i64 },
         };
-        let spans: Vec<KvSpan<'_>> = before.into_iter().chain([own]).collect();
+        let before =
+            anchor.map(|(kv, tokens)| [KvSpan { keys: kv.view(layer, tokens), visible: Visible::All }, own]);
+        let spans = before.as_ref().map_or(std::slice::from_ref(&own), |spans| spans);
         attended.reset(decoder.partial_shape(ids.len()));
-        backend.attend(decoder.queries(pass.query()), &spans, attended);
+        backend.attend(decoder.queries(pass.query()), spans, attended);
+        pass.done(Operation::Attention, || decoder.attention_work(ids.len(), spans));
         decoder.finish(backend, layer, pass, attended);
     }
+    // Of the last layer only keys and values are kept: nothing reads what it would give to a next one.
+    decoder.project_keys(backend, last, pass);
+    block.write(last, at, pass.key(), pass.value());
+    pass.done(Operation::KvWrite, Work::default);
     block.set_len(at + ids.len());
 }

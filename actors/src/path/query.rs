@@ -10,17 +10,18 @@
 //! 5. **log** the turn in its session: [`TurnRun::finish`].
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
-use stellate_kernels::Partial;
+use stellate_kernels::KvSpan;
+use stellate_model::decoder::Decoder;
+use stellate_model::observe::{Operation, Phase, Work};
 use stellate_model::sampler::{Sampler, top_logprobs};
 use stellate_model::stream::{StopStrings, TokenStream};
 use stellate_runtime::clock::Clock;
 use tokio::sync::mpsc;
 
 use crate::cancel::CancelToken;
-use crate::engine::Engine;
+use crate::engine::{Engine, recycle};
 use crate::error::AskError;
 use crate::fanout::{Fanout, FanoutError};
 use crate::prompt::Prompter;
@@ -42,35 +43,52 @@ pub fn forward(
     position: usize,
     rows: Range<usize>,
 ) -> Result<Vec<f32>, FanoutError> {
-    let decoder = Arc::clone(&engine.decoder);
-    let backend = match fanout.is_placement_free() {
-        true => engine.backend.encoding(),
-        false => &*engine.backend,
+    let decoder: &Decoder = &engine.decoder;
+    let (backend, phase) = match fanout.is_placement_free() {
+        true => (engine.backend.encoding(), Phase::Encode),
+        false => (&*engine.backend, Phase::Answer),
     };
-    let (pass, own) = (&mut engine.pass, &mut engine.attended);
-    let (layers, shape) = (decoder.config().layers, decoder.partial_shape(ids.len()));
-    let mut merged = Partial::empty(shape);
-    decoder.start(pass, ids, position);
-    for layer in 0..layers {
-        decoder.project(backend, layer, pass);
+    let (pass, own, merged) = (&mut engine.pass, &mut engine.attended, &mut engine.merged);
+    let (all, last) = (0..ids.len(), decoder.config().layers - 1);
+    let mut spans: Vec<KvSpan<'static>> = Vec::new();
+    pass.begin(phase, None);
+    decoder.start(backend, pass, ids, position);
+    for layer in 0..=last {
+        // Of the last layer nobody reads more than the rows that are asked for.
+        let asked = if layer == last { rows.clone() } else { all.clone() };
+        match asked == all {
+            true => decoder.project(backend, layer, pass),
+            false => decoder.project_keys(backend, layer, pass),
+        }
         tail.write(layer, pass.key(), pass.value());
-        // Nobody reads what the last layer would give to a next one.
-        if layer + 1 == layers && rows.is_empty() {
+        pass.done(Operation::KvWrite, Work::default);
+        if asked.is_empty() {
             break;
         }
+        if asked != all {
+            decoder.project_queries_of(backend, layer, pass, asked.clone());
+        }
         fanout.post(layer, pass.query())?;
+        pass.done(Operation::Post, Work::default);
+        let shape = decoder.partial_shape(asked.len());
+        let mut seen = recycle(spans);
+        tail.add_spans(layer, asked.clone(), &mut seen);
         own.reset(shape);
-        backend.attend(decoder.queries(pass.query()), &tail.spans(layer, ids.len()), own);
+        backend.attend(decoder.queries(pass.query()), &seen, own);
+        pass.done(Operation::Attention, || decoder.attention_work(asked.len(), &seen));
+        spans = recycle(seen);
         merged.reset(shape);
-        fanout.collect(&mut merged)?;
-        merged.merge(own);
-        decoder.finish(backend, layer, pass, &merged);
+        fanout.collect(backend, merged)?;
+        pass.done(Operation::Wait, Work::default);
+        backend.merge(merged, own);
+        pass.done(Operation::Merge, Work::default);
+        decoder.finish(backend, layer, pass, merged);
     }
     tail.advance(ids.len());
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    Ok(decoder.logits(backend, pass, rows))
+    Ok(decoder.logits(backend, pass))
 }
 
 /// What a step of a turn led to.

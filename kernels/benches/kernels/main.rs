@@ -175,7 +175,7 @@ fn products(cpu: &Cpu, report: &mut Report) {
 
 fn attention(cpu: &Cpu, report: &mut Report) {
     let (heads, kv_heads) = (32, 8);
-    for format in [KvFormat::Bf16, KvFormat::F32] {
+    for format in [KvFormat::Bf16, KvFormat::Q8, KvFormat::F32] {
         for head_dim in [64, 128] {
             for (tokens, keys) in [(4096, 4096), (64, 8192), (8, 8192), (2, 8192), (1, 8192), (1, 65536)] {
                 let kind = if tokens > 1 { "prefill" } else { "decode" };
@@ -199,7 +199,7 @@ fn attention(cpu: &Cpu, report: &mut Report) {
                 let (bound, work) = match (tokens, format) {
                     (1, _) => (Bound::Memory, block.bytes() as f64),
                     (_, KvFormat::F32) => (Bound::F32, flops),
-                    (_, KvFormat::Bf16) => (report.bf16, flops),
+                    (_, KvFormat::Bf16 | KvFormat::Q8) => (report.bf16, flops),
                 };
                 let rival = (!report.alone)
                     .then(|| rivals::attention(format, [heads, kv_heads, head_dim], tokens, keys));

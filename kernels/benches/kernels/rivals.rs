@@ -83,7 +83,7 @@ fn gemm_f32(m: usize, n: usize, threads: usize) -> Box<dyn FnMut()> {
     })
 }
 
-/// candle's attention in the same number format; `None` where there is nothing to compare.
+/// candle's attention in the same number format, and in bf16 beside ours in 8 bits; `None` where there is nothing to compare.
 pub(crate) fn attention(
     format: KvFormat,
     [heads, kv_heads, head_dim]: [usize; 3],
@@ -92,7 +92,7 @@ pub(crate) fn attention(
 ) -> Option<Rival> {
     let dtype = match format {
         KvFormat::F32 => DType::F32,
-        KvFormat::Bf16 => DType::BF16,
+        KvFormat::Bf16 | KvFormat::Q8 => DType::BF16,
     };
     let (used, used_keys) =
         if tokens > MOST_TOKENS { (MOST_TOKENS, keys - tokens + MOST_TOKENS) } else { (tokens, keys) };
@@ -106,7 +106,7 @@ pub(crate) fn attention(
         KvFormat::F32 => Box::new(move || {
             drop(flash_attn::<f32>(&q, &k, &v, scale, mask.clone(), None, None).expect("attention"));
         }),
-        KvFormat::Bf16 => Box::new(move || {
+        KvFormat::Bf16 | KvFormat::Q8 => Box::new(move || {
             drop(flash_attn::<bf16>(&q, &k, &v, scale, mask.clone(), None, None).expect("attention"));
         }),
     };

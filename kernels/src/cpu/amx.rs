@@ -67,11 +67,11 @@ fn is_permitted() -> bool {
 
 /// The shapes of the eight tiles, as `ldtilecfg` reads them.
 #[repr(C, align(64))]
-struct Shapes([u8; 64]);
+pub(super) struct Shapes([u8; 64]);
 
 impl Shapes {
     /// Sums (tiles 0 to 3) and left factors (tile 4) of `rows` rows, right factors (5 to 7) of 16; all 64 bytes wide.
-    const fn new(rows: usize) -> Self {
+    pub(super) const fn new(rows: usize) -> Self {
         let mut bytes = [0; 64];
         bytes[0] = 1;
         let mut tile = 0;

@@ -7,10 +7,9 @@
 use std::cell::RefCell;
 
 use super::isa::Kernels;
-use super::product::WIDEN_FROM_ROWS;
 use super::shared::SharedRows;
-use super::softmax::{AttendTile, MAX_WIDTH, Operands};
-use super::tile::MICRO_ROWS;
+use super::softmax::{AttendTile, MAX_WIDTH, Operands, Scales};
+use super::strip::STRIP_ROWS;
 use crate::kv::Tile;
 use crate::partial::merge_row;
 use crate::pool::Pool;
@@ -18,7 +17,22 @@ use crate::{KEYS_PER_SEGMENT, KEYS_PER_TILE, KvFormat, KvSpan, KvView, Partial, 
 
 /// Rows of one item: with 128 values per head they and their outputs take 96 KiB, beside which a tile of keys
 /// and values stays in the second-level cache.
-const ROWS_PER_ITEM: usize = 16 * MICRO_ROWS;
+const ROWS_PER_ITEM: usize = 16 * STRIP_ROWS;
+
+/// What buffers of rows are a multiple of: the rows of an AMX tile.
+const PADDED_ROWS: usize = 16;
+
+/// From this many rows on, a tile of bf16 or of bytes is widened once for all rows rather than once per strip. Both ways
+/// compute the same bits.
+const WIDEN_FROM_ROWS: usize = 2 * STRIP_ROWS + 1;
+
+/// How far ahead of the keys at hand memory is asked for. A core reads some 4 KiB in the latency of main memory;
+/// further ahead, the requests outlast the softmax between two tiles.
+const AHEAD_BYTES: usize = 16 << 10;
+
+/// Runs of segments per thread when few rows meet many keys: each is one stream of memory, and a thread that is
+/// held up leaves its last ones to the others.
+const RUNS_PER_THREAD: usize = 8;
 
 /// Values of the partials that wait to be folded when few rows meet many keys: 8 MiB.
 const WAITING_VALUES: usize = 2 << 20;
@@ -126,13 +140,12 @@ impl<'a> Call<'a> {
                     grow(waiting, count * rows * head_dim);
                     grow(waiting_lse, count * rows);
                     let (values, lse) = (SharedRows::new(waiting), SharedRows::new(waiting_lse));
-                    pool.run(count, flops / self.spans.len(), |item| {
-                        let (kv_head, segment) = ((wave + item) / segments, (wave + item) % segments);
-                        let (at, len) = (item * rows, rows);
-                        // SAFETY: items have places of their own, borrowed once.
-                        let (values, lse) =
-                            unsafe { (values.row(at * head_dim, len * head_dim), lse.row(at, len)) };
-                        self.segment(span, kv_head, segment, values, lse);
+                    let run_len = count.div_ceil(RUNS_PER_THREAD * pool.threads());
+                    pool.run(count.div_ceil(run_len), flops / self.spans.len(), |run| {
+                        let items = run * run_len..((run + 1) * run_len).min(count);
+                        ROWS.with_borrow_mut(|tile| {
+                            self.run_of_segments(tile, span, segments, wave, items, (&values, &lse));
+                        });
                     });
                     self.fold(pool, segments, wave..wave + count, [waiting, waiting_lse], out);
                 }
@@ -140,24 +153,35 @@ impl<'a> Call<'a> {
         });
     }
 
-    /// Leaves in `values` `[rows, head_dim]` and `lse` `[rows]` the attention over one segment.
-    fn segment(
+    /// Computes neighbouring items of a wave: leaves their attention in `values` `[items, rows, head_dim]` and `lse`
+    /// `[items, rows]`.
+    fn run_of_segments(
         &self,
+        tile: &mut RowTile,
         span: &KvSpan<'_>,
-        kv_head: usize,
-        segment: usize,
-        values: &mut [f32],
-        lse: &mut [f32],
+        segments: usize,
+        wave: usize,
+        items: std::ops::Range<usize>,
+        (values, lse): (&SharedRows<'_>, &SharedRows<'_>),
     ) {
-        ROWS.with_borrow_mut(|rows| {
-            rows.gather(self, kv_head, 0..self.rows());
-            rows.look_at(span);
-            rows.attend_segment(self.kernels, &span.keys, kv_head, segment);
-            for (row, values) in values.chunks_exact_mut(self.q.head_dim).enumerate() {
-                values.copy_from_slice(rows.out(row));
+        let (rows, head_dim) = (self.rows(), self.q.head_dim);
+        let mut gathered = None;
+        for item in items {
+            let (kv_head, segment) = ((wave + item) / segments, (wave + item) % segments);
+            if gathered != Some(kv_head) {
+                tile.gather(self, kv_head, 0..rows);
+                tile.look_at(span);
+                gathered = Some(kv_head);
             }
-            lse.copy_from_slice(&rows.lse);
-        });
+            tile.attend_segment(self.kernels, &span.keys, kv_head, segment);
+            // SAFETY: items have places of their own, borrowed once.
+            let (values, lse) =
+                unsafe { (values.row(item * rows * head_dim, rows * head_dim), lse.row(item * rows, rows)) };
+            for (row, values) in values.chunks_exact_mut(head_dim).enumerate() {
+                values.copy_from_slice(tile.out(row));
+            }
+            lse.copy_from_slice(&tile.lse[..rows]);
+        }
     }
 
     /// Folds the partials of a wave of items into `out`, every head's segments in order.
@@ -221,7 +245,7 @@ struct RowTile {
     out: Vec<f32>,
     /// Log-sum-exp of the last segment.
     lse: Vec<f32>,
-    /// The greatest score so far.
+    /// About the greatest score so far.
     peak: Vec<f32>,
     /// The sum of weights so far, relative to the peak.
     total: Vec<[f32; MAX_WIDTH]>,
@@ -229,16 +253,19 @@ struct RowTile {
     scores: Vec<f32>,
     /// What a tile makes of earlier sums, `[rows]`.
     factors: Vec<f32>,
-    /// A tile of keys and one of values in f32, when bf16 is widened for many rows.
+    /// A tile of keys and one of values in f32, when they are widened for many rows.
     widened: Vec<f32>,
+    /// The same in bf16 pairs, where bytes are met in them, and where hidden values are.
+    paired: Vec<u32>,
 }
 
 impl RowTile {
     /// Takes the rows of `range`, in place of those before.
     fn gather(&mut self, call: &Call<'_>, kv_head: usize, range: std::ops::Range<usize>) {
         let (rows, head_dim, width) = (range.len(), call.q.head_dim, call.spans[0].keys.stored_dim());
+        let padded = rows.next_multiple_of(PADDED_ROWS);
         (self.head_dim, self.width) = (head_dim, width);
-        self.queries.resize(rows * width, 0.0);
+        self.queries.resize(padded * width, 0.0);
         for (row, query) in range.clone().zip(self.queries.chunks_exact_mut(width)) {
             let data = &call.q.data[call.place(kv_head, row) * head_dim..][..head_dim];
             for (value, data) in query.iter_mut().zip(data) {
@@ -246,8 +273,9 @@ impl RowTile {
             }
             query[head_dim..].fill(0.0);
         }
-        let pairs = call.kernels.dots() && call.spans.iter().any(|span| span.keys.format() == KvFormat::Bf16);
-        self.pairs.resize(if pairs { rows * width / 2 } else { 0 }, 0);
+        self.queries[rows * width..].fill(0.0);
+        let pairs = call.kernels.dots() && call.spans.iter().any(|span| span.keys.format() != KvFormat::F32);
+        self.pairs.resize(if pairs { padded * width / 2 } else { 0 }, 0);
         if pairs {
             call.kernels.round(&self.queries, &mut self.pairs);
         }
@@ -255,11 +283,11 @@ impl RowTile {
         self.tokens.extend(range.map(|row| row / call.group));
         self.visible.resize(rows, 0);
         self.seen.resize(rows, 0);
-        self.out.resize(rows * width, 0.0);
-        self.scores.resize(rows * KEYS_PER_TILE, 0.0);
-        self.total.resize(rows, [0.0; MAX_WIDTH]);
+        self.out.resize(padded * width, 0.0);
+        self.scores.resize(padded * KEYS_PER_TILE, 0.0);
+        self.total.resize(padded, [0.0; MAX_WIDTH]);
         for values in [&mut self.lse, &mut self.peak, &mut self.factors] {
-            values.resize(rows, 0.0);
+            values.resize(padded, 0.0);
         }
     }
 
@@ -309,21 +337,54 @@ impl RowTile {
         for (seen, visible) in self.seen.iter_mut().zip(&self.visible) {
             *seen = visible.saturating_sub(first_key).min(KEYS_PER_TILE);
         }
-        let (width, rows, q) = (self.width, self.tokens.len(), &self.queries[..]);
-        let operands = match keys.tile(kv_head, first_key / KEYS_PER_TILE) {
+        let Self { width, tokens, queries, pairs, seen, widened, paired, .. } = self;
+        let (width, rows, q) = (*width, tokens.len(), &queries[..]);
+        let last_seen = seen.last().copied().unwrap_or(0);
+        let (many, dots, tile_len) = (rows >= WIDEN_FROM_ROWS, kernels.dots(), KEYS_PER_TILE * width);
+        let tile = keys.tile(kv_head, first_key / KEYS_PER_TILE);
+        let operands = match tile {
             Tile::F32 { k, v } => Operands::F32 { q, k, v },
-            Tile::Bf16 { k, v } if kernels.dots() => Operands::Pairs { q: &self.pairs, k, v },
-            Tile::Bf16 { k, v } if rows < WIDEN_FROM_ROWS => Operands::Widened { q, k, v },
-            Tile::Bf16 { k, v } => {
-                self.widened.resize(2 * KEYS_PER_TILE * width, 0.0);
-                let (wide_k, wide_v) = self.widened.split_at_mut(KEYS_PER_TILE * width);
+            Tile::Bf16 { k, v } if dots && last_seen == KEYS_PER_TILE => Operands::Pairs { q: pairs, k, v },
+            Tile::Bf16 { k, v } if dots => {
+                paired.resize(tile_len, 0);
+                let paired_v = &mut paired[..tile_len / 2];
+                paired_v.copy_from_slice(v);
+                forget_pairs(paired_v, width, last_seen);
+                Operands::Pairs { q: pairs, k, v: paired_v }
+            }
+            Tile::Bf16 { k, v } if many => {
+                let [wide_k, wide_v] = halves(widened, tile_len);
                 kernels.widen(k, KEYS_PER_TILE, wide_k);
                 kernels.widen(v, width, wide_v);
                 Operands::F32 { q, k: wide_k, v: wide_v }
             }
+            Tile::Bf16 { k, v } => Operands::Widened { q, k, v },
+            Tile::Q8 { k, v, .. } if dots => {
+                let [paired_k, paired_v] = halves(paired, tile_len / 2);
+                kernels.pair_bytes(k, KEYS_PER_TILE, paired_k);
+                kernels.pair_bytes(v, width, paired_v);
+                forget_pairs(paired_v, width, last_seen);
+                Operands::Pairs { q: pairs, k: paired_k, v: paired_v }
+            }
+            Tile::Q8 { k, v, .. } if many => {
+                let [wide_k, wide_v] = halves(widened, tile_len);
+                kernels.widen_bytes(k, wide_k);
+                kernels.widen_bytes(v, wide_v);
+                Operands::F32 { q, k: wide_k, v: wide_v }
+            }
+            Tile::Q8 { k, v, .. } => Operands::Bytes { q, k, v },
+        };
+        let mut seen_scales = [0.0; KEYS_PER_TILE];
+        let scales = match tile {
+            Tile::Q8 { k_scales, v_scales, .. } => {
+                seen_scales[..last_seen].copy_from_slice(&v_scales[..last_seen]);
+                Some(Scales { k: k_scales, v: &seen_scales })
+            }
+            Tile::F32 { .. } | Tile::Bf16 { .. } => None,
         };
         kernels.attend(AttendTile {
             operands,
+            scales,
             width,
             seen: &self.seen,
             out: &mut self.out,
@@ -331,7 +392,23 @@ impl RowTile {
             total: &mut self.total,
             scores: &mut self.scores,
             factors: &mut self.factors,
+            ahead: (tile.start().wrapping_add(AHEAD_BYTES), keys.tile_bytes()),
         });
+    }
+}
+
+/// Two tiles of `len` elements each.
+fn halves<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) -> [&mut [T]; 2] {
+    scratch.resize(2 * len, T::default());
+    let (first, second) = scratch.split_at_mut(len);
+    [first, second]
+}
+
+/// Takes away the values from key `seen` on, which nobody sees and which may be no numbers.
+fn forget_pairs(pairs: &mut [u32], width: usize, seen: usize) {
+    pairs[seen.div_ceil(2) * width..].fill(0);
+    if seen % 2 == 1 {
+        pairs[seen / 2 * width..(seen / 2 + 1) * width].iter_mut().for_each(|word| *word &= 0xffff);
     }
 }
 

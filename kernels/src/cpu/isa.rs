@@ -7,9 +7,11 @@ use std::str::FromStr;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::lanes::{Lanes, Plain};
+use super::quantised::{self, FewRows, Unpack};
 use super::softmax::AttendTile;
 use super::strips::Strips;
-use super::{softmax, strips, vector};
+use super::tile::Multiply;
+use super::{softmax, strips, tile, vector};
 use crate::KernelError;
 
 /// An instruction set that kernels are compiled for.
@@ -21,7 +23,7 @@ pub enum Isa {
     Avx512Bf16,
     /// AVX-512F.
     Avx512,
-    /// AVX2 with FMA.
+    /// AVX2 with FMA (and F16C).
     Avx2,
     /// Whatever the compiler makes of plain Rust.
     Portable,
@@ -72,7 +74,10 @@ impl Isa {
 
     #[cfg(target_arch = "x86_64")]
     fn is_available(self) -> bool {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        // Every processor with AVX2 and FMA has F16C too.
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         match self {
             Isa::Amx => Isa::Avx512Bf16.is_available() && amx::is_available(),
             Isa::Avx512Bf16 => {
@@ -126,10 +131,17 @@ struct Table {
     /// Whether products of bf16 pairs run on AMX tiles.
     tiles: bool,
     strips: unsafe fn(Strips<'_>),
+    /// Whether `few_rows` is there.
+    has_few_rows: bool,
+    multiply: unsafe fn(Multiply<'_>),
+    few_rows: unsafe fn(FewRows<'_>),
+    unpack: unsafe fn(Unpack<'_>),
     attend: unsafe fn(AttendTile<'_>),
     round: unsafe fn(&[f32], &mut [u32]),
     scale: unsafe fn(&mut [f32], f32),
     widen: unsafe fn(&[u32], usize, &mut [f32]),
+    widen_bytes: unsafe fn(&[i8], &mut [f32]),
+    pair_bytes: unsafe fn(&[i8], usize, &mut [u32]),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     swiglu: unsafe fn(&mut [f32], &[f32]),
 }
@@ -174,6 +186,26 @@ impl Kernels {
         call!(self.strips(job))
     }
 
+    /// See [`Multiply`].
+    pub(super) fn multiply(self, job: Multiply<'_>) {
+        call!(self.multiply(job))
+    }
+
+    /// The most rows of a [`FewRows`].
+    pub(super) fn most_few_rows(self) -> usize {
+        if self.table.has_few_rows { quantised::MOST_FEW_ROWS } else { 0 }
+    }
+
+    /// See [`FewRows`].
+    pub(super) fn few_rows(self, job: FewRows<'_>) {
+        call!(self.few_rows(job))
+    }
+
+    /// See [`Unpack`].
+    pub(super) fn unpack(self, job: Unpack<'_>) {
+        call!(self.unpack(job))
+    }
+
     /// Whether bf16 is to be met in bf16: dot products of its pairs are one instruction.
     pub(super) fn dots(self) -> bool {
         self.table.dots
@@ -204,6 +236,16 @@ impl Kernels {
         call!(self.widen(pairs, width, out))
     }
 
+    /// See [`vector::widen_bytes`].
+    pub(super) fn widen_bytes(self, bytes: &[i8], out: &mut [f32]) {
+        call!(self.widen_bytes(bytes, out))
+    }
+
+    /// See [`vector::pair_bytes`].
+    pub(super) fn pair_bytes(self, bytes: &[i8], width: usize, out: &mut [u32]) {
+        call!(self.pair_bytes(bytes, width, out))
+    }
+
     /// See [`vector::rms_norm`].
     pub(super) fn rms_norm(self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         call!(self.rms_norm(x, weight, eps, out))
@@ -225,10 +267,16 @@ macro_rules! compile {
                 dots: <$lanes as Lanes>::DOTS,
                 tiles: <$lanes as Lanes>::TILES,
                 strips,
+                has_few_rows: quantised::has_few_rows::<$lanes>(),
+                multiply,
+                few_rows,
+                unpack,
                 attend,
                 round,
                 scale,
                 widen,
+                widen_bytes,
+                pair_bytes,
                 rms_norm,
                 swiglu,
             };
@@ -236,6 +284,18 @@ macro_rules! compile {
             $(#[$features])?
             fn strips(job: Strips<'_>) {
                 strips::run::<$lanes, $panel>(job)
+            }
+            $(#[$features])?
+            fn multiply(job: Multiply<'_>) {
+                tile::multiply::<$lanes, $panel>(job)
+            }
+            $(#[$features])?
+            fn few_rows(job: FewRows<'_>) {
+                quantised::few_rows::<$lanes, $panel>(job)
+            }
+            $(#[$features])?
+            fn unpack(job: Unpack<'_>) {
+                quantised::unpack::<$lanes>(job)
             }
             $(#[$features])?
             fn attend(job: AttendTile<'_>) {
@@ -252,6 +312,14 @@ macro_rules! compile {
             $(#[$features])?
             fn widen(pairs: &[u32], width: usize, out: &mut [f32]) {
                 vector::widen::<$lanes>(pairs, width, out)
+            }
+            $(#[$features])?
+            fn widen_bytes(bytes: &[i8], out: &mut [f32]) {
+                vector::widen_bytes::<$lanes>(bytes, out)
+            }
+            $(#[$features])?
+            fn pair_bytes(bytes: &[i8], width: usize, out: &mut [u32]) {
+                vector::pair_bytes::<$lanes>(bytes, width, out)
             }
             $(#[$features])?
             fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -271,17 +339,17 @@ compile!(
     amx_tiles,
     super::super::x86::Avx512<true, true>,
     4,
-    #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma,f16c")]
 );
 #[cfg(target_arch = "x86_64")]
 compile!(
     avx512bf16,
     super::super::x86::Avx512<true, false>,
     4,
-    #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma,f16c")]
 );
 #[cfg(target_arch = "x86_64")]
-compile!(avx512, super::super::x86::Avx512<false, false>, 4, #[target_feature(enable = "avx512f,avx2,fma")]);
+compile!(avx512, super::super::x86::Avx512<false, false>, 4, #[target_feature(enable = "avx512f,avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]
-compile!(avx2, super::super::x86::Avx2<false>, 2, #[target_feature(enable = "avx2,fma")]);
+compile!(avx2, super::super::x86::Avx2<false>, 2, #[target_feature(enable = "avx2,fma,f16c")]);
 compile!(portable, Plain, 1,);

@@ -23,6 +23,12 @@ pub(super) trait Lanes: Copy {
     /// `WIDTH` values can be read from `from`, at any alignment.
     unsafe fn load(from: *const f32) -> Self;
 
+    /// `WIDTH` whole numbers of 8 bits, widened.
+    ///
+    /// # Safety
+    /// `WIDTH` bytes can be read from `from`.
+    unsafe fn load_bytes(from: *const i8) -> Self;
+
     /// Asks for the cache line at `address`, which may lie anywhere: nothing is read.
     fn prefetch<T>(address: *const T);
 
@@ -31,6 +37,9 @@ pub(super) trait Lanes: Copy {
     fn prefetch_second<T>(address: *const T) {
         Self::prefetch(address);
     }
+
+    /// As [`Lanes::prefetch`], into the second-level cache: for what is used much later.
+    fn prefetch_far<T>(address: *const T);
 
     /// # Safety
     /// `WIDTH` values can be written to `to`, at any alignment.
@@ -54,6 +63,10 @@ pub(super) trait Lanes: Copy {
     fn low_halves(self) -> Self;
     /// The high bf16 halves of words, widened.
     fn high_halves(self) -> Self;
+    /// Words of bf16 pairs of lanes that bf16 holds exactly.
+    fn pair(low: Self, high: Self) -> Self;
+    /// Words with 0 in place of their high halves.
+    fn only_low_halves(self) -> Self;
     /// Rounds the lanes of `first`, then those of `second`, to bf16.
     ///
     /// # Safety
@@ -68,10 +81,15 @@ pub(super) trait Lanes: Copy {
     fn exp(self) -> Self {
         exp(self)
     }
-    /// `e^self` for values up to 0, to about 5e-6 relative: enough for what is rounded to bf16.
+    /// `2^self` for values up to about 0, to about 2e-7 relative; exactly 0 far below.
     #[inline(always)]
-    fn exp_roughly(self) -> Self {
-        exp(self)
+    fn exp2(self) -> Self {
+        exp2(self, &EXP2)
+    }
+    /// As [`Lanes::exp2`] to about 3e-6: enough for what is rounded to bf16.
+    #[inline(always)]
+    fn exp2_roughly(self) -> Self {
+        exp2(self, &EXP2_ROUGHLY)
     }
     /// Whether any lane is greater than `limit`'s.
     fn any_above(self, limit: Self) -> bool;
@@ -130,9 +148,34 @@ fn exp<L: Lanes>(x: L) -> L {
     e.mul(n.exp2_of_whole()).where_at_least(x, L::splat(EXP_LOW))
 }
 
+/// `2^r` for `r` in `±1/2` to 2e-7 relative, highest power first.
+pub(super) const EXP2: [f32; 6] =
+    [1.339_086_3e-3, 9.676_032e-3, 5.550_357e-2, 2.402_210_7e-1, 6.931_472e-1, 1.0];
+
+/// The same to 3e-6.
+pub(super) const EXP2_ROUGHLY: [f32; 5] =
+    [9.570_102e-3, 5.591_786e-2, 2.402_474_4e-1, 6.931_218e-1, 9.999_993e-1];
+
+/// Below this `exp2` gives 0: its result would be subnormal.
+const EXP2_LOW: f32 = -126.0;
+
+/// `2^x` for `x` up to about 0: `2^n · 2^r` with `r` in `±1/2`.
+#[inline(always)]
+fn exp2<L: Lanes>(x: L, polynomial: &[f32]) -> L {
+    let rounder = L::splat(12_582_912.0);
+    let clamped = x.max(L::splat(EXP2_LOW));
+    let n = clamped.add(rounder).sub(rounder);
+    let r = clamped.sub(n);
+    let mut p = L::splat(polynomial[0]);
+    for factor in &polynomial[1..] {
+        p = p.mul_add(r, L::splat(*factor));
+    }
+    p.mul(n.exp2_of_whole()).where_at_least(x, L::splat(EXP2_LOW))
+}
+
 /// Eight lanes of plain Rust, for machines without the instruction sets above.
 #[derive(Clone, Copy)]
-pub(super) struct Plain([f32; 8]);
+pub(super) struct Plain(pub(super) [f32; 8]);
 
 impl Plain {
     #[inline(always)]
@@ -159,7 +202,14 @@ impl Lanes for Plain {
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
     }
     #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: the caller vouches for 8 bytes.
+        Self(unsafe { from.cast::<[i8; 8]>().read_unaligned() }.map(f32::from))
+    }
+    #[inline(always)]
     fn prefetch<T>(_address: *const T) {}
+    #[inline(always)]
+    fn prefetch_far<T>(_address: *const T) {}
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller vouches for 8 values; the write asks for no alignment.
@@ -201,6 +251,14 @@ impl Lanes for Plain {
     #[inline(always)]
     fn high_halves(self) -> Self {
         Self(self.0.map(|word| f32::from_bits(word.to_bits() & 0xffff_0000)))
+    }
+    #[inline(always)]
+    fn pair(low: Self, high: Self) -> Self {
+        low.zip(high, |low, high| f32::from_bits(low.to_bits() >> 16 | high.to_bits() & 0xffff_0000))
+    }
+    #[inline(always)]
+    fn only_low_halves(self) -> Self {
+        Self(self.0.map(|word| f32::from_bits(word.to_bits() & 0xffff)))
     }
     #[inline(always)]
     fn any_above(self, limit: Self) -> bool {

@@ -1,17 +1,23 @@
 //! The operations on the vector units of a CPU: the backend and its small operations. `product` and `attention`
-//! cut the large ones into items; `strips`, `tile`, `softmax` and `vector` are the kernels, `micro` the loop inside them;
-//! `lanes`, `x86`, `amx` and `isa` the instruction sets.
+//! cut the large ones into items, `fused` puts several into one pass; `strips`, `strip`, `tile`, `softmax` and `vector` are the
+//! kernels, `micro` the loop inside products; `quantised` multiplies quantised weights; `lanes`, `x86`, `amx` and `isa` are the
+//! instruction sets.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod amx_attention;
 mod attention;
+mod fused;
 mod isa;
 mod lanes;
 mod micro;
 mod product;
+mod quantised;
 mod shared;
 mod softmax;
+mod strip;
 mod strips;
 mod tile;
 mod vector;
@@ -24,7 +30,7 @@ use std::sync::Arc;
 pub use isa::Isa;
 use isa::Kernels;
 
-use crate::backend::{check_attend, check_matmul, check_rope, check_rows};
+use crate::backend::{check_attend, check_embed, check_matmul, check_rope, check_rows};
 use crate::pool::Pool;
 use crate::{Backend, KernelError, KvSpan, Matrix, Partial, Queries, RopeAngles};
 
@@ -124,6 +130,21 @@ impl Backend for Cpu {
     fn matmul(&self, x: &[f32], weight: &Matrix, out: &mut [f32]) {
         let m = check_matmul(x, weight, out);
         product::matmul(self.kernels, &self.pool, x, m, weight, out);
+    }
+
+    fn embed(&self, table: &Matrix, ids: &[u32], out: &mut [f32]) {
+        check_embed(table, ids, out);
+        fused::embed(&self.pool, table, ids, out);
+    }
+
+    fn add_rms_norm(&self, x: &mut [f32], y: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        check_rows(x, weight.len());
+        assert!(x.len() == y.len() && x.len() == out.len(), "sums and norms are of equal lengths");
+        fused::add_rms_norm(self.kernels, &self.pool, x, y, weight, eps, out);
+    }
+
+    fn merge(&self, partial: &mut Partial, other: &Partial) {
+        fused::merge(&self.pool, partial, other);
     }
 
     fn add_bias(&self, x: &mut [f32], bias: &[f32]) {

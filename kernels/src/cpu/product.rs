@@ -3,15 +3,13 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use candle_core::quantized::GgmlType;
-
 use super::isa::Kernels;
+use super::quantised;
 use super::shared::{Block, SharedRows};
 use super::strips::{Lines, Strips, TILE_ROWS};
 use super::tile::MICRO_ROWS;
 use crate::matrix::{ROWS_PER_PANEL, Storage};
 use crate::pool::Pool;
-use crate::quantised::{PlainBlock, dot_rows, quantise_input};
 use crate::{Matrix, WeightFormat};
 
 /// Lines of a panel that all strips pass before the next lines' turn: 32 KiB, which stay in the first-level cache.
@@ -36,9 +34,6 @@ const LEAST_ROWS_PER_ITEM: usize = 8 * MICRO_ROWS;
 /// From this many input rows on, bf16 lines are widened once for all rows rather than once per six. Both ways
 /// compute the same bits.
 pub(super) const WIDEN_FROM_ROWS: usize = 13;
-
-/// Quantised weight rows of one item: a multiple of four, see [`dot_rows`].
-const QUANTISED_ROWS_PER_ITEM: usize = 32;
 
 /// What packing one value is taken to cost when deciding whether threads are worth waking.
 const FLOPS_PER_PACKED: usize = 4;
@@ -65,9 +60,7 @@ pub(super) fn matmul(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight:
                 Product::new(kernels, pool, m, weight).run(x, out);
             }
         }
-        Storage::Q8_0(blocks) => quantised(pool, x, m, weight, blocks, out),
-        Storage::Q4K(blocks) => quantised(pool, x, m, weight, blocks, out),
-        Storage::Q6K(blocks) => quantised(pool, x, m, weight, blocks, out),
+        Storage::Blocks(_) => quantised::matmul(kernels, pool, x, m, weight, out),
     }
 }
 
@@ -251,30 +244,4 @@ fn aligned(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
     }
     let start = values.as_ptr().align_offset(LINE).min(spare);
     &mut values[start..start + len]
-}
-
-/// Rounds the inputs to 8 bits as candle does, then shares out the weight's rows. The dot products are
-/// candle's, which chooses its instruction set itself.
-fn quantised<B: PlainBlock>(
-    pool: &Pool,
-    x: &[f32],
-    m: usize,
-    weight: &Matrix,
-    blocks: &[B],
-    out: &mut [f32],
-) {
-    let (rows, cols) = (weight.rows(), weight.cols());
-    let inputs = quantise_input::<B>(pool, x, cols);
-    let (input_blocks, row_blocks) = (cols / B::VecDotType::BLCK_SIZE, cols / B::BLCK_SIZE);
-    let out = SharedRows::new(out);
-    pool.run(rows.div_ceil(QUANTISED_ROWS_PER_ITEM), 2 * m * rows * cols, |item| {
-        let first = item * QUANTISED_ROWS_PER_ITEM;
-        let count = (rows - first).min(QUANTISED_ROWS_PER_ITEM);
-        let weights = &blocks[first * row_blocks..(first + count) * row_blocks];
-        for i in 0..m {
-            // SAFETY: items are distinct ranges of columns; this borrow ends before the item's next one.
-            let target = unsafe { out.row(i * rows + first, count) };
-            dot_rows(weights, &inputs[i * input_blocks..(i + 1) * input_blocks], cols, target);
-        }
-    });
 }

@@ -8,7 +8,7 @@
 
 use super::lanes::Lanes;
 pub(super) use super::micro::MICRO_ROWS;
-use super::micro::{self, Floats, Left, Meet, Pairs, Widened};
+use super::micro::{self, Floats, Left, Meet, Pairs};
 use super::shared::Block;
 
 /// How far ahead memory is asked for when a stream is read once: what a core reads in the latency of main
@@ -28,8 +28,6 @@ const ASKING_STRIPS: usize = 4;
 pub(super) enum Factors<'a> {
     /// Both in f32: a line is one depth.
     F32 { a: &'a [f32], b: &'a [f32] },
-    /// The right one in bf16 pairs, widened in registers: a line is two depths, the earlier in the low halves.
-    Widened { a: &'a [f32], b: &'a [u32] },
     /// Both in bf16 pairs along the depth.
     Pairs { a: &'a [u32], b: &'a [u32] },
 }
@@ -47,6 +45,7 @@ pub(super) struct Multiply<'a> {
 
 /// What the sums start from.
 #[derive(Debug, Clone, Copy)]
+#[allow(dead_code, reason = "the products of attention, which scale, are in `strip`")]
 pub(super) enum Start<'a> {
     /// Nothing.
     Zero,
@@ -70,9 +69,6 @@ pub(super) fn multiply<L: Lanes, const PANEL: usize>(job: Multiply<'_>) {
     let fits = match factors {
         Factors::F32 { a, b } => {
             within(rows, a_stride, depth, a.len()) && within(depth, b_stride, columns, b.len())
-        }
-        Factors::Widened { a, b } => {
-            within(rows, a_stride, depth, a.len()) && within(pairs, b_stride, columns, b.len())
         }
         Factors::Pairs { a, b } => {
             within(rows, a_stride, pairs, a.len()) && within(pairs, b_stride, columns, b.len())
@@ -100,7 +96,6 @@ pub(super) fn multiply<L: Lanes, const PANEL: usize>(job: Multiply<'_>) {
     unsafe {
         match factors {
             Factors::F32 { a, b } => job.run::<L, Floats, PANEL>(a.as_ptr(), b.as_ptr()),
-            Factors::Widened { a, b } => job.run::<L, Widened, PANEL>(a.as_ptr(), b.as_ptr().cast()),
             Factors::Pairs { a, b } => job.run::<L, Pairs, PANEL>(a.as_ptr().cast(), b.as_ptr().cast()),
         }
     }

@@ -29,6 +29,41 @@ pub(super) fn widen<L: Lanes>(pairs: &[u32], width: usize, out: &mut [f32]) {
     }
 }
 
+/// Widens whole numbers of 8 bits.
+#[inline(always)]
+pub(super) fn widen_bytes<L: Lanes>(bytes: &[i8], out: &mut [f32]) {
+    assert!(bytes.len() == out.len() && bytes.len().is_multiple_of(L::WIDTH), "whole registers");
+    for at in (0..bytes.len()).step_by(L::WIDTH) {
+        // SAFETY: `at + WIDTH <= len`, of both.
+        unsafe { L::load_bytes(bytes.as_ptr().add(at)).store(out.as_mut_ptr().add(at)) }
+    }
+}
+
+/// Widens lines of `width` whole numbers of 8 bits to bf16, which holds them exactly, and pairs those of two
+/// neighbouring lines: the earlier line is in the low halves. `width` is a multiple of 8.
+#[inline(always)]
+pub(super) fn pair_bytes<L: Lanes>(bytes: &[i8], width: usize, out: &mut [u32]) {
+    assert!(width > 0 && width.is_multiple_of(8), "lines are a multiple of 8 numbers");
+    assert!(bytes.len().is_multiple_of(2 * width) && bytes.len() == 2 * out.len(), "two numbers per word");
+    for (lines, out) in bytes.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
+        let (from, to) = (lines.as_ptr(), out.as_mut_ptr().cast::<f32>());
+        let mut at = 0;
+        // SAFETY: `at + WIDTH <= width`; there are two lines of `width` bytes, and `width` words in `out`.
+        unsafe {
+            while at + L::WIDTH <= width {
+                L::pair(L::load_bytes(from.add(at)), L::load_bytes(from.add(width + at))).store(to.add(at));
+                at += L::WIDTH;
+            }
+            while at < width {
+                let (low, high) =
+                    (L::Eight::load_bytes(from.add(at)), L::Eight::load_bytes(from.add(width + at)));
+                L::Eight::pair(low, high).store(to.add(at));
+                at += L::Eight::WIDTH;
+            }
+        }
+    }
+}
+
 /// Rounds values to words of bf16 pairs, an odd last one paired with 0.
 #[inline(always)]
 pub(super) fn round<L: Lanes>(x: &[f32], out: &mut [u32]) {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Lanes, store_rounded};
+use super::lanes::{EXP2, EXP2_ROUGHLY, Lanes, store_rounded};
 
 /// Calls an intrinsic of the instruction set that the surrounding type stands for.
 macro_rules! on {
@@ -13,12 +13,9 @@ macro_rules! on {
     };
 }
 
-/// `2^r` for `r` in `±1/2` to 3e-6 relative, highest power first.
-const EXP2: [f32; 5] = [9.570_097e-3, 5.591_786e-2, 2.402_474_4e-1, 6.931_218e-1, 9.999_993e-1];
-
 /// Eight lanes of AVX2 with FMA; with `DOTS` also of AVX512_BF16 in its short form.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2<const DOTS: bool>(__m256);
+pub(super) struct Avx2<const DOTS: bool>(pub(super) __m256);
 
 impl<const DOTS: bool> Lanes for Avx2<DOTS> {
     const WIDTH: usize = 8;
@@ -32,6 +29,28 @@ impl<const DOTS: bool> Lanes for Avx2<DOTS> {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         on!(Self(_mm256_loadu_ps(from)))
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        on!(Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))))
+    }
+    #[inline(always)]
+    fn prefetch_far<T>(address: *const T) {
+        on!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+    #[inline(always)]
+    fn pair(low: Self, high: Self) -> Self {
+        on!({
+            let low = _mm256_srli_epi32::<16>(_mm256_castps_si256(low.0));
+            Self(_mm256_castsi256_ps(_mm256_or_si256(low, _mm256_castps_si256(high.high_halves().0))))
+        })
+    }
+    #[inline(always)]
+    fn only_low_halves(self) -> Self {
+        on!(Self(_mm256_castsi256_ps(_mm256_and_si256(
+            _mm256_castps_si256(self.0),
+            _mm256_set1_epi32(0xffff)
+        ))))
     }
     #[inline(always)]
     fn prefetch<T>(address: *const T) {
@@ -144,7 +163,7 @@ impl<const DOTS: bool> Lanes for Avx2<DOTS> {
 
 /// Sixteen lanes of AVX-512F; with `DOTS` also of AVX512_BF16, and with `TILES` beside AMX.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512<const DOTS: bool, const TILES: bool>(__m512);
+pub(super) struct Avx512<const DOTS: bool, const TILES: bool>(pub(super) __m512);
 
 impl<const DOTS: bool, const TILES: bool> Lanes for Avx512<DOTS, TILES> {
     const WIDTH: usize = 16;
@@ -159,6 +178,28 @@ impl<const DOTS: bool, const TILES: bool> Lanes for Avx512<DOTS, TILES> {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         on!(Self(_mm512_loadu_ps(from)))
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        on!(Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))))
+    }
+    #[inline(always)]
+    fn prefetch_far<T>(address: *const T) {
+        on!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+    #[inline(always)]
+    fn pair(low: Self, high: Self) -> Self {
+        on!({
+            let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(low.0));
+            Self(_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(high.high_halves().0))))
+        })
+    }
+    #[inline(always)]
+    fn only_low_halves(self) -> Self {
+        on!(Self(_mm512_castsi512_ps(_mm512_and_si512(
+            _mm512_castps_si512(self.0),
+            _mm512_set1_epi32(0xffff)
+        ))))
     }
     #[inline(always)]
     fn prefetch<T>(address: *const T) {
@@ -225,22 +266,12 @@ impl<const DOTS: bool, const TILES: bool> Lanes for Avx512<DOTS, TILES> {
         })
     }
     #[inline(always)]
-    fn exp_roughly(self) -> Self {
-        // 2^(n + r) with n whole and r in ±1/2; below -150 the scaling gives exactly 0. The polynomial is
-        // fitted for the least greatest relative error.
-        on!({
-            let t = _mm512_max_ps(
-                _mm512_mul_ps(self.0, _mm512_set1_ps(std::f32::consts::LOG2_E)),
-                _mm512_set1_ps(-160.0),
-            );
-            let n = _mm512_roundscale_ps::<0>(t);
-            let r = _mm512_sub_ps(t, n);
-            let mut p = _mm512_set1_ps(EXP2[0]);
-            for factor in &EXP2[1..] {
-                p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*factor));
-            }
-            Self(_mm512_scalef_ps(p, n))
-        })
+    fn exp2(self) -> Self {
+        on!(Self(exp2_512(self.0, &EXP2)))
+    }
+    #[inline(always)]
+    fn exp2_roughly(self) -> Self {
+        on!(Self(exp2_512(self.0, &EXP2_ROUGHLY)))
     }
     #[inline(always)]
     fn any_above(self, limit: Self) -> bool {
@@ -276,5 +307,23 @@ impl<const DOTS: bool, const TILES: bool> Lanes for Avx512<DOTS, TILES> {
     #[inline(always)]
     fn greatest(self) -> f32 {
         on!(_mm512_reduce_max_ps(self.0))
+    }
+}
+
+/// `2^x`: `2^(n + r)` with n whole and r in `±1/2`. The scaling gives exactly 0 far below.
+///
+/// # Safety
+/// The machine has AVX-512F.
+#[inline(always)]
+unsafe fn exp2_512(x: __m512, polynomial: &[f32]) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let n = _mm512_roundscale_ps::<0>(x);
+        let r = _mm512_sub_ps(x, n);
+        let mut p = _mm512_set1_ps(polynomial[0]);
+        for factor in &polynomial[1..] {
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*factor));
+        }
+        _mm512_scalef_ps(p, n)
     }
 }

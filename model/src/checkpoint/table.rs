@@ -75,9 +75,7 @@ impl Stored {
         match self {
             Stored::F32 => cols.checked_mul(4),
             Stored::F16 | Stored::Bf16 => cols.checked_mul(2),
-            Stored::Blocks(format) => {
-                cols.is_multiple_of(format.block_len()).then(|| format.bytes_for(1, cols))
-            }
+            Stored::Blocks(format) => cols.is_multiple_of(format.block_len()).then(|| format.row_bytes(cols)),
             Stored::Other(_) => None,
         }
     }

@@ -104,6 +104,8 @@ words! {
         F32 = "f32",
         /// bfloat16.
         Bf16 = "bf16",
+        /// 8-bit integers, and a scale for each key and each value of each head.
+        Q8 = "q8",
     }
 }
 

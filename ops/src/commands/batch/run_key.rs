@@ -101,8 +101,8 @@ mod tests {
         let stop = AskOptions { stop: vec!["end".to_owned()], ..ask.clone() };
         let mut bf16 = settings.clone();
         bf16.kv.format = match bf16.kv.format {
-            stellate_runtime::config::KvFormat::F32 => stellate_runtime::config::KvFormat::Bf16,
             stellate_runtime::config::KvFormat::Bf16 => stellate_runtime::config::KvFormat::F32,
+            _ => stellate_runtime::config::KvFormat::Bf16,
         };
         let mut keys = vec![
             first,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use stellate_actors::{AskOptions, ContextSource, Node, QueryInput, Session, TurnReport};
 
 use super::plan::{Case, Questions, anchor_tokens};
+use super::profile::{self, CaseProfile};
 use crate::app::App;
 use crate::open;
 use crate::report::{memory, stores};
@@ -48,6 +49,9 @@ pub(super) struct Measurement {
     pub(super) peak_is_own: bool,
     /// Weights and all keys and values: what must be resident.
     pub(super) weights_and_kv_bytes: usize,
+    /// With `--profile`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) profile: Option<CaseProfile>,
 }
 
 /// Seconds over the repeats.
@@ -143,6 +147,7 @@ impl<'a> Bench<'a> {
     pub(super) async fn measure(&mut self, case: &Case) -> anyhow::Result<Measurement> {
         ensure!(stores::until_empty(self.node).await, "the context before was not freed");
         let peak_is_own = memory::reset_peak();
+        profile::take(self.node);
         let mut samples = Vec::new();
         for _ in 0..self.repeat {
             samples.push(self.sample(case).await?);
@@ -153,7 +158,7 @@ impl<'a> Bench<'a> {
         let decoder = self.node.decoder();
         let (_, store) = self.node.stores().next().expect("a node has hosts");
         let shape = store.shape();
-        let formula = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.format.bytes_per_value();
+        let formula = 2 * shape.layers * shape.kv_heads * shape.format.bytes_per_vector(shape.head_dim);
         Ok(Measurement {
             attention: case.layout.attention.to_string(),
             series: case.series.clone(),
@@ -174,6 +179,7 @@ impl<'a> Bench<'a> {
             peak_resident_bytes: memory::peak_bytes(),
             peak_is_own,
             weights_and_kv_bytes: decoder.weight_bytes() + last.held_bytes,
+            profile: profile::take(self.node),
         })
     }
 

@@ -4,14 +4,16 @@
 
 mod measure;
 mod plan;
+mod profile;
 mod tell;
 
 use std::io::{Write as _, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
-use stellate_actors::{ModelSource, Node};
+use stellate_actors::{ModelSource, Node, NodeOptions};
 use stellate_kernels::KvShape;
 use stellate_model::random::RandomModel;
 use stellate_runtime::config::{AnchorTokens, AttentionMode, Settings};
@@ -66,6 +68,9 @@ pub(crate) struct BenchArgs {
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
+    /// Tell where the time goes, by operation and by layer, of all repeats together
+    #[arg(long)]
+    profile: bool,
     /// Draw time to encode against length of context
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -117,7 +122,8 @@ pub(crate) async fn run(args: BenchArgs, app: &App) -> anyhow::Result<ExitCode> 
     if let Some(ids) = &ids {
         model.decoder.check_ids(ids).map_err(|error| UsageError(format!("--ids: {error}")))?;
     }
-    let node = open::open_node(settings, &model).await?;
+    let profile = args.profile.then(Arc::default);
+    let node = open::open_node_with(NodeOptions { profile, ..options.clone() }, &model).await?;
     let measured = measure_all(&args, ids, app, &node, &cases).await;
     node.close().await;
     let report = Report {

@@ -169,7 +169,7 @@ impl Case {
         match memory_bytes {
             Some(memory) if (weight_bytes + kv + tail) as u64 > memory => Err(UsageError(format!(
                 "{what}: weights of {} and keys and values of {} take more than the {} that this machine can give; \
-                 choose smaller weights (--weights), a shorter context or --kv bf16",
+                 choose smaller weights (--weights), a shorter context or --kv q8",
                 human::bytes(weight_bytes),
                 human::bytes(kv + tail),
                 human::bytes(memory as usize),

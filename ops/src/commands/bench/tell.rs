@@ -6,6 +6,7 @@ use stellate_model::config::StoredFloat;
 use stellate_runtime::config::{Settings, WeightFormat};
 
 use super::measure::{Measurement, Times};
+use super::profile;
 use crate::human;
 use crate::report::machine::Machine;
 use crate::report::plot::Series;
@@ -145,6 +146,12 @@ impl Report {
         text += &speed_table(&self.measurements, self.repeat);
         text += "\n\n";
         text += &memory_table(&self.measurements);
+        for measured in &self.measurements {
+            if let Some(profile) = &measured.profile {
+                let what = format!("{} of {} tokens", measured.series, human::count(measured.context_tokens));
+                text += &profile::tables(&what, profile);
+            }
+        }
         if self.measurements.iter().any(|measured| !measured.peak_is_own) {
             text += "\nthe system does not let the peak be reset: it is that of the whole run so far";
         }

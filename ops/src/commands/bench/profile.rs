@@ -1,0 +1,176 @@
+//! `--profile`: where the time of a measurement went, by operation and by layer. What is measured is decided in
+//! `measure.rs`, and counted by the hosts themselves.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use stellate_actors::Node;
+use stellate_actors::profile::{Total, Totals};
+use stellate_model::observe::Phase;
+
+use crate::human;
+use crate::report::table;
+
+/// Where the time of one case went, of all its repeats together.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct CaseProfile {
+    /// Encoding: sums over the context hosts, or the query host under `exact`.
+    pub(super) encode: PhaseProfile,
+    /// Questions and answers on the query host.
+    pub(super) answer: PhaseProfile,
+    /// Questions and answers on the context hosts, most of it while the query host waits for them.
+    pub(super) serve: PhaseProfile,
+}
+
+/// Where the time of one phase went.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct PhaseProfile {
+    pub(super) seconds: f64,
+    /// Of the time, what went into products with weights and attention.
+    pub(super) products_and_attention_percent: f64,
+    /// By operation, the longest first.
+    pub(super) operations: Vec<Row>,
+    /// By layer, those outside of layers first.
+    pub(super) layers: Vec<Row>,
+}
+
+/// A part of a phase.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) calls: u64,
+    pub(super) seconds: f64,
+    pub(super) percent: f64,
+    /// Of products and attention.
+    pub(super) gflops_per_s: Option<f64>,
+    /// Of weights, keys and values that were read.
+    pub(super) gbytes_per_s: Option<f64>,
+}
+
+/// What the node did since the last call; `None` if it does not count.
+pub(super) fn take(node: &Node) -> Option<CaseProfile> {
+    let totals = node.profile()?.take();
+    let of = |phase| PhaseProfile::new(&totals, phase);
+    Some(CaseProfile { encode: of(Phase::Encode), answer: of(Phase::Answer), serve: of(Phase::Serve) })
+}
+
+impl PhaseProfile {
+    fn new(totals: &Totals, phase: Phase) -> Self {
+        let of_phase = || totals.iter().filter(move |((of, ..), _)| *of == phase);
+        let whole: Duration = of_phase().map(|(_, total)| total.time).sum();
+        let counted = of_phase().filter(|((.., operation), _)| operation.is_product_or_attention());
+        let counted: Duration = counted.map(|(_, total)| total.time).sum();
+        let (mut by_operation, mut by_layer) = (BTreeMap::<_, Total>::new(), BTreeMap::<_, Total>::new());
+        for (&(_, layer, operation), total) in of_phase() {
+            add(by_operation.entry(operation).or_default(), total);
+            add(by_layer.entry(layer).or_default(), total);
+        }
+        let row = |name: String, total: &Total| Row::new(name, total, whole);
+        let mut operations: Vec<Row> =
+            by_operation.iter().map(|(operation, total)| row(operation.as_str().to_owned(), total)).collect();
+        operations.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        let name = |layer: &Option<usize>| layer.map_or("none".to_owned(), |layer| layer.to_string());
+        Self {
+            seconds: whole.as_secs_f64(),
+            products_and_attention_percent: percent(counted, whole),
+            operations,
+            layers: by_layer.iter().map(|(layer, total)| row(name(layer), total)).collect(),
+        }
+    }
+}
+
+impl Row {
+    fn new(name: String, total: &Total, whole: Duration) -> Self {
+        let seconds = total.time.as_secs_f64();
+        let rate = |work: u64| (work > 0 && seconds > 0.0).then(|| work as f64 / seconds / 1e9);
+        Self {
+            name,
+            calls: total.calls,
+            seconds,
+            percent: percent(total.time, whole),
+            gflops_per_s: rate(total.work.flops),
+            gbytes_per_s: rate(total.work.bytes),
+        }
+    }
+}
+
+fn add(sum: &mut Total, total: &Total) {
+    sum.time += total.time;
+    sum.calls += total.calls;
+    sum.work.flops += total.work.flops;
+    sum.work.bytes += total.work.bytes;
+}
+
+fn percent(part: Duration, whole: Duration) -> f64 {
+    if whole.is_zero() { 0.0 } else { 100.0 * part.as_secs_f64() / whole.as_secs_f64() }
+}
+
+/// The tables of one case, called `what`.
+pub(super) fn tables(what: &str, profile: &CaseProfile) -> String {
+    let phases = [
+        ("encoding, on the hosts that encode", &profile.encode),
+        ("questions and answers, on the query host", &profile.answer),
+        ("questions and answers, on the context hosts meanwhile", &profile.serve),
+    ];
+    let mut text = String::new();
+    for (name, phase) in phases.into_iter().filter(|(_, phase)| phase.seconds > 0.0) {
+        text += &format!(
+            "\n\n{what}: {name}: {}, {:.1} % of it in products and attention\n{}\n\n{}",
+            human::seconds(phase.seconds),
+            phase.products_and_attention_percent,
+            table_of("operation", &phase.operations),
+            table_of("layer", &phase.layers),
+        );
+    }
+    text
+}
+
+fn table_of(first: &str, rows: &[Row]) -> String {
+    let figure = |figure: Option<f64>| figure.map_or_else(String::new, |figure| format!("{figure:.1}"));
+    let row = |row: &Row| {
+        vec![
+            row.name.clone(),
+            human::count(row.calls as usize),
+            human::seconds(row.seconds),
+            format!("{:.1}", row.percent),
+            figure(row.gflops_per_s),
+            figure(row.gbytes_per_s),
+        ]
+    };
+    let header = [first, "calls", "time", "%", "GFLOP/s", "GB/s"];
+    table::markdown(&header, rows.iter().map(row).collect(), 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use stellate_model::observe::{Operation, Work};
+
+    use super::*;
+
+    #[test]
+    fn time_is_told_by_operation_and_by_layer() {
+        let total = |millis, flops| Total {
+            time: Duration::from_millis(millis),
+            calls: 1,
+            work: Work { flops, bytes: 0 },
+        };
+        let totals = Totals::from([
+            ((Phase::Encode, None, Operation::Embed), total(10, 0)),
+            ((Phase::Encode, Some(0), Operation::Down), total(50, 1_000_000_000)),
+            ((Phase::Encode, Some(1), Operation::Down), total(40, 1_000_000_000)),
+            ((Phase::Answer, Some(1), Operation::Wait), total(7, 0)),
+        ]);
+        let profile = PhaseProfile::new(&totals, Phase::Encode);
+        assert!((profile.products_and_attention_percent - 90.0).abs() < 1e-9);
+        let down = &profile.operations[0];
+        assert_eq!((down.name.as_str(), down.calls), ("product: down", 2));
+        assert!((down.gflops_per_s.unwrap() - 2.0 / 0.09).abs() < 1e-9);
+        let layers: Vec<&str> = profile.layers.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(layers, ["none", "0", "1"]);
+        let answer = PhaseProfile::new(&totals, Phase::Answer);
+        let serve = PhaseProfile::new(&totals, Phase::Serve);
+        let text = tables("star", &CaseProfile { encode: profile, answer, serve });
+        assert!(text.contains("waiting for hosts") && !text.contains("meanwhile"), "{text}");
+    }
+}
