@@ -131,6 +131,24 @@ fn products_agree_with_the_reference() {
     }
 }
 
+/// Inputs in several blocks, packed in two parts; quantised formats have no such cuts.
+#[test]
+fn large_products_agree_with_the_reference() {
+    let (m, rows, cols) = (790, 70, 700);
+    let x = rounded(&random(m * cols, 8));
+    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        let weight = matrix(format, rows, cols, &random(rows * cols, 7));
+        let mut wanted = vec![0.0; m * rows];
+        Reference.matmul(&x, &weight, &mut wanted);
+        for backend in backends() {
+            let mut given = vec![f32::NAN; m * rows];
+            backend.matmul(&x, &weight, &mut given);
+            let what = format!("{format} {}", backend.name());
+            assert_close(&what, &wanted, &given, 2e-6 * (cols as f32).sqrt());
+        }
+    }
+}
+
 /// What the trait's own composition of plain operations gives, on whatever computes those.
 #[derive(Debug)]
 struct Composed<'a>(&'a dyn Backend);

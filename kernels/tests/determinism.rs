@@ -119,6 +119,31 @@ fn products_give_the_same_bits_for_every_number_of_rows_and_threads() {
 }
 
 #[test]
+fn large_products_give_the_same_bits_as_their_rows() {
+    let (m, rows, cols) = (790, 70, 700);
+    let x = random(m * cols, 1);
+    for isa in Isa::available() {
+        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+            let weight = matrix(format, rows, cols, &random(rows * cols, 2));
+            let (one, three) = (cpu(isa, 1), cpu(isa, 3));
+            let (mut wanted, mut given) = (vec![0.0; m * rows], vec![0.0; m * rows]);
+            one.matmul(&x, &weight, &mut wanted);
+            three.matmul(&x, &weight, &mut given);
+            assert_eq!(bits(&wanted), bits(&given), "{format}, {isa}, 3 threads");
+            for row in [0, 6, 333, m - 1] {
+                let mut given = vec![0.0; rows];
+                one.matmul(&x[row * cols..(row + 1) * cols], &weight, &mut given);
+                assert_eq!(
+                    bits(&wanted[row * rows..(row + 1) * rows]),
+                    bits(&given),
+                    "{format}, {isa}, row {row}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn row_operations_give_the_same_bits_for_every_number_of_rows_and_threads() {
     let (m, n) = (123, 1001);
     let (x, weight) = (random(m * n, 1), random(n, 2));

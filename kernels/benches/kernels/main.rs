@@ -24,6 +24,8 @@ struct Report {
     only: String,
     rounds: usize,
     alone: bool,
+    /// What bounds arithmetic on bf16 weights, keys and values: with activations in f32, f32's own instructions.
+    bf16: Bound,
     peaks: Peaks,
     lines: Vec<Line>,
 }
@@ -70,7 +72,7 @@ impl Report {
 
     fn print(&self) {
         if !self.json {
-            for bound in Bound::ALL {
+            for bound in Bound::ALL.into_iter().filter(|bound| self.peaks.best(*bound) > 0.0) {
                 println!("peak {:<12} {:>8.1} {}", bound.name(), self.peaks.best(bound), bound.unit());
             }
         }
@@ -79,9 +81,10 @@ impl Report {
             let (unit, of_peak) = (line.bound.unit(), rate / self.peaks.best(line.bound));
             if self.json {
                 let mut json = format!(
-                    r#"{{"name":"{}","threads":{},"unit":"{unit}","rate":{rate:.2},"of_peak":{of_peak:.4},"ms":{:.4}"#,
+                    r#"{{"name":"{}","threads":{},"unit":"{unit}","rate":{rate:.2},"of_peak":{of_peak:.4},"peak":"{}","ms":{:.4}"#,
                     line.name,
                     self.threads,
+                    line.bound.name(),
                     line.seconds * 1e3
                 );
                 for (rival, rate) in &line.rivals {
@@ -89,7 +92,12 @@ impl Report {
                 }
                 println!("{json}}}");
             } else {
-                let mut text = format!("{:<36} {rate:>7.1} {unit:<7} {:>5.1} %", line.name, of_peak * 1e2);
+                let mut text = format!(
+                    "{:<36} {rate:>7.1} {unit:<7} {:>5.1} % of {:<11}",
+                    line.name,
+                    of_peak * 1e2,
+                    line.bound.name()
+                );
                 text += &format!(" {:>9.3} ms", line.seconds * 1e3);
                 for (rival, theirs) in &line.rivals {
                     text += &format!("   {rival} {theirs:.1} (x{:.1})", rate / theirs);
@@ -150,6 +158,7 @@ fn products(cpu: &Cpu, report: &mut Report) {
                 let (bound, work) = match (m, format) {
                     (1, _) => (Bound::Memory, weights[0].bytes() as f64),
                     (_, WeightFormat::F32) => (Bound::F32, 2.0 * (m * n * n) as f64),
+                    (_, WeightFormat::Bf16) => (report.bf16, 2.0 * (m * n * n) as f64),
                     _ => (Bound::Bf16, 2.0 * (m * n * n) as f64),
                 };
                 let rivals =
@@ -190,7 +199,7 @@ fn attention(cpu: &Cpu, report: &mut Report) {
                 let (bound, work) = match (tokens, format) {
                     (1, _) => (Bound::Memory, block.bytes() as f64),
                     (_, KvFormat::F32) => (Bound::F32, flops),
-                    (_, KvFormat::Bf16 | KvFormat::Q8) => (Bound::Bf16, flops),
+                    (_, KvFormat::Bf16 | KvFormat::Q8) => (report.bf16, flops),
                 };
                 let rival = (!report.alone)
                     .then(|| rivals::attention(format, [heads, kv_heads, head_dim], tokens, keys));
@@ -251,13 +260,22 @@ fn main() {
         return each_thread_count(&arguments);
     };
     let options = CpuOptions { name: "bench".into(), threads, cpus: vec![] };
-    let cpu = Cpu::new(&options).expect("a CPU backend");
+    let isa = match std::env::var(cpu::ISA_VARIABLE) {
+        Ok(name) if !name.is_empty() => name.parse().expect("an instruction set"),
+        _ => Isa::preferred(),
+    };
+    let cpu = Cpu::with_isa(&options, isa).expect("a CPU backend");
     let mut report = Report {
         threads,
         json: has("--json"),
         only: value("--only").cloned().unwrap_or_default(),
         rounds: value("--rounds").and_then(|text| text.parse().ok()).unwrap_or(10),
         alone: has("--alone"),
+        bf16: match isa {
+            Isa::Amx => Bound::Tiles,
+            Isa::Avx512Bf16 => Bound::Bf16,
+            _ => Bound::F32,
+        },
         peaks: Peaks::new(threads),
         lines: vec![],
     };

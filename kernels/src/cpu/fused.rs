@@ -2,13 +2,11 @@
 //! compute is in the documentation of [`Backend`](crate::Backend), to the last bit. The parts are elsewhere.
 
 use super::isa::Kernels;
-use super::product;
 use super::shared::SharedRows;
-use super::{Cpu, FLOPS_PER_VALUE, VALUES_PER_ITEM, add};
-use crate::backend::{Backend as _, check_matmul};
+use super::{FLOPS_PER_VALUE, VALUES_PER_ITEM, add};
 use crate::partial::merge_row;
 use crate::pool::Pool;
-use crate::{Matrix, Partial, Product};
+use crate::{Matrix, Partial};
 
 /// What looking up one value of an embedding is taken to cost when deciding whether threads are worth waking: packed rows
 /// have each pair of their values on another cache line.
@@ -20,44 +18,6 @@ const TOKENS_PER_ITEM: usize = 8;
 /// Rows of a partial that one item merges, and what merging a row is taken to cost beside its values.
 const MERGED_PER_ITEM: usize = 128;
 const FLOPS_PER_MERGE: usize = 256;
-
-/// See [`Backend::matmuls`](crate::Backend::matmuls).
-pub(super) fn matmuls(kernels: Kernels, pool: &Pool, x: &[f32], products: &mut [Product<'_>]) {
-    let Some(cols) = products.first().map(|product| product.weight.cols()) else { return };
-    let rounds =
-        |product: &Product<'_>| product.weight.cols() == cols && product::rounds(kernels, product.weight);
-    if !products.iter().all(rounds) {
-        for Product { weight, out } in products {
-            let m = check_matmul(x, weight, out);
-            product::matmul(kernels, pool, x, m, weight, out);
-        }
-        return;
-    }
-    let rows = products.iter().map(|product| check_matmul(x, product.weight, product.out));
-    let m = rows.max().unwrap_or(0);
-    product::with_rounded(kernels, pool, x, m, cols, |inputs| {
-        for Product { weight, out } in products {
-            product::packed(kernels, pool, inputs, m, [weight, weight], out);
-        }
-    });
-}
-
-/// See [`Backend::gated`](crate::Backend::gated).
-pub(super) fn gated(
-    cpu: &Cpu,
-    x: &[f32],
-    gate: &Matrix,
-    up: &Matrix,
-    out: &mut [f32],
-    scratch: &mut Vec<f32>,
-) {
-    let m = check_matmul(x, gate, out);
-    if !product::gated(cpu.kernels, &cpu.pool, x, m, [gate, up], out) {
-        scratch.resize(out.len(), 0.0);
-        cpu.matmuls(x, &mut [Product { weight: gate, out }, Product { weight: up, out: scratch }]);
-        cpu.swiglu(out, scratch);
-    }
-}
 
 /// See [`Backend::embed`](crate::Backend::embed).
 pub(super) fn embed(pool: &Pool, table: &Matrix, ids: &[u32], out: &mut [f32]) {

@@ -9,8 +9,9 @@ use super::amx;
 use super::lanes::{Lanes, Plain};
 use super::quantised::{self, FewRows, Unpack};
 use super::softmax::AttendTile;
+use super::strips::Strips;
 use super::tile::Multiply;
-use super::{softmax, tile, vector};
+use super::{softmax, strips, tile, vector};
 use crate::KernelError;
 
 /// An instruction set that kernels are compiled for.
@@ -127,6 +128,9 @@ pub(super) struct Kernels {
 struct Table {
     /// Whether products of bf16 pairs are one instruction.
     dots: bool,
+    /// Whether products of bf16 pairs run on AMX tiles.
+    tiles: bool,
+    strips: unsafe fn(Strips<'_>),
     /// Whether `few_rows` is there.
     has_few_rows: bool,
     multiply: unsafe fn(Multiply<'_>),
@@ -177,6 +181,11 @@ impl Kernels {
         Ok(Self { table })
     }
 
+    /// See [`Strips`].
+    pub(super) fn strips(self, job: Strips<'_>) {
+        call!(self.strips(job))
+    }
+
     /// See [`Multiply`].
     pub(super) fn multiply(self, job: Multiply<'_>) {
         call!(self.multiply(job))
@@ -200,6 +209,11 @@ impl Kernels {
     /// Whether bf16 is to be met in bf16: dot products of its pairs are one instruction.
     pub(super) fn dots(self) -> bool {
         self.table.dots
+    }
+
+    /// Whether products of bf16 pairs run on AMX tiles.
+    pub(super) fn tiles(self) -> bool {
+        self.table.tiles
     }
 
     /// See [`softmax::attend`].
@@ -251,6 +265,8 @@ macro_rules! compile {
 
             pub(super) static TABLE: Table = Table {
                 dots: <$lanes as Lanes>::DOTS,
+                tiles: <$lanes as Lanes>::TILES,
+                strips,
                 has_few_rows: quantised::has_few_rows::<$lanes>(),
                 multiply,
                 few_rows,
@@ -265,6 +281,10 @@ macro_rules! compile {
                 swiglu,
             };
 
+            $(#[$features])?
+            fn strips(job: Strips<'_>) {
+                strips::run::<$lanes, $panel>(job)
+            }
             $(#[$features])?
             fn multiply(job: Multiply<'_>) {
                 tile::multiply::<$lanes, $panel>(job)

@@ -32,6 +32,12 @@ pub(super) trait Lanes: Copy {
     /// Asks for the cache line at `address`, which may lie anywhere: nothing is read.
     fn prefetch<T>(address: *const T);
 
+    /// As [`Lanes::prefetch`], but into the second-level cache only.
+    #[inline(always)]
+    fn prefetch_second<T>(address: *const T) {
+        Self::prefetch(address);
+    }
+
     /// As [`Lanes::prefetch`], into the second-level cache: for what is used much later.
     fn prefetch_far<T>(address: *const T);
 

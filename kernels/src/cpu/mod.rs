@@ -1,6 +1,7 @@
 //! The operations on the vector units of a CPU: the backend and its small operations. `product` and `attention`
-//! cut the large ones into items, `fused` puts several into one pass; `tile`, `softmax` and `vector` are the kernels; `lanes`, `x86`, `amx` and `isa` the instruction
-//! sets.
+//! cut the large ones into items, `fused` puts several into one pass; `strips`, `strip`, `tile`, `softmax` and `vector` are the
+//! kernels, `micro` the loop inside products; `quantised` multiplies quantised weights; `lanes`, `x86`, `amx` and `isa` are the
+//! instruction sets.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -11,11 +12,13 @@ mod attention;
 mod fused;
 mod isa;
 mod lanes;
+mod micro;
 mod product;
 mod quantised;
 mod shared;
 mod softmax;
 mod strip;
+mod strips;
 mod tile;
 mod vector;
 #[cfg(target_arch = "x86_64")]
@@ -29,7 +32,7 @@ use isa::Kernels;
 
 use crate::backend::{check_attend, check_embed, check_matmul, check_rope, check_rows};
 use crate::pool::Pool;
-use crate::{Backend, KernelError, KvSpan, Matrix, Partial, Product, Queries, RopeAngles};
+use crate::{Backend, KernelError, KvSpan, Matrix, Partial, Queries, RopeAngles};
 
 /// The environment variable that forces an [`Isa`], for tests and comparisons.
 pub const ISA_VARIABLE: &str = "STELLATE_CPU_ISA";
@@ -127,15 +130,6 @@ impl Backend for Cpu {
     fn matmul(&self, x: &[f32], weight: &Matrix, out: &mut [f32]) {
         let m = check_matmul(x, weight, out);
         product::matmul(self.kernels, &self.pool, x, m, weight, out);
-    }
-
-    fn matmuls(&self, x: &[f32], products: &mut [Product<'_>]) {
-        fused::matmuls(self.kernels, &self.pool, x, products);
-    }
-
-    fn gated(&self, x: &[f32], gate: &Matrix, up: &Matrix, out: &mut [f32], scratch: &mut Vec<f32>) {
-        assert_eq!((gate.rows(), gate.cols()), (up.rows(), up.cols()), "gate and up have one shape");
-        fused::gated(self, x, gate, up, out, scratch);
     }
 
     fn embed(&self, table: &Matrix, ids: &[u32], out: &mut [f32]) {

@@ -1,4 +1,4 @@
-//! Products with packed weights: how the work is cut into items for the threads.
+//! Products with packed and quantised weights: how the work is cut into items for the threads.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -6,232 +6,242 @@ use std::ops::Range;
 use super::isa::Kernels;
 use super::quantised;
 use super::shared::{Block, SharedRows};
-use super::tile::{Factors, MICRO_ROWS, Multiply, Start};
+use super::strips::{Lines, Strips, TILE_ROWS};
+use super::tile::MICRO_ROWS;
 use crate::matrix::{ROWS_PER_PANEL, Storage};
 use crate::pool::Pool;
 use crate::{Matrix, WeightFormat};
 
-/// Lines of a panel that all rows of an item pass before the next lines' turn: 32 KiB, which stay in the
-/// first-level cache.
+/// Lines of a panel that all strips pass before the next lines' turn: 32 KiB, which stay in the first-level cache.
 const LINES_PER_PASS: usize = 128;
 
-/// Bytes of input rows of one item: most of a second-level cache of 2 MiB, in which they wait for the next panel.
-const INPUT_BYTES_PER_ITEM: usize = 3 << 19;
+/// Bytes of packed inputs that all panels of an item pass before the next ones' turn: a quarter of a second-level cache
+/// of 2 MiB, in which they wait for the next panel, beside the sums of all panels of the item.
+const INPUT_BYTES_PER_BLOCK: usize = 1 << 19;
 
-/// What large items are a multiple of: strips of six rows, and tiles of sixteen.
-const ROWS_OF_LARGE_ITEMS: usize = 48;
+/// Input rows that are packed at once: what bounds the memory for them. More are taken in equal parts.
+const MOST_ROWS: usize = 128 * MICRO_ROWS;
 
-/// Input rows of one item: at most so many, that every thread gets work.
-const MOST_ROWS_PER_ITEM: usize = 64 * MICRO_ROWS;
+/// Panels of one item, which share the loads of the inputs' blocks: fewer where there are many threads.
+const PANELS_PER_ITEM: usize = 4;
+
+/// Items per thread that leave room for evening out.
+const ITEMS_PER_THREAD: usize = 4;
+
+/// Rows of an item where there are fewer panels than threads could take: whole strips of six rows and of tiles.
+const LEAST_ROWS_PER_ITEM: usize = 8 * MICRO_ROWS;
 
 /// From this many input rows on, bf16 lines are widened once for all rows rather than once per six. Both ways
 /// compute the same bits.
 pub(super) const WIDEN_FROM_ROWS: usize = 13;
 
-/// Inputs rounded at once, and what rounding one is taken to cost when deciding whether threads are worth waking.
-const ROUNDED_PER_ITEM: usize = 16 * 1024;
-const FLOPS_PER_ROUNDED: usize = 4;
+/// What packing one value is taken to cost when deciding whether threads are worth waking.
+const FLOPS_PER_PACKED: usize = 4;
 
 thread_local! {
-    /// The calling thread's inputs in bf16 pairs.
-    static ROUNDED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    /// A thread's sums of a panel that is not whole, and its widened lines.
+    /// The calling thread's packed inputs.
+    static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// A thread's sums of several passes, and its widened lines.
     static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
 /// `out [m, rows] = x [m, cols] · weightᵀ`.
 pub(super) fn matmul(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight: &Matrix, out: &mut [f32]) {
     match &weight.storage {
-        Storage::Packed(_) if rounds(kernels, weight) => {
-            with_rounded(kernels, pool, x, m, weight.cols(), |inputs| {
-                packed(kernels, pool, inputs, m, [weight, weight], out);
-            });
+        Storage::Packed(_) => {
+            let (rows, cols) = (weight.rows(), weight.cols());
+            if m == 0 || rows == 0 {
+                return;
+            }
+            let part = m.div_ceil(m.div_ceil(MOST_ROWS)).next_multiple_of(LEAST_ROWS_PER_ITEM);
+            for (index, out) in out.chunks_mut(part * rows).enumerate() {
+                let m = out.len() / rows;
+                let x = &x[index * part * cols..][..m * cols];
+                Product::new(kernels, pool, m, weight).run(x, out);
+            }
         }
-        Storage::Packed(_) => packed(kernels, pool, Inputs::F32(x), m, [weight, weight], out),
         Storage::Blocks(_) => quantised::matmul(kernels, pool, x, m, weight, out),
     }
 }
 
-/// Input rows in the number format that the product takes.
-#[derive(Clone, Copy)]
-pub(super) enum Inputs<'a> {
-    /// `[m, cols]`
-    F32(&'a [f32]),
-    /// `[m, cols / 2]` words
-    Pairs(&'a [u32]),
-}
-
-/// Whether inputs that meet `weight` are rounded to bf16.
-pub(super) fn rounds(kernels: Kernels, weight: &Matrix) -> bool {
-    weight.format() == WeightFormat::Bf16 && kernels.dots()
-}
-
-/// `out = silu(x · gateᵀ) * (x · upᵀ)`, panel by panel, for weights of one shape. Tells whether it could: else nothing was
-/// done.
-pub(super) fn gated(
+/// A product with a packed weight. The depth is cut into passes: the inputs are packed as `[passes][strips][rows of a
+/// strip][steps of the pass]` once, and then meet panel after panel.
+struct Product<'a> {
     kernels: Kernels,
-    pool: &Pool,
-    x: &[f32],
+    pool: &'a Pool,
+    weight: &'a Matrix,
     m: usize,
-    [gate, up]: [&Matrix; 2],
-    out: &mut [f32],
-) -> bool {
-    if !matches!(gate.storage, Storage::Packed(_)) || gate.format() != up.format() {
-        return false;
+    /// Whether inputs are rounded to bf16, in words of pairs.
+    rounds: bool,
+    /// Rows of a strip: six, or a tile's.
+    strip_rows: usize,
+    /// Values or words of an input row.
+    steps: usize,
+    /// Of these, what meets a line of the weight.
+    steps_per_line: usize,
+    /// Steps of a pass.
+    pass: usize,
+}
+
+impl<'a> Product<'a> {
+    fn new(kernels: Kernels, pool: &'a Pool, m: usize, weight: &'a Matrix) -> Self {
+        let bf16 = weight.format() == WeightFormat::Bf16;
+        let rounds = bf16 && kernels.dots();
+        let steps = if rounds { weight.cols().div_ceil(2) } else { weight.cols() };
+        let strip_rows = if rounds && kernels.tiles() { TILE_ROWS } else { MICRO_ROWS };
+        let steps_per_line = if bf16 && !rounds { 2 } else { 1 };
+        // A lone strip passes the whole panel at once: the sums never leave the registers.
+        let pass = if m <= strip_rows { steps.max(1) } else { LINES_PER_PASS * steps_per_line };
+        Self { kernels, pool, weight, m, rounds, strip_rows, steps, steps_per_line, pass }
     }
-    if rounds(kernels, gate) {
-        with_rounded(kernels, pool, x, m, gate.cols(), |inputs| {
-            packed(kernels, pool, inputs, m, [gate, up], out);
+
+    fn run(&self, x: &[f32], out: &mut [f32]) {
+        PACKED.with_borrow_mut(|packed| {
+            let len = self.strips() * self.strip_rows * self.steps;
+            let packed = aligned(packed, len);
+            self.pack(x, packed);
+            self.multiply(packed, out);
         });
-    } else {
-        packed(kernels, pool, Inputs::F32(x), m, [gate, up], out);
     }
-    true
-}
 
-/// Input rows `x` `[m, cols]` rounded to pairs, for as long as `multiply` runs.
-pub(super) fn with_rounded(
-    kernels: Kernels,
-    pool: &Pool,
-    x: &[f32],
-    m: usize,
-    cols: usize,
-    multiply: impl FnOnce(Inputs<'_>),
-) {
-    let words = cols.div_ceil(2);
-    ROUNDED.with_borrow_mut(|pairs| {
-        if pairs.len() < m * words {
-            pairs.resize(m * words, 0);
-        }
-        let pairs = &mut pairs[..m * words];
-        if words > 0 {
-            pool.run_rows(pairs, words, ROUNDED_PER_ITEM / 2, 2 * FLOPS_PER_ROUNDED, |at, pairs| {
-                for (row, pairs) in (at / words..).zip(pairs.chunks_exact_mut(words)) {
-                    kernels.round(&x[row * cols..(row + 1) * cols], pairs);
+    fn strips(&self) -> usize {
+        self.m.div_ceil(self.strip_rows)
+    }
+
+    fn passes(&self) -> usize {
+        self.steps.div_ceil(self.pass).max(1)
+    }
+
+    /// The steps of a pass.
+    fn steps_of(&self, pass: usize) -> Range<usize> {
+        pass * self.pass..self.steps.min((pass + 1) * self.pass)
+    }
+
+    /// Where a strip's piece of a pass starts among the packed inputs.
+    fn start_of(&self, strip: usize, steps: &Range<usize>) -> usize {
+        (steps.start * self.strips() + strip * steps.len()) * self.strip_rows
+    }
+
+    /// Copies the inputs to where the strips want them, or rounds them there.
+    fn pack(&self, x: &[f32], packed: &mut [f32]) {
+        let cols = self.weight.cols();
+        let flops = FLOPS_PER_PACKED * packed.len();
+        let packed = SharedRows::new(packed);
+        self.pool.run(self.strips(), flops, |strip| {
+            for pass in 0..self.passes() {
+                let steps = self.steps_of(pass);
+                for row in 0..(self.m - strip * self.strip_rows).min(self.strip_rows) {
+                    let x = &x[(strip * self.strip_rows + row) * cols..][..cols];
+                    let at = self.start_of(strip, &steps) + row * steps.len();
+                    // SAFETY: every strip, pass and row has its own place.
+                    let packed = unsafe { packed.row(at, steps.len()) };
+                    if self.rounds {
+                        let x = &x[2 * steps.start..cols.min(2 * steps.end)];
+                        self.kernels.round(x, bytemuck::cast_slice_mut(packed));
+                    } else {
+                        packed.copy_from_slice(&x[steps.clone()]);
+                    }
                 }
-            });
-        }
-        multiply(Inputs::Pairs(pairs));
-    });
-}
-
-/// The product with one packed weight, given twice; or, with two, what [`gated`] promises.
-pub(super) fn packed(
-    kernels: Kernels,
-    pool: &Pool,
-    inputs: Inputs<'_>,
-    m: usize,
-    [weight, up]: [&Matrix; 2],
-    out: &mut [f32],
-) {
-    let is_gated = !std::ptr::eq(weight, up);
-    let (rows, cols) = (weight.rows(), weight.cols());
-    if m == 0 || rows == 0 {
-        return;
+            }
+        });
     }
-    let row_bytes = match inputs {
-        Inputs::F32(_) => cols * size_of::<f32>(),
-        Inputs::Pairs(_) => cols.div_ceil(2) * size_of::<u32>(),
-    };
-    let most = (INPUT_BYTES_PER_ITEM / row_bytes.max(1)).clamp(MICRO_ROWS, MOST_ROWS_PER_ITEM);
-    // Parts of equal size, in whole strips.
-    let even = m.div_ceil(m.div_ceil(most));
-    let strips = if even > ROWS_OF_LARGE_ITEMS { ROWS_OF_LARGE_ITEMS } else { MICRO_ROWS };
-    let per_part = even.next_multiple_of(strips);
-    let (panels, parts) = (rows.div_ceil(ROWS_PER_PANEL), m.div_ceil(per_part));
-    let out = SharedRows::new(out);
-    pool.run(panels * parts, 2 * m * rows * cols * (1 + usize::from(is_gated)), |item| {
-        // Neighbouring items share their input rows, and their panels are one stream of memory.
-        let (part, panel) = (item / panels, item % panels);
-        let first = part * per_part;
-        let count = (m - first).min(per_part);
-        let column = panel * ROWS_PER_PANEL;
-        let width = (rows - column).min(ROWS_PER_PANEL);
-        let place = |row: usize| (first + row) * rows + column;
+
+    fn multiply(&self, packed: &[f32], out: &mut [f32]) {
+        let rows = self.weight.rows();
+        let panels = rows.div_ceil(ROWS_PER_PANEL);
+        let wanted = if self.pool.threads() == 1 { 1 } else { ITEMS_PER_THREAD * self.pool.threads() };
+        let group = (panels / wanted).clamp(1, PANELS_PER_ITEM);
+        let groups = panels.div_ceil(group);
+        let parts = wanted.div_ceil(groups).clamp(1, self.m.div_ceil(LEAST_ROWS_PER_ITEM));
+        let part_rows = self.m.div_ceil(parts).next_multiple_of(LEAST_ROWS_PER_ITEM);
+        let parts = self.m.div_ceil(part_rows);
+        let out = SharedRows::new(out);
+        self.pool.run(groups * parts, 2 * self.m * rows * self.weight.cols(), |item| {
+            let (group_index, part) = (item / parts, item % parts);
+            let panels = group_index * group..panels.min((group_index + 1) * group);
+            let rows = part * part_rows..self.m.min((part + 1) * part_rows);
+            self.run_item(packed, panels, rows, &out);
+        });
+    }
+
+    /// Some panels with some of the input rows. Blocks of passes whose inputs fit a cache meet one panel after the other;
+    /// the sums wait side by side, since in `out`, whose rows lie far apart, they would displace each other from the caches.
+    fn run_item(&self, packed: &[f32], panels: Range<usize>, part: Range<usize>, out: &SharedRows<'_>) {
+        let (rows, first, count) = (self.weight.rows(), part.start, part.len());
+        let block = (INPUT_BYTES_PER_BLOCK / (count * self.pass * size_of::<f32>())).max(1);
         SCRATCH.with_borrow_mut(|(sums, widened)| {
-            if width == ROWS_PER_PANEL {
-                // SAFETY: items are distinct pairs of panel and part, so their columns or rows are apart; this borrow
-                // ends before the item's next ones.
-                let target = unsafe { out.block(place(0), count, width, rows) };
-                multiply_panel(kernels, inputs, first, weight, panel, target, widened);
-            } else {
-                panel_sums(kernels, inputs, first..first + count, weight, panel, sums, widened);
-                for (row, sums) in sums.chunks_exact(ROWS_PER_PANEL).take(count).enumerate() {
-                    // SAFETY: as above.
-                    unsafe { out.row(place(row), width) }.copy_from_slice(&sums[..width]);
-                }
-            }
-            if is_gated {
-                panel_sums(kernels, inputs, first..first + count, up, panel, sums, widened);
-                for (row, sums) in sums.chunks_exact(ROWS_PER_PANEL).take(count).enumerate() {
-                    // SAFETY: as above.
-                    kernels.swiglu(unsafe { out.row(place(row), width) }, &sums[..width]);
+            let sums = aligned(sums, panels.len() * count * ROWS_PER_PANEL);
+            for block_start in (0..self.passes()).step_by(block) {
+                let passes = block_start..self.passes().min(block_start + block);
+                for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(count * ROWS_PER_PANEL)) {
+                    let column = panel * ROWS_PER_PANEL;
+                    let width = (rows - column).min(ROWS_PER_PANEL);
+                    // SAFETY: items are distinct pairs of panels and rows, so their blocks of `out` are apart; this
+                    // borrow ends before the item's next one.
+                    let mut target = unsafe { out.block(first * rows + column, count, width, rows) };
+                    if self.passes() == 1 && width == ROWS_PER_PANEL {
+                        self.meet(packed, first, 0, panel, target, widened);
+                        continue;
+                    }
+                    let mut sums = Block::new(sums, count, ROWS_PER_PANEL, ROWS_PER_PANEL);
+                    for pass in passes.clone() {
+                        self.meet(packed, first, pass, panel, sums.reborrow(), widened);
+                    }
+                    if passes.end == self.passes() {
+                        target.copy_from(&sums);
+                    }
                 }
             }
         });
-    });
-}
+    }
 
-/// [`multiply_panel`] for the input rows `rows` into the first of `sums`, `[rows, 64]`, which grows as needed.
-fn panel_sums(
-    kernels: Kernels,
-    inputs: Inputs<'_>,
-    rows: Range<usize>,
-    weight: &Matrix,
-    panel: usize,
-    sums: &mut Vec<f32>,
-    widened: &mut Vec<f32>,
-) {
-    sums.resize((rows.len() * ROWS_PER_PANEL).max(sums.len()), 0.0);
-    let padded = Block::new(sums, rows.len(), ROWS_PER_PANEL, ROWS_PER_PANEL);
-    multiply_panel(kernels, inputs, rows.start, weight, panel, padded, widened);
-}
-
-/// `sums [count, 64] = inputs [first.., cols] · panelᵀ`, columns in order.
-fn multiply_panel(
-    kernels: Kernels,
-    inputs: Inputs<'_>,
-    first: usize,
-    weight: &Matrix,
-    panel: usize,
-    mut sums: Block<'_>,
-    widened: &mut Vec<f32>,
-) {
-    let (cols, words) = (weight.cols(), weight.panel_words(panel));
-    let per_line = if weight.format() == WeightFormat::F32 { 1 } else { 2 };
-    let widens = matches!(inputs, Inputs::F32(_)) && per_line == 2 && sums.rows() >= WIDEN_FROM_ROWS;
-    widened.resize(if widens { 2 * LINES_PER_PASS * ROWS_PER_PANEL } else { 0 }, 0.0);
-    // A single strip passes the whole panel at once: the sums never leave the registers.
-    let lines = if sums.rows() > MICRO_ROWS { LINES_PER_PASS } else { cols.div_ceil(per_line) };
-    for (pass, words) in words.chunks(lines.max(1) * ROWS_PER_PANEL).enumerate() {
-        let start = pass * lines * per_line;
-        let depth = (cols - start).min(lines * per_line);
-        let (factors, a_stride) = match inputs {
-            Inputs::Pairs(a) => {
-                let stride = cols.div_ceil(2);
-                (Factors::Pairs { a: &a[first * stride + start / 2..], b: words }, stride)
-            }
-            Inputs::F32(a) => {
-                let a = &a[first * cols + start..];
-                let factors = if per_line == 1 {
-                    Factors::F32 { a, b: bytemuck::cast_slice(words) }
-                } else if widens {
-                    kernels.widen(words, ROWS_PER_PANEL, &mut widened[..2 * words.len()]);
-                    Factors::F32 { a, b: widened }
-                } else {
-                    Factors::Widened { a, b: words }
-                };
-                (factors, cols)
+    /// Adds the products of one pass of the strips from row `first` on with one panel to `sums [count, 64]`; the first
+    /// pass stands alone.
+    fn meet(
+        &self,
+        packed: &[f32],
+        first: usize,
+        pass: usize,
+        panel: usize,
+        sums: Block<'_>,
+        widened: &mut Vec<f32>,
+    ) {
+        let steps = self.steps_of(pass);
+        let words = self.weight.panel_words(panel);
+        let from = steps.start / self.steps_per_line * ROWS_PER_PANEL;
+        let to = steps.end.div_ceil(self.steps_per_line) * ROWS_PER_PANEL;
+        let lines = &words[from..to];
+        let b = match self.weight.format() {
+            WeightFormat::F32 => Lines::Floats(bytemuck::cast_slice(lines)),
+            _ if self.rounds => Lines::Pairs(lines),
+            _ if self.m < WIDEN_FROM_ROWS => Lines::Widened(lines),
+            _ => {
+                let widened = aligned(widened, 2 * lines.len());
+                self.kernels.widen(lines, ROWS_PER_PANEL, widened);
+                Lines::Floats(widened)
             }
         };
-        let start = if pass == 0 { Start::Zero } else { Start::Sum };
-        kernels.multiply(Multiply {
+        let depth =
+            if self.rounds { self.weight.cols().min(2 * steps.end) - 2 * steps.start } else { steps.len() };
+        self.kernels.strips(Strips {
             depth,
-            factors,
-            a_stride,
-            b_stride: ROWS_PER_PANEL,
-            c: sums.reborrow(),
-            start,
+            a: &packed[self.start_of(first / self.strip_rows, &steps)..],
+            a_row: steps.len(),
+            b,
+            c: sums,
+            accumulate: pass > 0,
+            ahead: &words[to..words.len().min(to + lines.len())],
         });
     }
+}
+
+/// `len` values that start on a cache line, so that no vector straddles two; what they hold is left from before.
+fn aligned(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    const LINE: usize = 64;
+    let spare = LINE / size_of::<f32>() - 1;
+    if values.len() < len + spare {
+        values.resize(len + spare, 0.0);
+    }
+    let start = values.as_ptr().align_offset(LINE).min(spare);
+    &mut values[start..start + len]
 }

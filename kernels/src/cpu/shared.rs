@@ -73,6 +73,16 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// Copies as many columns as both have.
+    pub(super) fn copy_from(&mut self, from: &Block<'_>) {
+        assert_eq!(self.rows, from.rows, "blocks of equally many rows");
+        let width = self.columns.min(from.columns);
+        for row in 0..self.rows {
+            // SAFETY: inside both blocks, which are owned, so apart.
+            unsafe { std::ptr::copy_nonoverlapping(from.at(row, 0), self.at(row, 0), width) };
+        }
+    }
+
     #[inline(always)]
     pub(super) fn rows(&self) -> usize {
         self.rows
@@ -84,6 +94,7 @@ impl<'a> Block<'a> {
     }
 
     /// Values from one row's start to the next's.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn stride(&self) -> usize {
         self.stride
     }

@@ -1,15 +1,15 @@
-//! The one matrix product under everything: a few rows times a panel of columns held in registers. Which tiles
-//! are multiplied, and in what order, is decided in `product` and `attention`.
+//! Products of factors that lie in memory row by row, as attention's do: cut into strips of a few rows and panels of
+//! columns for `micro`. Which tiles are multiplied, and in what order, is decided in `attention`; weights have their own
+//! way in `strips`.
 #![expect(
     clippy::needless_range_loop,
     reason = "indices over registers, unrolled by the compiler, read as the mathematics"
 )]
 
 use super::lanes::Lanes;
+pub(super) use super::micro::MICRO_ROWS;
+use super::micro::{self, Floats, Left, Meet, Pairs};
 use super::shared::Block;
-
-/// Rows whose sums are held in registers at once: with panels of 64 columns, 24 of AVX-512's 32 registers.
-pub(super) const MICRO_ROWS: usize = 6;
 
 /// How far ahead memory is asked for when a stream is read once: what a core reads in the latency of main
 /// memory, and some more.
@@ -28,8 +28,6 @@ const ASKING_STRIPS: usize = 4;
 pub(super) enum Factors<'a> {
     /// Both in f32: a line is one depth.
     F32 { a: &'a [f32], b: &'a [f32] },
-    /// The right one in bf16 pairs, widened in registers: a line is two depths, the earlier in the low halves.
-    Widened { a: &'a [f32], b: &'a [u32] },
     /// Both in bf16 pairs along the depth.
     Pairs { a: &'a [u32], b: &'a [u32] },
 }
@@ -72,9 +70,6 @@ pub(super) fn multiply<L: Lanes, const PANEL: usize>(job: Multiply<'_>) {
         Factors::F32 { a, b } => {
             within(rows, a_stride, depth, a.len()) && within(depth, b_stride, columns, b.len())
         }
-        Factors::Widened { a, b } => {
-            within(rows, a_stride, depth, a.len()) && within(pairs, b_stride, columns, b.len())
-        }
         Factors::Pairs { a, b } => {
             within(rows, a_stride, pairs, a.len()) && within(pairs, b_stride, columns, b.len())
         }
@@ -96,29 +91,18 @@ pub(super) fn multiply<L: Lanes, const PANEL: usize>(job: Multiply<'_>) {
         // SAFETY: tiles are on only in the kernels of `Isa::Amx`, which was found available; shapes were asserted.
         return unsafe { super::amx::multiply(depth, a, b, &c, accumulate) };
     }
-    let streams = rows < ASKING_STRIPS * MICRO_ROWS;
-    for row in (0..rows).step_by(MICRO_ROWS) {
-        let ask = match row / MICRO_ROWS {
-            0 if streams => Ask::Stream,
-            strip if !streams && strip < ASKING_STRIPS => Ask::Share(strip),
-            _ => Ask::Nothing,
-        };
-        let strip = Strip { row, depth, factors, a_stride, b_stride, c: &c, start, ask };
-        // SAFETY: the assertions above hold for all rows, so they hold for the strip's.
-        unsafe {
-            match rows - row {
-                1 => strip.run::<L, PANEL, 1>(),
-                2 => strip.run::<L, PANEL, 2>(),
-                3 => strip.run::<L, PANEL, 3>(),
-                4 => strip.run::<L, PANEL, 4>(),
-                5 => strip.run::<L, PANEL, 5>(),
-                _ => strip.run::<L, PANEL, MICRO_ROWS>(),
-            }
+    let job = Checked { depth, a_stride, b_stride, c: &c, start };
+    // SAFETY: the assertions above are what it asks for.
+    unsafe {
+        match factors {
+            Factors::F32 { a, b } => job.run::<L, Floats, PANEL>(a.as_ptr(), b.as_ptr()),
+            Factors::Pairs { a, b } => job.run::<L, Pairs, PANEL>(a.as_ptr().cast(), b.as_ptr().cast()),
         }
     }
 }
 
 /// Multiplies each row of `c`, whose columns are a multiple of the registers' width, by its factor.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn rescale<L: Lanes>(c: &Block<'_>, factors: &[f32]) {
     for row in 0..c.rows() {
@@ -126,6 +110,45 @@ fn rescale<L: Lanes>(c: &Block<'_>, factors: &[f32]) {
             let at = c.at(row, column);
             // SAFETY: inside the block, which is owned.
             unsafe { L::load(at).mul(L::splat(factors[row])).store(at) };
+        }
+    }
+}
+
+/// A [`Multiply`] whose bounds were checked, but for its factors.
+struct Checked<'a> {
+    depth: usize,
+    a_stride: usize,
+    b_stride: usize,
+    c: &'a Block<'a>,
+    start: Start<'a>,
+}
+
+impl Checked<'_> {
+    /// # Safety
+    /// The factors hold what [`Multiply`] says for the rows and columns of `c`, and there is a factor per row.
+    #[inline(always)]
+    unsafe fn run<L: Lanes, M: Meet, const PANEL: usize>(&self, a: *const f32, b: *const f32) {
+        let rows = self.c.rows();
+        let streams = rows < ASKING_STRIPS * MICRO_ROWS;
+        for row in (0..rows).step_by(MICRO_ROWS) {
+            let ask = match row / MICRO_ROWS {
+                0 if streams => Ask::Stream,
+                strip if !streams && strip < ASKING_STRIPS => Ask::Share(strip),
+                _ => Ask::Nothing,
+            };
+            let left = Left { start: a.wrapping_add(row * self.a_stride), row: self.a_stride };
+            let strip = Strip { job: self, row, left, b, ask };
+            // SAFETY: the caller's promise for all rows holds for the strip's.
+            unsafe {
+                match rows - row {
+                    1 => strip.run::<L, M, PANEL, 1>(),
+                    2 => strip.run::<L, M, PANEL, 2>(),
+                    3 => strip.run::<L, M, PANEL, 3>(),
+                    4 => strip.run::<L, M, PANEL, 4>(),
+                    5 => strip.run::<L, M, PANEL, 5>(),
+                    _ => strip.run::<L, M, PANEL, MICRO_ROWS>(),
+                }
+            }
         }
     }
 }
@@ -141,15 +164,12 @@ enum Ask {
     Nothing,
 }
 
-/// A few rows of a [`Multiply`], whose bounds were checked.
+/// A few rows of a [`Multiply`].
 struct Strip<'a> {
+    job: &'a Checked<'a>,
     row: usize,
-    depth: usize,
-    factors: Factors<'a>,
-    a_stride: usize,
-    b_stride: usize,
-    c: &'a Block<'a>,
-    start: Start<'a>,
+    left: Left,
+    b: *const f32,
     ask: Ask,
 }
 
@@ -159,20 +179,20 @@ impl Strip<'_> {
     /// # Safety
     /// The factors and `c` hold what [`Multiply`] says for the rows `row..row + ROWS`.
     #[inline(always)]
-    unsafe fn run<L: Lanes, const PANEL: usize, const ROWS: usize>(&self) {
-        let (mut column, columns) = (0, self.c.columns());
+    unsafe fn run<L: Lanes, M: Meet, const PANEL: usize, const ROWS: usize>(&self) {
+        let (mut column, columns) = (0, self.job.c.columns());
         // SAFETY: every panel ends at or before `columns`; the rest is the caller's promise.
         unsafe {
             while column + PANEL * L::WIDTH <= columns {
-                self.panel::<L, PANEL, ROWS>(column);
+                self.panel::<L, M, PANEL, ROWS>(column);
                 column += PANEL * L::WIDTH;
             }
             while column + L::WIDTH <= columns {
-                self.panel::<L, 1, ROWS>(column);
+                self.panel::<L, M, 1, ROWS>(column);
                 column += L::WIDTH;
             }
             while column + L::Eight::WIDTH <= columns {
-                self.panel::<L::Eight, 1, ROWS>(column);
+                self.panel::<L::Eight, M, 1, ROWS>(column);
                 column += L::Eight::WIDTH;
             }
         }
@@ -183,53 +203,18 @@ impl Strip<'_> {
     /// # Safety
     /// As for [`Strip::run`], and the panel ends at or before `columns`.
     #[inline(always)]
-    unsafe fn panel<L: Lanes, const PANEL: usize, const ROWS: usize>(&self, column: usize) {
+    unsafe fn panel<L: Lanes, M: Meet, const PANEL: usize, const ROWS: usize>(&self, column: usize) {
+        let Checked { depth, b_stride, c, .. } = *self.job;
         // SAFETY: rows are below ROWS, depths below `depth`, columns inside the panel: all inside the promised
-        // shapes. A pair's high half is used only where its depth is below `depth`.
+        // shapes.
         unsafe {
             let mut sums = self.started::<L, PANEL, ROWS>(column);
-            let stride = self.a_stride;
-            let mut ask = self.asking(column);
-            match self.factors {
-                Factors::F32 { a, b } => {
-                    let (a, mut b) = (a.as_ptr().add(self.row * stride), b.as_ptr().add(column));
-                    for k in 0..self.depth {
-                        ask.next::<L, PANEL>();
-                        let line = load_line::<L, PANEL>(b);
-                        step(a.add(k), stride, &line, &mut sums);
-                        b = b.wrapping_add(self.b_stride);
-                    }
-                }
-                Factors::Widened { a, b } => {
-                    let (a, mut b) = (a.as_ptr().add(self.row * stride), b.as_ptr().add(column).cast());
-                    for k in (0..self.depth).step_by(2) {
-                        ask.next::<L, PANEL>();
-                        let line = load_line::<L, PANEL>(b);
-                        step(a.add(k), stride, &low_halves(&line), &mut sums);
-                        if k + 1 < self.depth {
-                            step(a.add(k + 1), stride, &high_halves(&line), &mut sums);
-                        }
-                        b = b.wrapping_add(self.b_stride);
-                    }
-                }
-                Factors::Pairs { a, b } => {
-                    let a = a.as_ptr().add(self.row * stride).cast::<f32>();
-                    let mut b = b.as_ptr().add(column).cast();
-                    for k in 0..self.depth / 2 {
-                        ask.next::<L, PANEL>();
-                        let line = load_line::<L, PANEL>(b);
-                        step_pairs::<L, PANEL, ROWS, false>(a.add(k), stride, &line, &mut sums);
-                        b = b.wrapping_add(self.b_stride);
-                    }
-                    if self.depth % 2 == 1 {
-                        let line = low_halves(&load_line::<L, PANEL>(b));
-                        step_pairs::<L, PANEL, ROWS, true>(a.add(self.depth / 2), stride, &line, &mut sums);
-                    }
-                }
-            }
+            let ask = self.asking::<M>(column);
+            let b = (self.b.wrapping_add(column), b_stride);
+            micro::multiply::<L, M, Asking, PANEL, ROWS>(self.left, b, depth, ask, &mut sums);
             for row in 0..ROWS {
                 for v in 0..PANEL {
-                    sums[row][v].store(self.c.at(self.row + row, column + v * L::WIDTH));
+                    sums[row][v].store(c.at(self.row + row, column + v * L::WIDTH));
                 }
             }
         }
@@ -243,16 +228,16 @@ impl Strip<'_> {
         column: usize,
     ) -> [[L; PANEL]; ROWS] {
         let mut sums = [[L::splat(0.0); PANEL]; ROWS];
-        if matches!(self.start, Start::Zero) {
+        if matches!(self.job.start, Start::Zero) {
             return sums;
         }
         for row in 0..ROWS {
             for v in 0..PANEL {
                 // SAFETY: inside `c`, by the caller's promise.
-                sums[row][v] = unsafe { L::load(self.c.at(self.row + row, column + v * L::WIDTH)) };
+                sums[row][v] = unsafe { L::load(self.job.c.at(self.row + row, column + v * L::WIDTH)) };
             }
         }
-        if let Start::Scaled(factors) = self.start {
+        if let Start::Scaled(factors) = self.job.start {
             for row in 0..ROWS {
                 let factor = L::splat(factors[self.row + row]);
                 for v in 0..PANEL {
@@ -265,22 +250,17 @@ impl Strip<'_> {
 
     /// What a panel from `column` on asks the memory for.
     #[inline(always)]
-    fn asking(&self, column: usize) -> Asking {
-        let (start, lines) = match self.factors {
-            Factors::F32 { b, .. } => (b.as_ptr(), self.depth),
-            Factors::Widened { b, .. } | Factors::Pairs { b, .. } => {
-                (b.as_ptr().cast(), self.depth.div_ceil(2))
-            }
-        };
-        let start = start.wrapping_add(column);
+    fn asking<M: Meet>(&self, column: usize) -> Asking {
+        let lines = self.job.depth.div_ceil(M::PER_LINE);
+        let start = self.b.wrapping_add(column);
         match self.ask {
             Ask::Stream => Asking {
                 address: start.wrapping_byte_add(PREFETCH_BYTES),
-                step: self.b_stride * size_of::<f32>(),
+                step: self.job.b_stride * size_of::<f32>(),
                 streams: true,
             },
             Ask::Share(share) => {
-                let following = start.wrapping_add(lines * self.b_stride);
+                let following = start.wrapping_add(lines * self.job.b_stride);
                 let address = following.wrapping_byte_add(share * lines * LINE_BYTES);
                 Asking { address, step: LINE_BYTES, streams: false }
             }
@@ -298,7 +278,7 @@ struct Asking {
     streams: bool,
 }
 
-impl Asking {
+impl micro::Ask for Asking {
     #[inline(always)]
     fn next<L: Lanes, const PANEL: usize>(&mut self) {
         if self.streams {
@@ -310,75 +290,4 @@ impl Asking {
         }
         self.address = self.address.wrapping_byte_add(self.step);
     }
-}
-
-/// Adds the outer product of one line with the rows' factors, which start at `a`.
-///
-/// # Safety
-/// `a` can be read at ROWS multiples of `stride`.
-#[inline(always)]
-unsafe fn step<L: Lanes, const PANEL: usize, const ROWS: usize>(
-    a: *const f32,
-    stride: usize,
-    line: &[L; PANEL],
-    sums: &mut [[L; PANEL]; ROWS],
-) {
-    for row in 0..ROWS {
-        // SAFETY: the caller's promise.
-        let factor = L::splat(unsafe { *a.add(row * stride) });
-        for v in 0..PANEL {
-            sums[row][v] = factor.mul_add(line[v], sums[row][v]);
-        }
-    }
-}
-
-/// As [`step`] with pairs; with `LOW` only the low halves count, and `line` holds them widened already.
-///
-/// # Safety
-/// As for [`step`].
-#[inline(always)]
-unsafe fn step_pairs<L: Lanes, const PANEL: usize, const ROWS: usize, const LOW: bool>(
-    a: *const f32,
-    stride: usize,
-    line: &[L; PANEL],
-    sums: &mut [[L; PANEL]; ROWS],
-) {
-    for row in 0..ROWS {
-        // SAFETY: the caller's promise.
-        let factor = L::splat(unsafe { *a.add(row * stride) });
-        let factor = if LOW { factor.low_halves() } else { factor };
-        for v in 0..PANEL {
-            sums[row][v] = sums[row][v].dot_pairs(factor, line[v]);
-        }
-    }
-}
-
-#[inline(always)]
-fn low_halves<L: Lanes, const PANEL: usize>(line: &[L; PANEL]) -> [L; PANEL] {
-    let mut low = *line;
-    for lanes in &mut low {
-        *lanes = lanes.low_halves();
-    }
-    low
-}
-
-#[inline(always)]
-fn high_halves<L: Lanes, const PANEL: usize>(line: &[L; PANEL]) -> [L; PANEL] {
-    let mut high = *line;
-    for lanes in &mut high {
-        *lanes = lanes.high_halves();
-    }
-    high
-}
-
-/// # Safety
-/// `PANEL * WIDTH` values can be read from `from`.
-#[inline(always)]
-unsafe fn load_line<L: Lanes, const PANEL: usize>(from: *const f32) -> [L; PANEL] {
-    let mut line = [L::splat(0.0); PANEL];
-    for (v, lanes) in line.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        *lanes = unsafe { L::load(from.add(v * L::WIDTH)) };
-    }
-    line
 }

@@ -57,6 +57,10 @@ impl<const DOTS: bool> Lanes for Avx2<DOTS> {
         on!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
     }
     #[inline(always)]
+    fn prefetch_second<T>(address: *const T) {
+        on!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         on!(_mm256_storeu_ps(to, self.0))
     }
@@ -200,6 +204,10 @@ impl<const DOTS: bool, const TILES: bool> Lanes for Avx512<DOTS, TILES> {
     #[inline(always)]
     fn prefetch<T>(address: *const T) {
         on!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
+    }
+    #[inline(always)]
+    fn prefetch_second<T>(address: *const T) {
+        on!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
