@@ -12,9 +12,6 @@ use super::shared::Block;
 /// Rows of a tile, and its words per row.
 const SIDE: usize = 16;
 
-/// What the columns of a product have to be a multiple of.
-pub(super) const COLUMNS: usize = SIDE;
-
 /// Sums held in tiles at once: a panel of 64 columns.
 const PANEL_TILES: usize = 4;
 

@@ -1,5 +1,5 @@
 //! The instruction sets: their names, what this machine has, and the table of kernels compiled for each. The
-//! kernels themselves are in `tile`, `softmax` and `vector`.
+//! kernels themselves are in `strips`, `softmax`, `quantised` and `vector`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,8 +10,7 @@ use super::lanes::{Lanes, Plain};
 use super::quantised::{self, FewRows, Unpack};
 use super::softmax::AttendTile;
 use super::strips::Strips;
-use super::tile::Multiply;
-use super::{softmax, strips, tile, vector};
+use super::{softmax, strips, vector};
 use crate::KernelError;
 
 /// An instruction set that kernels are compiled for.
@@ -133,7 +132,6 @@ struct Table {
     strips: unsafe fn(Strips<'_>),
     /// Whether `few_rows` is there.
     has_few_rows: bool,
-    multiply: unsafe fn(Multiply<'_>),
     few_rows: unsafe fn(FewRows<'_>),
     unpack: unsafe fn(Unpack<'_>),
     attend: unsafe fn(AttendTile<'_>),
@@ -184,11 +182,6 @@ impl Kernels {
     /// See [`Strips`].
     pub(super) fn strips(self, job: Strips<'_>) {
         call!(self.strips(job))
-    }
-
-    /// See [`Multiply`].
-    pub(super) fn multiply(self, job: Multiply<'_>) {
-        call!(self.multiply(job))
     }
 
     /// The most rows of a [`FewRows`].
@@ -257,9 +250,11 @@ impl Kernels {
     }
 }
 
-/// Compiles every kernel in registers of `$lanes`, `$panel` of them side by side, with the given features on.
+/// Compiles every kernel in registers of `$lanes`, `$panel` of them side by side, with the given features on. A set
+/// that only adds instructions for pairs leaves all else to the `$base` it stands beside: compiling the same loops
+/// again took minutes.
 macro_rules! compile {
-    ($module:ident, $lanes:ty, $panel:literal, $(#[$features:meta])?) => {
+    ($module:ident $(beside $base:ident)?, $lanes:ty, $panel:literal, $(#[$features:meta])?) => {
         mod $module {
             use super::*;
 
@@ -268,7 +263,6 @@ macro_rules! compile {
                 tiles: <$lanes as Lanes>::TILES,
                 strips,
                 has_few_rows: quantised::has_few_rows::<$lanes>(),
-                multiply,
                 few_rows,
                 unpack,
                 attend,
@@ -282,12 +276,13 @@ macro_rules! compile {
             };
 
             $(#[$features])?
-            fn strips(job: Strips<'_>) {
+            pub(super) fn strips(job: Strips<'_>) {
+                $(
+                    if !job.is_for::<$lanes>() {
+                        return super::$base::strips(job);
+                    }
+                )?
                 strips::run::<$lanes, $panel>(job)
-            }
-            $(#[$features])?
-            fn multiply(job: Multiply<'_>) {
-                tile::multiply::<$lanes, $panel>(job)
             }
             $(#[$features])?
             fn few_rows(job: FewRows<'_>) {
@@ -298,7 +293,12 @@ macro_rules! compile {
                 quantised::unpack::<$lanes>(job)
             }
             $(#[$features])?
-            fn attend(job: AttendTile<'_>) {
+            pub(super) fn attend(job: AttendTile<'_>) {
+                $(
+                    if !job.is_for::<$lanes>() {
+                        return super::$base::attend(job);
+                    }
+                )?
                 softmax::attend::<$lanes, $panel>(job)
             }
             $(#[$features])?
@@ -336,14 +336,14 @@ macro_rules! compile {
 // Panels: as many registers as leave room for MICRO_ROWS rows of sums, of 32, 16 and 16 (in halves).
 #[cfg(target_arch = "x86_64")]
 compile!(
-    amx_tiles,
+    amx_tiles beside avx512bf16,
     super::super::x86::Avx512<true, true>,
     4,
     #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma,f16c")]
 );
 #[cfg(target_arch = "x86_64")]
 compile!(
-    avx512bf16,
+    avx512bf16 beside avx512,
     super::super::x86::Avx512<true, false>,
     4,
     #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma,f16c")]

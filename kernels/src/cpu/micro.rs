@@ -1,5 +1,5 @@
 //! The innermost loop of every product on vectors: a few rows times a panel of columns, summed in registers. What is
-//! multiplied, and what is loaded and stored around it, is decided in `tile` and `strips`.
+//! multiplied, and what is loaded and stored around it, is decided in `strips`.
 //!
 //! Number formats and requests to the memory are types, so that each combination becomes a loop of its own: with a
 //! choice inside, the compiler kept some of the sums on the stack.

@@ -1,5 +1,5 @@
 //! The operations on the vector units of a CPU: the backend and its small operations. `product` and `attention`
-//! cut the large ones into items, `fused` puts several into one pass; `strips`, `strip`, `tile`, `softmax` and `vector` are the
+//! cut the large ones into items, `fused` puts several into one pass; `strips`, `strip`, `softmax` and `vector` are the
 //! kernels, `micro` the loop inside products; `quantised` multiplies quantised weights; `lanes`, `x86`, `amx` and `isa` are the
 //! instruction sets.
 #![allow(unsafe_code)]
@@ -19,7 +19,6 @@ mod shared;
 mod softmax;
 mod strip;
 mod strips;
-mod tile;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::isa::Kernels;
+use super::micro::MICRO_ROWS;
 use super::quantised;
 use super::shared::{Block, SharedRows};
 use super::strips::{Lines, Strips, TILE_ROWS};
-use super::tile::MICRO_ROWS;
 use crate::matrix::{ROWS_PER_PANEL, Storage};
 use crate::pool::Pool;
 use crate::{Matrix, WeightFormat};

@@ -65,18 +65,35 @@ pub(super) struct AttendTile<'a> {
     pub(super) ahead: (*const u8, usize),
 }
 
+impl AttendTile<'_> {
+    /// Whether `L`, which has an instruction for pairs, is better at it than the same registers without.
+    pub(super) fn is_for<L: Lanes>(&self) -> bool {
+        L::DOTS && matches!(self.operands, Operands::Pairs { .. }) && (!L::TILES || self.suits_tiles())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn suits_tiles(&self) -> bool {
+        self.width.is_multiple_of(super::amx_attention::WIDTHS)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    fn suits_tiles(&self) -> bool {
+        false
+    }
+}
+
 /// Adds the tile to every row that sees some of it.
 #[inline(always)]
 pub(super) fn attend<L: Lanes, const PANEL: usize>(job: AttendTile<'_>) {
     match job.operands {
-        Operands::F32 { q, k, v } => attend_vectors::<L, Floats, PANEL>(job, q, k, v),
-        Operands::Widened { q, k, v } => attend_vectors::<L, Widened, PANEL>(job, q, k, v),
-        Operands::Bytes { q, k, v } => attend_vectors::<L, Bytes, PANEL>(job, q, k, v),
+        Operands::F32 { q, k, v } if !L::DOTS => attend_vectors::<L, Floats, PANEL>(job, q, k, v),
+        Operands::Widened { q, k, v } if !L::DOTS => attend_vectors::<L, Widened, PANEL>(job, q, k, v),
+        Operands::Bytes { q, k, v } if !L::DOTS => attend_vectors::<L, Bytes, PANEL>(job, q, k, v),
         #[cfg(target_arch = "x86_64")]
-        Operands::Pairs { q, k, v } if L::TILES && job.width.is_multiple_of(super::amx_attention::WIDTHS) => {
-            super::amx_attention::attend::<L>(job, q, k, v);
+        Operands::Pairs { q, k, v } if L::TILES => super::amx_attention::attend::<L>(job, q, k, v),
+        Operands::Pairs { q, k, v } if L::DOTS && !L::TILES => {
+            attend_vectors::<L, Pairs, PANEL>(job, q, k, v)
         }
-        Operands::Pairs { q, k, v } => attend_vectors::<L, Pairs, PANEL>(job, q, k, v),
+        _ => unreachable!("another table's"),
     }
 }
 

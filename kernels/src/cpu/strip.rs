@@ -340,11 +340,11 @@ impl<M: Meeting> Product<'_, M> {
                 self.panel::<L, PANEL, ROWS>(row, column, asking);
                 column += PANEL * L::WIDTH;
             }
-            while column + L::WIDTH <= columns {
+            while PANEL > 1 && column + L::WIDTH <= columns {
                 self.panel::<L, 1, ROWS>(row, column, asking);
                 column += L::WIDTH;
             }
-            while column + L::Eight::WIDTH <= columns {
+            while L::WIDTH > L::Eight::WIDTH && column + L::Eight::WIDTH <= columns {
                 self.panel::<L::Eight, 1, ROWS>(row, column, asking);
                 column += L::Eight::WIDTH;
             }

@@ -47,6 +47,13 @@ pub(super) struct Strips<'a> {
     pub(super) ahead: &'a [u32],
 }
 
+impl Strips<'_> {
+    /// Whether `L`, which has an instruction for pairs, is better at it than the same registers without.
+    pub(super) fn is_for<L: Lanes>(&self) -> bool {
+        L::DOTS && matches!(self.b, Lines::Pairs(_))
+    }
+}
+
 /// Runs `job` in registers of `L`, `PANEL` of them side by side.
 #[inline(always)]
 pub(super) fn run<L: Lanes, const PANEL: usize>(job: Strips<'_>) {
@@ -72,9 +79,10 @@ pub(super) fn run<L: Lanes, const PANEL: usize>(job: Strips<'_>) {
     // SAFETY: the assertions are what it asks for.
     unsafe {
         match b {
-            Lines::Floats(b) => each::<L, Floats, PANEL>(&job, b.as_ptr()),
-            Lines::Widened(b) => each::<L, Widened, PANEL>(&job, b.as_ptr().cast()),
-            Lines::Pairs(b) => each::<L, Pairs, PANEL>(&job, b.as_ptr().cast()),
+            Lines::Floats(b) if !L::DOTS => each::<L, Floats, PANEL>(&job, b.as_ptr()),
+            Lines::Widened(b) if !L::DOTS => each::<L, Widened, PANEL>(&job, b.as_ptr().cast()),
+            Lines::Pairs(b) if L::DOTS && !L::TILES => each::<L, Pairs, PANEL>(&job, b.as_ptr().cast()),
+            other => unreachable!("another table's: {other:?}"),
         }
     }
 }

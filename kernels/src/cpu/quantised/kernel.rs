@@ -1,6 +1,6 @@
-//! The two kernels on quantised panels: widening some columns, for `tile` to multiply with, and the product with few
+//! The two kernels on quantised panels: widening some columns, for `strips` to multiply with, and the product with few
 //! rows straight from the packed words. Both widen to the same numbers and sum over the columns in the same order
-//! with the same operation as `tile` does, so that it does not matter which of them runs.
+//! with the same operation as `strips` does, so that it does not matter which of them runs.
 #![expect(
     clippy::needless_range_loop,
     reason = "indices over registers, unrolled by the compiler, read as the mathematics"
@@ -126,7 +126,7 @@ impl<L: Quants> Visit<L> for Store<L> {
         unsafe {
             if !L::DOTS {
                 weights.store(self.to.add((column - self.first) * ROWS_PER_PANEL));
-            } else if column % 2 == 0 {
+            } else if column.is_multiple_of(2) {
                 self.earlier = weights;
             } else {
                 let to = self.to.add((column - self.first) / 2 * ROWS_PER_PANEL);

@@ -1,6 +1,6 @@
 //! Products with quantised weights: how the work is cut into items for the threads, and which kernel each takes.
 //! Weights are streamed once and widened in registers for a few input rows; for more, some columns of a panel at a
-//! time are widened into a thread's scratch, where all rows of the item meet them in `tile`.
+//! time are widened into a thread's scratch, where all rows of the item meet them in `strips`.
 //!
 //! Activations stay in f32, unless the instruction set rounds them to bf16 wherever it can: then the widened weights
 //! are rounded too, and products are those of bf16 pairs.
@@ -20,7 +20,7 @@ pub(super) use kernel::{FewRows, Unpack, few_rows, has_few_rows, unpack};
 
 use super::isa::Kernels;
 use super::shared::{Block, SharedRows};
-use super::tile::{Factors, Multiply, Start};
+use super::strips::{self, Strips};
 use crate::Matrix;
 use crate::matrix::ROWS_PER_PANEL;
 use crate::pool::Pool;
@@ -173,26 +173,21 @@ impl Item<'_> {
                     columns: start..start + depth,
                     lines,
                 };
-                let (factors, a_stride) = match self.inputs {
+                let (a, a_row, b) = match self.inputs {
                     Inputs::F32(x) => {
                         let lines: &mut [f32] = bytemuck::cast_slice_mut(lines);
                         self.kernels.unpack(unpack(Lines::F32(lines)));
-                        (Factors::F32 { a: &x[self.first * cols + start..], b: lines }, cols)
+                        (&x[self.first * cols + start..], cols, strips::Lines::Floats(lines))
                     }
                     Inputs::Pairs(x) => {
                         self.kernels.unpack(unpack(Lines::Pairs(lines)));
                         let a = &x[(self.first * cols + start) / 2..];
-                        (Factors::Pairs { a, b: lines }, cols / 2)
+                        (bytemuck::cast_slice(a), cols / 2, strips::Lines::Pairs(lines))
                     }
                 };
-                self.kernels.multiply(Multiply {
-                    depth,
-                    factors,
-                    a_stride,
-                    b_stride: ROWS_PER_PANEL,
-                    c: self.target(panel, sums),
-                    start: if start == 0 { Start::Zero } else { Start::Sum },
-                });
+                let (c, accumulate) = (self.target(panel, sums), start > 0);
+                // The lines were unpacked into a near cache: there is nothing to ask the memory for.
+                self.kernels.strips(Strips { depth, a, a_row, b, c, accumulate, ahead: &[] });
             }
         }
     }
