@@ -43,6 +43,7 @@ pub mod model;
 pub mod node;
 pub mod path;
 pub mod placement;
+pub mod port;
 pub mod profile;
 pub mod progress;
 pub mod prompt;

@@ -10,13 +10,39 @@ use serde::{Deserialize, Serialize};
 use stellate_kernels::Partial;
 use stellate_model::block::BlockId;
 
-/// A context host, by its number in the node.
+/// A context host: which of its node's, and of which node. The low 16 bits number the host in its node; the high 48 bits
+/// are the first of the node's id, or 0 in a process of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct HostId(pub u32);
+pub struct HostId(pub u64);
+
+impl HostId {
+    /// Bits that number a host in its node.
+    const INDEX_BITS: u32 = 16;
+
+    /// Host `index` of the node whose id begins with these bytes.
+    pub fn of_node(id: [u8; 6], index: u16) -> Self {
+        let [a, b, c, d, e, f] = id;
+        Self(u64::from_be_bytes([0, 0, a, b, c, d, e, f]) << Self::INDEX_BITS | u64::from(index))
+    }
+
+    /// Its number in its node.
+    pub fn index(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// The first bytes of its node's id; zeros in a process of its own.
+    pub fn node(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.0.to_be_bytes();
+        [a, b, c, d, e, f]
+    }
+}
 
 impl fmt::Display for HostId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "h{}", self.0)
+        match self.0 >> Self::INDEX_BITS {
+            0 => write!(f, "h{}", self.index()),
+            node => write!(f, "{node:012x}.{}", self.index()),
+        }
     }
 }
 
@@ -71,6 +97,16 @@ pub enum LinkError {
     HostGone {
         /// The host.
         host: HostId,
+    },
+    /// The way to the host broke, or it did not answer in time.
+    #[error(
+        "context host {host} does not answer: {cause}; ask again once it is back, or its blocks are elsewhere"
+    )]
+    Interrupted {
+        /// The host.
+        host: HostId,
+        /// What happened.
+        cause: String,
     },
     /// The host does not hold a block that it was asked for.
     #[error("context host {host} does not hold block {block}; encode the context again")]

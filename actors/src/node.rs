@@ -228,7 +228,7 @@ async fn start_hosts(
 ) -> Result<Vec<ContextHostHandle>, OpenError> {
     let mut hosts = Vec::new();
     for (index, threads) in options.hosts.iter().enumerate() {
-        let host = HostId(index as u32);
+        let host = HostId(index as u64);
         let args = ContextHostArgs {
             host,
             engine: engine(decoder, threads, host.to_string(), options)?,

@@ -153,7 +153,12 @@ mod tests {
     }
 
     fn hosts(count: u32, capacity_bytes: usize) -> Vec<HostLoad> {
-        let host = |id| HostLoad { host: HostId(id), capacity_bytes, used_bytes: 0, blocks: BTreeSet::new() };
+        let host = |id: u32| HostLoad {
+            host: HostId(u64::from(id)),
+            capacity_bytes,
+            used_bytes: 0,
+            blocks: BTreeSet::new(),
+        };
         (0..count).map(host).collect()
     }
 

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ractor_cluster::RactorMessage;
 use stellate_kernels::KvShape;
 use stellate_model::block::BlockId;
 
@@ -17,6 +18,10 @@ use crate::placement::{AnchorNeed, HostLoad, Need, NoRoom, Placed, place};
 /// A context to place.
 #[derive(Clone, Debug)]
 pub struct PlaceRequest {
+    /// Its name if it was placed before and is to be placed again, because some of its blocks were not to be had.
+    pub context: Option<ContextId>,
+    /// Hosts that did not answer; the blocks they are thought to hold are placed elsewhere.
+    pub suspects: Vec<HostId>,
     /// Its blocks, in order.
     pub needs: Vec<Need>,
     /// Its anchor.
@@ -33,7 +38,7 @@ pub struct Placement {
 }
 
 /// What the supervisor is asked.
-#[derive(Debug)]
+#[derive(Debug, RactorMessage)]
 pub enum SupervisorMsg {
     /// Find room for a context and promise it.
     Place(PlaceRequest, RpcReplyPort<Result<Placement, EncodeError>>),

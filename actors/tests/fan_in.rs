@@ -140,7 +140,7 @@ fn routes(world: &Arc<World>, hosts: usize, fault: &Arc<Mutex<Fault>>) -> Vec<Ro
             true => Arc::clone(fault),
             false => Arc::new(Mutex::new(Fault::None)),
         };
-        let link = FakeLink { world: Arc::clone(world), host: HostId(host as u32), fault, pending: None };
+        let link = FakeLink { world: Arc::clone(world), host: HostId(host as u64), fault, pending: None };
         Route { link: Box::new(link), blocks: blocks.into() }
     });
     routes.collect()

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Sender, bounded};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ractor_cluster::RactorMessage;
 use stellate_kernels::KvShape;
 use stellate_model::block::BlockId;
 
@@ -36,6 +37,16 @@ pub enum HostError {
         host: HostId,
         /// The bound of its queue.
         queue: usize,
+    },
+    /// The host is gone, or the way to it broke.
+    #[error(
+        "context host {host} does not answer: {cause}; its blocks are encoded elsewhere when they are needed"
+    )]
+    Unreachable {
+        /// The host.
+        host: HostId,
+        /// What happened.
+        cause: String,
     },
     /// The work was cancelled.
     #[error("the work was cancelled")]
@@ -80,7 +91,7 @@ pub enum Reserved {
 }
 
 /// What a context host is asked. Tensors come and go another way: see [`crate::link`].
-#[derive(Debug)]
+#[derive(Debug, RactorMessage)]
 pub enum ContextHostMsg {
     /// Encode a block, unless it is held.
     Encode(EncodeJob, RpcReplyPort<Result<Encoded, HostError>>),

@@ -124,7 +124,7 @@ impl Draft {
             bytes: bytes_for(self.layout.anchor_tokens(self.ids.len())),
             first_block: self.blocks[0],
         });
-        PlaceRequest { needs: needs.collect(), anchor }
+        PlaceRequest { context: None, suspects: Vec::new(), needs: needs.collect(), anchor }
     }
 
     fn into_manifest(self, placement: &Placement) -> Manifest {

@@ -6,6 +6,7 @@ mod device;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ractor_cluster::RactorMessage;
 use stellate_kernels::KvShape;
 use stellate_runtime::clock::Clock;
 
@@ -38,7 +39,7 @@ pub struct ExactJob {
 }
 
 /// What a query host is asked.
-#[derive(Debug)]
+#[derive(Debug, RactorMessage)]
 pub enum QueryHostMsg {
     /// Compute a block of an `exact` context.
     EncodeExact(ExactJob, RpcReplyPort<Result<BudgetedBlock, EncodeError>>),
