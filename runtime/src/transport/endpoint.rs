@@ -172,8 +172,16 @@ impl Endpoint {
         &self.shared.revocations
     }
 
+    /// Uses a newer certificate of this node for all connections from now on. Those that live go on.
+    ///
+    /// # Errors
+    /// TLS does not work with it; the one in use stays.
+    pub fn use_credentials(&self, credentials: Arc<Credentials>) -> Result<(), EndpointError> {
+        self.shared.replace_credentials(credentials)
+    }
+
     /// Closes all connections and the socket, and waits until the peers have been told.
-    pub async fn close(self) {
+    pub async fn close(&self) {
         let shared = self.shared.clone();
         shared.quic.close(CloseCode::Done.into(), b"");
         // None: the network thread has ended, and with it the socket.
