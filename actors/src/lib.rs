@@ -48,6 +48,7 @@ pub mod profile;
 pub mod progress;
 pub mod prompt;
 pub mod query_host;
+pub mod remote;
 pub mod session;
 pub mod speculate;
 pub mod supervisor;

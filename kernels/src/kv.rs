@@ -158,6 +158,18 @@ impl KvBlock {
         self.buffer.bytes()
     }
 
+    /// The memory as it lies, all tiles of it: what a copy of the block on another machine needs. Lanes of a last tile past
+    /// [`KvBlock::len`] hold anything.
+    pub fn raw(&self) -> &[u8] {
+        bytemuck::cast_slice(self.buffer.words())
+    }
+
+    /// The same memory, to be filled with the raw bytes of a block of the same shape and as many tokens. Any bytes are a
+    /// block, though not always one of numbers. Does not change [`KvBlock::len`].
+    pub fn raw_mut(&mut self) -> &mut [u8] {
+        self.buffer.values_mut()
+    }
+
     /// Declares the first `tokens` tokens complete in all layers; also truncates.
     pub fn set_len(&mut self, tokens: usize) {
         assert!(tokens <= self.capacity_tokens, "{tokens} tokens in room for {}", self.capacity_tokens);
@@ -503,6 +515,22 @@ mod tests {
                 for (wanted, given) in wanted.iter().zip(given) {
                     assert!((wanted - given).abs() <= greatest / 127.0 * 0.5001, "{given}, not {wanted}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_filled_with_the_raw_bytes_of_another_is_the_same_block() {
+        for format in KvFormat::ALL {
+            let shape = KvShape { layers: 2, kv_heads: 2, head_dim: 24, format };
+            let (mut block, mut copy) = (KvBlock::new(shape, 70), KvBlock::new(shape, 70));
+            for layer in 0..2 {
+                block.write(layer, 0, &values(70 * 48, layer), &values(70 * 48, layer + 9));
+            }
+            assert_eq!(block.raw().len(), shape.bytes_for(70));
+            copy.raw_mut().copy_from_slice(block.raw());
+            for layer in 0..2 {
+                assert_eq!(copy.read(layer, 0, 70), block.read(layer, 0, 70), "{format}");
             }
         }
     }
