@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use stellate_kernels::KvFormat;
+use wincode::{SchemaRead, SchemaWrite};
 
 use crate::fingerprint::Fingerprint;
 
@@ -100,8 +101,22 @@ impl Layout {
 }
 
 /// The address of a block: a hash of all that its keys and values depend on.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
 pub struct BlockId([u8; 32]);
+
+impl BlockId {
+    /// The address with these bytes, as another node names it.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
 
 impl fmt::Display for BlockId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
