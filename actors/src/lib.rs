@@ -29,6 +29,7 @@
 
 pub mod budget;
 pub mod cancel;
+pub mod cluster;
 pub mod context_host;
 pub mod cover;
 mod device_thread;

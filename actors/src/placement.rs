@@ -1,10 +1,11 @@
 //! Where the blocks of a context go: a pure function of what the hosts hold and how much room they have. No clock, no
 //! chance, no IO: the same question has the same answer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use stellate_model::block::BlockId;
 
+use crate::cluster::order::score;
 use crate::link::HostId;
 
 /// What placement knows of a host.
@@ -70,6 +71,22 @@ pub struct NoRoom {
     pub free_bytes: Vec<usize>,
 }
 
+/// Which of the hosts that a block fits into takes it.
+#[derive(Clone, Copy, Debug)]
+pub enum Preference<'a> {
+    /// The one with the most room left, the first of equals: for the hosts of one process, which are alike.
+    FirstOfEquals,
+    /// The first in the block's rendezvous order that is not filled beyond the level that all would stand at if the
+    /// blocks were poured over them (rendezvous hashing with bounded loads: Mirrokni, Thorup and Zadimoghaddam 2016); if
+    /// all are, the one that is least full afterwards. Equal hosts get equally many blocks, and which ones depends on as
+    /// few of the other hosts as that allows.
+    Rendezvous {
+        /// What share of what its capacity is due a host is given, in thousandths; the whole if it is not named. Room is
+        /// room: a host is filled beyond its share when nothing else is left.
+        share_permille: &'a BTreeMap<HostId, u64>,
+    },
+}
+
 /// Places `needs` in order: a block that some host holds stays there, every other goes to the host with the most room
 /// left (the first of equals), so that blocks spread evenly and are encoded side by side. `hosts` is left as it will
 /// be once all is placed; on an error it is not to be used further.
@@ -78,7 +95,18 @@ pub fn place(
     needs: &[Need],
     anchor: Option<AnchorNeed>,
 ) -> Result<Vec<Placed>, NoRoom> {
+    place_by(Preference::FirstOfEquals, hosts, needs, anchor)
+}
+
+/// [`place`] by another preference. The order of `hosts` matters to [`Preference::FirstOfEquals`] only.
+pub fn place_by(
+    preference: Preference<'_>,
+    hosts: &mut [HostLoad],
+    needs: &[Need],
+    anchor: Option<AnchorNeed>,
+) -> Result<Vec<Placed>, NoRoom> {
     let free_bytes = hosts.iter().map(HostLoad::free_bytes).collect();
+    let chooser = Chooser::new(preference, hosts, needs);
     let mut placed = Vec::with_capacity(needs.len());
     let mut needed_bytes = 0;
     let mut homeless = None;
@@ -89,7 +117,7 @@ pub fn place(
             placed.push(Placed { host: holder.host, held: true, anchor_copy: keeps(holder) });
             continue;
         }
-        match best(hosts, need, anchor) {
+        match chooser.best(hosts, need, anchor) {
             Some(index) => {
                 let host = &mut hosts[index];
                 let copy = anchor.filter(|_| lacks_anchor(host, anchor));
@@ -111,14 +139,71 @@ pub fn place(
     }
 }
 
-/// The host with the most room among those that `need`, with its anchor, fits into.
-fn best(hosts: &[HostLoad], need: &Need, anchor: Option<AnchorNeed>) -> Option<usize> {
-    let room_after = |host: &HostLoad| {
-        let copy = anchor.filter(|_| lacks_anchor(host, anchor)).map_or(0, |anchor| anchor.bytes);
-        host.free_bytes().checked_sub(need.bytes + copy)
+/// Chooses among the hosts that a block fits into.
+enum Chooser {
+    MostRoom,
+    Rendezvous { weights: BTreeMap<HostId, u64>, level_ppm: u128 },
+}
+
+/// One in [`Chooser`]'s unit of fill.
+const PPM: u128 = 1_000_000;
+
+impl Chooser {
+    fn new(preference: Preference<'_>, hosts: &[HostLoad], needs: &[Need]) -> Self {
+        let Preference::Rendezvous { share_permille } = preference else { return Self::MostRoom };
+        let share = |host: &HostId| share_permille.get(host).copied().unwrap_or(1000);
+        let weight = |host: &HostLoad| (host.capacity_bytes as u64).saturating_mul(share(&host.host)) / 1000;
+        let weights = hosts.iter().map(|host| (host.host, weight(host))).collect();
+        let is_held = |need: &&Need| hosts.iter().any(|host| host.blocks.contains(&need.id));
+        let bytes = needs.iter().filter(|need| !is_held(need)).map(|need| need.bytes as u128).sum();
+        let level_ppm = level_ppm(hosts, &weights, bytes);
+        Self::Rendezvous { weights, level_ppm }
+    }
+
+    /// The index of the host that takes `need`, with the copy of its anchor, if any has room.
+    fn best(&self, hosts: &[HostLoad], need: &Need, anchor: Option<AnchorNeed>) -> Option<usize> {
+        let added = |host: &HostLoad| {
+            let copy = anchor.filter(|_| lacks_anchor(host, anchor)).map_or(0, |anchor| anchor.bytes);
+            need.bytes + copy
+        };
+        let fits = hosts.iter().enumerate().filter(|(_, host)| added(host) <= host.free_bytes());
+        match self {
+            Self::MostRoom => {
+                let room = fits.map(|(index, host)| (index, host.free_bytes() - added(host)));
+                room.max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0))).map(|(index, _)| index)
+            }
+            Self::Rendezvous { weights, level_ppm } => {
+                let fill = |host: &HostLoad| {
+                    let after = (host.used_bytes + added(host)) as u128;
+                    after * PPM / u128::from(weights[&host.host].max(1))
+                };
+                let rank = |host: &HostLoad| score(&need.id, host.host, host.capacity_bytes as u64);
+                // Below the level all are alike, and the rendezvous order decides; above it, the fill, then the order.
+                let key = |host: &HostLoad| fill(host).max(*level_ppm);
+                fits.min_by(|(_, a), (_, b)| {
+                    key(a).cmp(&key(b)).then(rank(b).total_cmp(&rank(a))).then(a.host.cmp(&b.host))
+                })
+                .map(|(index, _)| index)
+            }
+        }
+    }
+}
+
+/// The fill at which all hosts stand when `bytes` are poured over them, in millionths of their weights.
+fn level_ppm(hosts: &[HostLoad], weights: &BTreeMap<HostId, u64>, bytes: u128) -> u128 {
+    let room = |level: u128| -> u128 {
+        let of = |host: &HostLoad| {
+            (u128::from(weights[&host.host]) * level / PPM).saturating_sub(host.used_bytes as u128)
+        };
+        hosts.iter().map(of).sum()
     };
-    let candidates = hosts.iter().enumerate().filter_map(|(index, host)| Some((index, room_after(host)?)));
-    candidates.max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0))).map(|(index, _)| index)
+    // Ten thousand times its weight is more than any host is ever filled; with no room at all any level does.
+    let (mut low, mut high) = (0, 10_000 * PPM);
+    while low < high {
+        let middle = (low + high) / 2;
+        if room(middle) >= bytes { high = middle } else { low = middle + 1 }
+    }
+    low
 }
 
 fn lacks_anchor(host: &HostLoad, anchor: Option<AnchorNeed>) -> bool {

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use stellate_kernels::KvFormat;
+use wincode::{SchemaRead, SchemaWrite};
 
 use crate::fingerprint::Fingerprint;
 
@@ -100,7 +101,9 @@ impl Layout {
 }
 
 /// The address of a block: a hash of all that its keys and values depend on.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
 pub struct BlockId([u8; 32]);
 
 impl BlockId {

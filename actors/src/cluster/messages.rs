@@ -1,0 +1,491 @@
+//! What a cluster's supervisor, agents and query nodes say to each other, as values that encode to bytes. No actor, no
+//! reply port and no tensor is here: the control plane carries these as the payloads of its calls.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use stellate_model::block::BlockId;
+use wincode::{SchemaRead, SchemaWrite};
+
+use crate::link::HostId;
+use crate::manifest::ContextId;
+
+use super::drain::DrainPlan;
+use super::plan::Plan;
+use super::snapshot::ClusterSnapshot;
+
+/// A node, by the first 48 bits of its id, which are those of its hosts' ids too.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
+pub struct NodeKey(pub [u8; 6]);
+
+impl NodeKey {
+    /// The node of a host.
+    pub fn of(host: HostId) -> Self {
+        Self(host.node())
+    }
+}
+
+impl fmt::Display for NodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A moment in the life of an agent: later moments are greater. What an inventory does not list was not there at its
+/// moment, which says nothing of what came later.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
+pub struct Stamp {
+    /// How often the agent has started.
+    pub start: u64,
+    /// How much has happened since.
+    pub count: u64,
+}
+
+/// A block of a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct BlockNeed {
+    /// Its address.
+    pub id: BlockId,
+    /// Bytes of its keys and values.
+    pub bytes: u64,
+    /// Its tokens, by which the time to compute it again is reckoned.
+    pub tokens: u32,
+    /// Whether it is encoded behind the context's anchor.
+    pub anchored: bool,
+}
+
+/// The anchor of a context as [`crate::placement::AnchorNeed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct AnchorCopy {
+    /// Its address as a block of its own.
+    pub id: BlockId,
+    /// Bytes of its keys and values.
+    pub bytes: u64,
+    /// The first block of the context.
+    pub first_block: BlockId,
+}
+
+/// A context that a query node keeps: what it announces, and what it asks to have placed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct ContextClaim {
+    /// Its name, unique in the cluster.
+    pub context: ContextId,
+    /// The node that keeps it and is told of moves.
+    pub query_node: NodeKey,
+    /// Its blocks, in order.
+    pub needs: Vec<BlockNeed>,
+    /// Its anchor.
+    pub anchor: Option<AnchorCopy>,
+    /// Hosts that shall hold each block; 0 counts as 1, and more than there are hosts as all of them.
+    pub replicas: u16,
+}
+
+/// Where one block of a context goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct PlacedBlock {
+    /// The host.
+    pub host: HostId,
+    /// Whether the host is known to hold it.
+    pub held: bool,
+    /// Whether it is encoded behind a copy of the anchor that the host keeps.
+    pub anchor_copy: bool,
+}
+
+/// Where a context goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct ContextPlaced {
+    /// The term of the supervisor that says so.
+    pub term: u64,
+    /// The version of its table; orders to encode carry both.
+    pub version: u64,
+    /// A host for every block, in order.
+    pub placed: Vec<PlacedBlock>,
+}
+
+/// A block that a host holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct HeldBlock {
+    /// Its address.
+    pub id: BlockId,
+    /// Bytes it takes.
+    pub bytes: u64,
+}
+
+/// What one context host has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct HostInventory {
+    /// The host.
+    pub host: HostId,
+    /// Bytes it may hold.
+    pub capacity_bytes: u64,
+    /// The blocks it holds whole, copies of anchors among them.
+    pub blocks: Vec<HeldBlock>,
+    /// Blocks on their way to it, with the bytes that have come.
+    pub inbound: Vec<HeldBlock>,
+    /// Measured rate of encoding, in tokens a second; 0 where nothing was encoded yet.
+    pub encode_tokens_per_s: u64,
+    /// Measured bandwidth of copies, in bytes a second; 0 where nothing was copied yet.
+    pub copy_bytes_per_s: u64,
+}
+
+/// What a node's agent reports when it connects and every second: also its heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct Inventory {
+    /// The node.
+    pub node: NodeKey,
+    /// The moment it was taken.
+    pub at: Stamp,
+    /// How long the node has been up, in milliseconds: new hosts are filled slowly.
+    pub up_ms: u64,
+    /// Its hosts.
+    pub hosts: Vec<HostInventory>,
+}
+
+/// An order to an agent. An agent refuses orders of a term lower than the highest it has seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct AgentOrder {
+    /// The term of the supervisor.
+    pub term: u64,
+    /// The version of its table. A block that was claimed by a later version is not freed by an earlier one.
+    pub version: u64,
+    /// The number of the order in its term; the reply is for it.
+    pub order: u64,
+    /// What is to be done.
+    pub request: AgentRequest,
+}
+
+/// What an agent is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub enum AgentRequest {
+    /// Encode a block, unless it is held. Sent by query nodes.
+    Encode(EncodeOrder),
+    /// Promise room for a block that is to be pulled.
+    Reserve {
+        /// The host.
+        host: HostId,
+        /// The block.
+        block: BlockId,
+        /// Its bytes.
+        bytes: u64,
+        /// Its tokens.
+        tokens: u32,
+    },
+    /// Copy a block, for which there is room, from another host.
+    Pull {
+        /// The host that shall hold it.
+        host: HostId,
+        /// The block.
+        block: BlockId,
+        /// The host that holds it.
+        from: HostId,
+    },
+    /// Hash a block as it lies in the store.
+    Verify {
+        /// The host.
+        host: HostId,
+        /// The block.
+        block: BlockId,
+    },
+    /// Let go of blocks, of room that was promised to them, and of copies under way.
+    Free {
+        /// The host.
+        host: HostId,
+        /// The blocks.
+        blocks: Vec<BlockId>,
+    },
+    /// Say what is there.
+    Inventory,
+}
+
+/// A block to encode, as token ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct EncodeOrder {
+    /// The host.
+    pub host: HostId,
+    /// The block.
+    pub block: BlockId,
+    /// Its tokens.
+    pub ids: Vec<u32>,
+    /// The position of its first token in the context.
+    pub position: u64,
+    /// The address and the tokens of the anchor that it stands behind.
+    pub anchor: Option<(BlockId, Vec<u32>)>,
+}
+
+/// What an agent answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub enum AgentReply {
+    /// The block is there.
+    Encoded {
+        /// Whether it was encoded just now.
+        fresh: bool,
+    },
+    /// There is room, and it is promised.
+    Reserved,
+    /// The block has come and was sealed.
+    Pulled {
+        /// BLAKE3 of the block as the source holds it.
+        digest: [u8; 32],
+        /// The moment from which inventories list it.
+        at: Stamp,
+    },
+    /// The block as it lies in the store.
+    Digest {
+        /// Its BLAKE3.
+        digest: [u8; 32],
+        /// A moment at which it was there.
+        at: Stamp,
+    },
+    /// What was to be freed is not there any more, but for what a later version claimed.
+    Freed {
+        /// The moment from which inventories do not list it.
+        at: Stamp,
+    },
+    /// What is there.
+    Inventory(Inventory),
+    /// It was not done; what the host holds is as it was.
+    Refused(AgentRefusal),
+}
+
+/// Why an agent did not follow an order. What its hosts hold is as it was.
+#[derive(
+    Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
+pub enum AgentRefusal {
+    /// A later supervisor has been seen.
+    #[error("the order is of term {term}, and a supervisor of term {highest} was seen; this supervisor must stop")]
+    Fenced {
+        /// The term of the order.
+        term: u64,
+        /// The highest term seen.
+        highest: u64,
+    },
+    /// The store has no room.
+    #[error("{needed_bytes} bytes are needed and {free_bytes} are free; place the block elsewhere")]
+    Full {
+        /// Bytes that were asked for.
+        needed_bytes: u64,
+        /// Bytes that are free.
+        free_bytes: u64,
+    },
+    /// The node has no such host.
+    #[error("the node has no host {host}; ask for its inventory")]
+    NoSuchHost {
+        /// The host.
+        host: HostId,
+    },
+    /// The host, or the source of a copy, does not hold the block.
+    #[error("{host} does not hold block {block}; encode it again")]
+    NoSuchBlock {
+        /// The host.
+        host: HostId,
+        /// The block.
+        block: BlockId,
+    },
+    /// Something else, in words.
+    #[error("{cause}; ask again, or another host")]
+    Failed {
+        /// What happened.
+        cause: String,
+    },
+}
+
+/// What the supervisor tells a query node. Losing one costs time, never an answer: the query node heals when a step fails.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub enum QueryNodeNotice {
+    /// A new supervisor is there: announce every context with [`SupervisorRequest::Hold`].
+    Announce {
+        /// Its term.
+        term: u64,
+    },
+    /// A block has moved: route to its new host between two steps, then answer [`SupervisorRequest::Switched`].
+    Moved {
+        /// The move; named in the answer.
+        migration: u64,
+        /// The version of the table.
+        version: u64,
+        /// The block.
+        block: BlockId,
+        /// Where it was.
+        from: HostId,
+        /// Where it is.
+        to: HostId,
+    },
+    /// Blocks of a context are on no host any more: heal it.
+    Lost {
+        /// The context.
+        context: ContextId,
+        /// The blocks.
+        blocks: Vec<BlockId>,
+        /// Where they were; not to be asked again.
+        suspects: Vec<HostId>,
+    },
+    /// Have a block encoded on a host that has promised room, then answer [`SupervisorRequest::Recomputed`].
+    Recompute {
+        /// The move; named in the answer.
+        migration: u64,
+        /// The term and version that the order to the agent carries.
+        term: u64,
+        /// See `term`.
+        version: u64,
+        /// The context.
+        context: ContextId,
+        /// The block.
+        block: BlockId,
+        /// The host.
+        at: HostId,
+    },
+}
+
+/// What the supervisor is asked, by agents, query nodes and the administrator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub enum SupervisorRequest {
+    /// What a node has: its heartbeat.
+    Inventory(Inventory),
+    /// A query node is there: its heartbeat.
+    Renew(NodeKey),
+    /// A context is kept. Answered when it is noted.
+    Hold(ContextClaim),
+    /// Find room for a context and promise it; also for one whose blocks are not all to be had.
+    Place {
+        /// The context.
+        claim: ContextClaim,
+        /// Hosts that did not answer.
+        suspects: Vec<HostId>,
+    },
+    /// A context is not needed any more.
+    Release(ContextId),
+    /// A query node routes to the new host of a block.
+    Switched {
+        /// The query node.
+        node: NodeKey,
+        /// The move.
+        migration: u64,
+    },
+    /// A block was encoded again, or could not be.
+    Recomputed {
+        /// The move.
+        migration: u64,
+        /// Whether it is there.
+        done: bool,
+    },
+    /// A node was seen to go.
+    NodeGone(NodeKey),
+    /// Give a node no new blocks.
+    Cordon(NodeKey),
+    /// Take a cordon or a drain back.
+    Uncordon(NodeKey),
+    /// Move all blocks of a node elsewhere.
+    Drain {
+        /// The node.
+        node: NodeKey,
+        /// Milliseconds after which what is left is healed elsewhere.
+        deadline_ms: Option<u64>,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+    /// Forget a node. Refused while blocks lie on it alone, unless forced.
+    Remove {
+        /// The node.
+        node: NodeKey,
+        /// Whether blocks may be lost (and encoded again).
+        force: bool,
+    },
+    /// Plan a round of rebalancing, and do it if `apply`.
+    Rebalance {
+        /// Whether it is done.
+        apply: bool,
+    },
+    /// Everything the supervisor knows.
+    Snapshot,
+}
+
+/// What the supervisor answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub enum SupervisorReply {
+    /// It is done.
+    Done,
+    /// Where the context goes.
+    Placed(ContextPlaced),
+    /// What draining moves.
+    Drain(DrainPlan),
+    /// What rebalancing moves.
+    Plan(Plan),
+    /// Everything the supervisor knows.
+    Snapshot(Box<ClusterSnapshot>),
+    /// It was not done, and nothing has changed.
+    Refused(Refusal),
+}
+
+/// Why the supervisor did not do what it was asked. Nothing has changed.
+#[derive(
+    Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
+pub enum Refusal {
+    /// It has just started and does not know yet what hosts hold.
+    #[error("the supervisor has just started and is listening to its hosts; ask again in {retry_ms} ms")]
+    Settling {
+        /// When to ask again, in milliseconds.
+        retry_ms: u64,
+    },
+    /// There is no host that takes blocks.
+    #[error("no host takes blocks; join a node or uncordon one")]
+    NoHosts,
+    /// The blocks do not fit.
+    #[error(
+        "the context takes {needed_bytes} bytes more, of which {block_bytes} in one block, and {} are free on {} hosts, \
+         {} at most on one; join a node or release a context",
+        free_bytes.iter().map(|free| free.1).sum::<u64>(), free_bytes.len(),
+        free_bytes.iter().map(|free| free.1).max().unwrap_or(0)
+    )]
+    NoRoom {
+        /// Bytes that the blocks that no host holds and the copies of the anchor would take.
+        needed_bytes: u64,
+        /// Bytes of the first block that fits on no host.
+        block_bytes: u64,
+        /// Bytes free on each host that takes blocks.
+        free_bytes: Vec<(HostId, u64)>,
+    },
+    /// There is no such node.
+    #[error("there is no node {node}; `stellate node ls` names them")]
+    NoSuchNode {
+        /// The node.
+        node: NodeKey,
+    },
+    /// The other hosts lack room for what a node holds.
+    #[error(
+        "node {node} holds {bytes} bytes in {blocks} blocks that must move, the other hosts have {free_bytes} bytes free, \
+         and {homeless_blocks} blocks fit nowhere ({block_bytes} bytes in the first); join a node or release a context"
+    )]
+    DrainNoRoom {
+        /// The node.
+        node: NodeKey,
+        /// Blocks that must move.
+        blocks: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Bytes free on other hosts that take blocks.
+        free_bytes: u64,
+        /// Blocks that fit nowhere once the others have moved.
+        homeless_blocks: u64,
+        /// Bytes of the first of them.
+        block_bytes: u64,
+    },
+    /// Blocks lie on the node alone.
+    #[error("{blocks} blocks of {} contexts lie on node {node} alone; drain it first, or force", contexts.len())]
+    NotEmpty {
+        /// The node.
+        node: NodeKey,
+        /// How many blocks.
+        blocks: u64,
+        /// The contexts that they belong to.
+        contexts: Vec<ContextId>,
+    },
+    /// The supervisor was replaced by a later one.
+    #[error("a supervisor of a later term is there; ask that one")]
+    Replaced,
+}

@@ -1,0 +1,23 @@
+//! The supervisor of a cluster of nodes: which block lies where, and what is done when hosts join, are drained or die.
+//! Everything that decides is without IO and driven by a clock that is passed in; the actors over it are thin. How its
+//! messages travel is in `stellate-runtime`; how one process places its own blocks is in [`crate::supervisor`].
+
+pub mod actor;
+pub mod agent;
+pub mod drain;
+pub mod messages;
+pub mod migration;
+pub mod order;
+pub mod plan;
+pub mod repair;
+pub mod settings;
+pub mod snapshot;
+pub mod supervisor;
+#[cfg(test)]
+mod sim;
+mod table;
+#[cfg(test)]
+mod tests;
+mod upkeep;
+
+pub use table::HostState;

@@ -1,0 +1,527 @@
+//! The supervisor of a cluster as a state machine without IO, clock or chance: calls go in with the time, actions come
+//! out of [`Cluster::poll_action`]. It knows what hosts hold only from what they report, and is rebuilt from nothing but
+//! that. What it is asked is here; what it does on its own as time passes is in [`super::upkeep`], moves in
+//! [`super::migration`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use stellate_model::block::BlockId;
+
+use crate::link::HostId;
+use crate::manifest::ContextId;
+use crate::placement::{AnchorNeed, HostLoad, Need, Preference, place_by};
+
+use super::drain::{self, DrainPlan, DrainProgress};
+use super::messages::{
+    AgentOrder, AgentReply, AgentRefusal, AgentRequest, ContextClaim, ContextPlaced, Inventory, NodeKey, PlacedBlock,
+    QueryNodeNotice, Refusal, Stamp,
+};
+use super::migration::Migration;
+use super::plan::{Plan, PlannedMove};
+use super::settings::ClusterSettings;
+use super::table::{Hold, HostEntry, HostState, Table};
+
+/// What an administrator wants of a node; outlives supervisors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// No new blocks.
+    Cordon,
+    /// No blocks at all.
+    Drain,
+}
+
+/// What a supervisor has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send an order to a node's agent; its answer goes to [`Cluster::agent_replied`].
+    ToAgent {
+        /// The node.
+        node: NodeKey,
+        /// The order.
+        order: AgentOrder,
+    },
+    /// Tell a query node something.
+    ToQueryNode {
+        /// The node.
+        node: NodeKey,
+        /// What.
+        notice: QueryNodeNotice,
+    },
+    /// Tell who watches the drain.
+    Drain(DrainProgress),
+    /// Keep an intent, or forget it.
+    Intent {
+        /// The node.
+        node: NodeKey,
+        /// What is wanted of it.
+        intent: Option<Intent>,
+    },
+    /// A later supervisor is there: this one does nothing any more.
+    Replaced {
+        /// Its term.
+        highest: u64,
+    },
+}
+
+/// An order that was not answered yet.
+#[derive(Clone, Debug)]
+pub(crate) enum Pending {
+    Move(u64),
+    Free { host: HostId, version: u64, blocks: Vec<BlockId> },
+}
+
+/// A drain that is under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Drain {
+    pub(crate) progress: DrainProgress,
+    pub(crate) deadline: Option<Duration>,
+}
+
+/// The supervisor.
+#[derive(Debug)]
+pub struct Cluster {
+    pub(crate) settings: ClusterSettings,
+    pub(crate) term: u64,
+    pub(crate) started: Duration,
+    pub(crate) is_replaced: bool,
+    pub(crate) table: Table,
+    pub(crate) intents: BTreeMap<NodeKey, Intent>,
+    /// Query nodes, and when each was heard of.
+    pub(crate) query_nodes: BTreeMap<NodeKey, Duration>,
+    pub(crate) moves: BTreeMap<u64, Migration>,
+    pub(crate) queue: VecDeque<PlannedMove>,
+    pub(crate) drains: BTreeMap<NodeKey, Drain>,
+    pub(crate) backoff: BTreeMap<(BlockId, HostId), Duration>,
+    pub(crate) pending: BTreeMap<u64, Pending>,
+    pub(crate) lost: BTreeMap<ContextId, (BTreeSet<BlockId>, BTreeSet<HostId>)>,
+    pub(crate) next_round: Duration,
+    pub(crate) has_settled: bool,
+    pub(crate) actions: VecDeque<Action>,
+    next_number: u64,
+}
+
+impl Cluster {
+    /// A supervisor of `term`, which must be higher than every term before, with the intents that were kept.
+    pub fn new(now: Duration, term: u64, settings: ClusterSettings, intents: BTreeMap<NodeKey, Intent>) -> Self {
+        Self {
+            next_round: now + settings.unclaimed_grace,
+            settings,
+            term,
+            started: now,
+            is_replaced: false,
+            table: Table::default(),
+            intents,
+            query_nodes: BTreeMap::new(),
+            moves: BTreeMap::new(),
+            queue: VecDeque::new(),
+            drains: BTreeMap::new(),
+            backoff: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            has_settled: false,
+            actions: VecDeque::new(),
+            next_number: 1,
+        }
+    }
+
+    /// The next thing that was done; call until there is none, after every other call.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.flush_lost();
+        if self.is_replaced {
+            self.actions.retain(|action| matches!(action, Action::Replaced { .. }));
+        }
+        self.actions.pop_front()
+    }
+
+    /// Its term.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// What a node has: registers its hosts, corrects the table, and shows that it lives.
+    pub fn inventory(&mut self, now: Duration, inventory: &Inventory) {
+        for reported in inventory.hosts.iter().filter(|host| NodeKey::of(host.host) == inventory.node) {
+            let host = reported.host;
+            let up_since = now.saturating_sub(Duration::from_millis(inventory.up_ms));
+            let state = self.intended(inventory.node);
+            let entry = self.table.hosts.entry(host).or_insert_with(|| {
+                tracing::info!(%host, capacity_bytes = reported.capacity_bytes, "host joined");
+                HostEntry { state, up_since, ..HostEntry::new(now) }
+            });
+            entry.heard = now;
+            if inventory.at <= entry.at {
+                continue;
+            }
+            if entry.state == HostState::Gone {
+                (entry.state, entry.up_since) = (state, up_since);
+            }
+            let has_restarted = entry.at.start != 0 && entry.at.start != inventory.at.start;
+            entry.at = inventory.at;
+            entry.measure(reported);
+            self.compare(now, host, reported, has_restarted);
+        }
+        self.pump(now);
+    }
+
+    /// Makes the table say what a host reports.
+    fn compare(
+        &mut self,
+        now: Duration,
+        host: HostId,
+        reported: &super::messages::HostInventory,
+        has_restarted: bool,
+    ) {
+        let listed: BTreeSet<BlockId> = reported.blocks.iter().map(|block| block.id).collect();
+        for block in &reported.blocks {
+            if matches!(self.table.hold(host, &block.id), None | Some(Hold::Promised)) {
+                self.table.set(host, block.id, block.bytes, Hold::Held);
+                if let Some(entry) = self.table.blocks.get_mut(&block.id) {
+                    entry.is_lost = false;
+                }
+            }
+        }
+        let holdings = &self.table.hosts[&host].blocks;
+        let is_missing = |hold: Hold| match hold {
+            Hold::Held | Hold::Leaving => true,
+            // What was promised is yet to come; the rest ends with the agent that knew of it.
+            Hold::Incoming | Hold::Freeing(_) => has_restarted,
+            Hold::Promised => false,
+        };
+        let missing = holdings.iter().filter(|(id, holding)| !listed.contains(id) && is_missing(holding.hold));
+        for block in missing.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.forget(now, host, block);
+        }
+        for inbound in &reported.inbound {
+            let deadline = now + self.settings.copy_timeout;
+            let moves = self.moves.values_mut().filter(|m| m.to == host && m.block == inbound.id);
+            for migration in moves.filter(|m| m.done_bytes < inbound.bytes) {
+                (migration.done_bytes, migration.deadline) = (inbound.bytes, deadline);
+            }
+        }
+    }
+
+    /// What is wanted of the hosts of a node.
+    pub(crate) fn intended(&self, node: NodeKey) -> HostState {
+        match self.intents.get(&node) {
+            None => HostState::Active,
+            Some(Intent::Cordon) => HostState::Cordoned,
+            Some(Intent::Drain) => HostState::Draining,
+        }
+    }
+
+    /// An agent's answer to an order, by the order's number.
+    pub fn agent_replied(&mut self, now: Duration, order: u64, reply: AgentReply) {
+        let Some(pending) = self.pending.remove(&order) else { return };
+        if let AgentReply::Refused(AgentRefusal::Fenced { highest, .. }) = reply {
+            tracing::warn!(term = self.term, highest, "a later supervisor is there; this one stops");
+            self.is_replaced = true;
+            self.actions.push_back(Action::Replaced { highest });
+            return;
+        }
+        match (pending, reply) {
+            (Pending::Move(id), reply) => self.move_replied(now, id, reply),
+            (Pending::Free { host, version, blocks }, AgentReply::Freed { at }) => {
+                self.heard_of(host, at);
+                for block in blocks {
+                    let holding = self.table.holding(host, &block);
+                    let is_freed = holding
+                        .is_some_and(|h| matches!(h.hold, Hold::Freeing(_)) && h.version <= version);
+                    if is_freed {
+                        self.forget(now, host, block);
+                    }
+                }
+            }
+            // Sent again in time.
+            (Pending::Free { .. }, _) => {}
+        }
+        self.pump(now);
+    }
+
+    /// A query node is there.
+    pub fn renew(&mut self, now: Duration, node: NodeKey) {
+        if self.query_nodes.insert(node, now).is_none() {
+            let notice = QueryNodeNotice::Announce { term: self.term };
+            self.actions.push_back(Action::ToQueryNode { node, notice });
+        }
+    }
+
+    /// A query node keeps a context.
+    pub fn hold(&mut self, now: Duration, claim: ContextClaim) {
+        self.query_nodes.insert(claim.query_node, now);
+        let (context, anchor) = (claim.context, claim.anchor);
+        let ids: Vec<_> = claim.needs.iter().map(|need| need.id).collect();
+        let given_up = self.table.claim(claim);
+        if let Some(anchor) = anchor {
+            for host in self.table.hosts_of(&anchor.id).collect::<Vec<_>>() {
+                self.table.holding_mut(host, &anchor.id).expect("just listed").anchors.insert(context);
+            }
+        }
+        self.free_unclaimed(now, &given_up);
+        if self.has_settled {
+            for id in &ids {
+                self.table.blocks.get_mut(id).expect("just claimed").is_lost = false;
+                self.check_lost(id, &[]);
+            }
+        }
+    }
+
+    /// Finds room for a context and promises it. A block that a host holds stays there, unless the host is suspect. New
+    /// blocks may fill a host to its capacity: the limit of rebalancing leaves that room for them.
+    ///
+    /// # Errors
+    /// [`Refusal::Settling`], [`Refusal::NoHosts`], [`Refusal::NoRoom`], [`Refusal::Replaced`]. Nothing is promised.
+    pub fn place(
+        &mut self,
+        now: Duration,
+        claim: ContextClaim,
+        suspects: &[HostId],
+    ) -> Result<ContextPlaced, Refusal> {
+        self.may_decide(now)?;
+        self.query_nodes.insert(claim.query_node, now);
+        let mut loads = self.loads(now, &claim, suspects);
+        if loads.is_empty() {
+            return Err(Refusal::NoHosts);
+        }
+        let needs: Vec<_> = claim
+            .needs
+            .iter()
+            .map(|need| Need { id: need.id, bytes: need.bytes as usize, anchored: need.anchored })
+            .collect();
+        let anchor = claim.anchor.map(|anchor| AnchorNeed {
+            id: anchor.id,
+            bytes: anchor.bytes as usize,
+            first_block: anchor.first_block,
+        });
+        let share = loads.iter().map(|load| (load.host, self.share_permille(now, load.host))).collect();
+        let takers: Vec<_> = loads.iter().map(|load| load.host).collect();
+        let preference = Preference::Rendezvous { share_permille: &share };
+        let placed = place_by(preference, &mut loads, &needs, anchor).map_err(|room| Refusal::NoRoom {
+            needed_bytes: room.needed_bytes as u64,
+            block_bytes: room.block_bytes as u64,
+            free_bytes: takers.iter().copied().zip(room.free_bytes.iter().map(|&bytes| bytes as u64)).collect(),
+        })?;
+        let context = claim.context;
+        let anchor_copy = claim.anchor;
+        let given_up = self.table.claim(claim);
+        let mut answers = Vec::with_capacity(placed.len());
+        for (need, placed) in needs.iter().zip(&placed) {
+            let held = self.promise(placed.host, need.id, need.bytes as u64);
+            if let Some(anchor) = anchor_copy.filter(|_| placed.anchor_copy) {
+                self.promise(placed.host, anchor.id, anchor.bytes);
+                let holding = self.table.holding_mut(placed.host, &anchor.id).expect("just promised");
+                holding.anchors.insert(context);
+            }
+            answers.push(PlacedBlock { host: placed.host, held, anchor_copy: placed.anchor_copy });
+        }
+        self.free_unclaimed(now, &given_up);
+        Ok(ContextPlaced { term: self.term, version: self.table.version, placed: answers })
+    }
+
+    /// Promises a block room on a host; tells whether the host holds it.
+    fn promise(&mut self, host: HostId, block: BlockId, bytes: u64) -> bool {
+        match self.table.hold(host, &block) {
+            Some(Hold::Held | Hold::Leaving) => return true,
+            Some(Hold::Promised | Hold::Incoming) => {}
+            // A later version takes back what an earlier one had freed: see [`AgentOrder::version`].
+            None | Some(Hold::Freeing(_)) => self.table.set(host, block, bytes, Hold::Promised),
+        }
+        if let Some(holding) = self.table.holding_mut(host, &block) {
+            holding.unclaimed = None;
+        }
+        false
+    }
+
+    /// The hosts as placement sees them: each block of the context on the one host that it is best attended on.
+    fn loads(&mut self, now: Duration, claim: &ContextClaim, suspects: &[HostId]) -> Vec<HostLoad> {
+        let mut kept: BTreeMap<HostId, BTreeSet<BlockId>> = BTreeMap::new();
+        for id in claim.needs.iter().map(|need| need.id) {
+            let holder = self.table.holders(&id).into_iter().find(|host| !suspects.contains(host));
+            if holder.is_none()
+                && let Some(id) = self.move_of(&id)
+            {
+                self.cancel_move(now, id, "its block is placed anew");
+            }
+            let holder = holder.or_else(|| {
+                self.table.hosts_of(&id).find(|host| {
+                    let is_promised =
+                        matches!(self.table.hold(*host, &id), Some(Hold::Promised | Hold::Freeing(_)));
+                    is_promised && !suspects.contains(host) && self.table.hosts[host].state == HostState::Active
+                })
+            });
+            if let Some(host) = holder {
+                kept.entry(host).or_default().insert(id);
+            }
+        }
+        if let Some(anchor) = claim.anchor {
+            for host in self.table.hosts_of(&anchor.id) {
+                kept.entry(host).or_default().insert(anchor.id);
+            }
+        }
+        let hosts = self.table.hosts.iter().filter(|(host, entry)| entry.serves() && !suspects.contains(host));
+        let load = |(&host, entry): (&HostId, &HostEntry)| {
+            let takes = entry.state == HostState::Active;
+            let capacity = if takes { entry.capacity_bytes } else { entry.used_bytes };
+            HostLoad {
+                host,
+                capacity_bytes: capacity as usize,
+                used_bytes: entry.used_bytes as usize,
+                blocks: kept.remove(&host).unwrap_or_default(),
+            }
+        };
+        hosts.map(load).collect()
+    }
+
+    /// A context is not needed any more: what no other needs is freed.
+    pub fn release(&mut self, now: Duration, context: ContextId) {
+        if let Some(claim) = self.table.release(context) {
+            let ids: Vec<_> =
+                claim.needs.iter().map(|need| need.id).chain(claim.anchor.map(|anchor| anchor.id)).collect();
+            self.free_unclaimed(now, &ids);
+        }
+    }
+
+    /// A node was seen to go. A host of it that is heard of again is there again.
+    pub fn node_gone(&mut self, now: Duration, node: NodeKey) {
+        self.query_nodes.remove(&node);
+        for host in self.hosts_of_node(node) {
+            self.host_gone(now, host);
+        }
+        self.release_switches(now);
+        self.pump(now);
+    }
+
+    /// Gives a node no new blocks.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchNode`].
+    pub fn cordon(&mut self, node: NodeKey) -> Result<(), Refusal> {
+        self.known(node)?;
+        self.intend(node, Some(Intent::Cordon));
+        Ok(())
+    }
+
+    /// Takes a cordon or a drain back. What has moved stays where it is.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchNode`].
+    pub fn uncordon(&mut self, node: NodeKey) -> Result<(), Refusal> {
+        self.known(node)?;
+        self.drains.remove(&node);
+        self.intend(node, None);
+        Ok(())
+    }
+
+    /// Moves all blocks of a node elsewhere; with `dry_run` only says which. Past the deadline, what is left is healed
+    /// elsewhere by the query nodes, as if the node had gone.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchNode`]; [`Refusal::DrainNoRoom`] with the numbers; [`Refusal::Settling`].
+    pub fn drain(
+        &mut self,
+        now: Duration,
+        node: NodeKey,
+        deadline: Option<Duration>,
+        dry_run: bool,
+    ) -> Result<DrainPlan, Refusal> {
+        self.known(node)?;
+        self.may_decide(now)?;
+        let blocks = self.must_move(node);
+        let candidates = self.candidates(now, 1000, |host| NodeKey::of(host) != node);
+        let plan = drain::plan(node, &blocks, candidates)?;
+        if !dry_run {
+            self.intend(node, Some(Intent::Drain));
+            let deadline = deadline.map(|after| now + after);
+            self.drains.insert(node, Drain { progress: DrainProgress::new(node), deadline });
+            self.pump(now);
+        }
+        Ok(plan)
+    }
+
+    /// Forgets a node.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchNode`]; [`Refusal::NotEmpty`] if blocks lie on it alone and `force` is not set.
+    pub fn remove(&mut self, now: Duration, node: NodeKey, force: bool) -> Result<(), Refusal> {
+        self.known(node)?;
+        let alone: Vec<_> = self.must_move(node).into_iter().filter(|block| block.3.is_empty()).collect();
+        if !alone.is_empty() && !force {
+            let users = |id: &BlockId| self.table.blocks.get(id).map(|entry| entry.users.clone());
+            let contexts: BTreeSet<_> = alone.iter().filter_map(|block| users(&block.0)).flatten().collect();
+            let (blocks, contexts) = (alone.len() as u64, contexts.into_iter().collect());
+            return Err(Refusal::NotEmpty { node, blocks, contexts });
+        }
+        self.drains.remove(&node);
+        self.node_gone(now, node);
+        self.intend(node, None);
+        for host in self.hosts_of_node(node) {
+            self.table.hosts.remove(&host);
+        }
+        Ok(())
+    }
+
+    /// Plans a round of rebalancing, and does it if `apply`: moves wait until their target receives nothing else.
+    ///
+    /// # Errors
+    /// [`Refusal::Settling`], [`Refusal::Replaced`].
+    pub fn rebalance(&mut self, now: Duration, apply: bool) -> Result<Plan, Refusal> {
+        self.may_decide(now)?;
+        let plan = super::plan::rebalance(&self.views(now), &self.settings);
+        if apply {
+            self.queue = plan.moves.iter().copied().collect();
+            self.pump(now);
+        }
+        Ok(plan)
+    }
+
+    /// A number for a move or an order, unique in the term.
+    pub(crate) fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number - 1
+    }
+
+    pub(crate) fn order(&mut self, host: HostId, request: AgentRequest, pending: Pending) {
+        let (order, term, version) = (self.number(), self.term, self.table.version);
+        self.pending.insert(order, pending);
+        let order = AgentOrder { term, version, order, request };
+        self.actions.push_back(Action::ToAgent { node: NodeKey::of(host), order });
+    }
+
+    /// Inventories of a host's node that were taken before `at` are out of date.
+    pub(crate) fn heard_of(&mut self, host: HostId, at: Stamp) {
+        if let Some(entry) = self.table.hosts.get_mut(&host) {
+            entry.at = entry.at.max(at);
+        }
+    }
+
+    pub(crate) fn hosts_of_node(&self, node: NodeKey) -> Vec<HostId> {
+        self.table.hosts.keys().copied().filter(|&host| NodeKey::of(host) == node).collect()
+    }
+
+    fn known(&self, node: NodeKey) -> Result<(), Refusal> {
+        let is_known = self.table.hosts.keys().any(|&host| NodeKey::of(host) == node);
+        if is_known { Ok(()) } else { Err(Refusal::NoSuchNode { node }) }
+    }
+
+    fn intend(&mut self, node: NodeKey, intent: Option<Intent>) {
+        match intent {
+            Some(intent) => self.intents.insert(node, intent),
+            None => self.intents.remove(&node),
+        };
+        let state = self.intended(node);
+        let hosts = self.table.hosts.iter_mut().filter(|(host, _)| NodeKey::of(**host) == node);
+        hosts.filter(|(_, entry)| entry.state != HostState::Gone).for_each(|(_, entry)| entry.state = state);
+        self.actions.push_back(Action::Intent { node, intent });
+    }
+
+    fn may_decide(&self, now: Duration) -> Result<(), Refusal> {
+        if self.is_replaced {
+            return Err(Refusal::Replaced);
+        }
+        let left = (self.started + self.settings.settle).saturating_sub(now);
+        match left.as_millis() as u64 {
+            0 => Ok(()),
+            retry_ms => Err(Refusal::Settling { retry_ms }),
+        }
+    }
+}

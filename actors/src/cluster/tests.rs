@@ -1,0 +1,280 @@
+//! The supervisor against simulated clusters: what must hold under every fault, and what refusals say.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::drain::DrainState;
+use super::messages::{NodeKey, Refusal, SupervisorReply, SupervisorRequest};
+use super::plan::Skipped;
+use super::settings::{ClusterSettings, RepairPolicy};
+use super::sim::{BLOCK, Chance, World, claim, host};
+use super::table::HostState;
+use crate::manifest::ContextId;
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+fn quick() -> ClusterSettings {
+    ClusterSettings {
+        unclaimed_grace: seconds(8),
+        slow_start: seconds(10),
+        rebalance_every: Some(seconds(5)),
+        backoff: seconds(3),
+        order_timeout: seconds(3),
+        copy_timeout: seconds(4),
+        ..ClusterSettings::default()
+    }
+}
+
+/// A cluster that knows its hosts and is past its grace.
+fn settled(seed: u64, hosts: u16, capacity: u64, settings: ClusterSettings) -> World {
+    let mut world = World::new(seed, hosts, capacity, settings);
+    world.run(seconds(15));
+    world
+}
+
+fn node(number: u16) -> NodeKey {
+    NodeKey::of(host(number))
+}
+
+#[test]
+fn fifty_hosts_and_two_thousand_blocks_end_balanced_after_joins_drains_and_deaths() {
+    let seed = 20_260_101;
+    println!("seed {seed}");
+    let mut world = settled(seed, 40, 10_000, quick());
+    for context in 0..40 {
+        world.place(claim(context, 50, 1), &[]).expect("there is room");
+    }
+    world.run(seconds(10));
+    (40..50).for_each(|number| world.join(number, 10_000));
+    world.run(seconds(60));
+    world.cluster.drain(world.now, node(3), None, false).expect("there is room");
+    world.cluster.drain(world.now, node(4), None, false).expect("there is room");
+    world.run(seconds(60));
+    assert!(world.drains.iter().filter(|progress| progress.state == DrainState::Done).count() == 2);
+    assert!(world.hosts[&host(3)].blocks.is_empty() && world.hosts[&host(4)].blocks.is_empty());
+    [7, 8, 9].map(|number| world.kill(host(number)));
+    world.run(seconds(30));
+    world.join(7, 10_000);
+    world.run(seconds(200));
+    assert_eq!(world.missing(), 0);
+    let of: Vec<_> = world.hosts.iter().filter(|(id, h)| h.is_up && ![host(3), host(4)].contains(id)).collect();
+    let fills: Vec<_> = of.iter().map(|(_, h)| h.used() * 1000 / h.capacity).collect();
+    let difference = fills.iter().max().unwrap() - fills.iter().min().unwrap();
+    assert!(difference <= 50, "hosts differ by {difference} thousandths: {fills:?}");
+}
+
+#[test]
+fn equal_hosts_get_equally_many_blocks_of_a_context() {
+    let mut world = settled(1, 8, 10_000, quick());
+    let mut long = claim(1, 64, 1);
+    long.anchor = None;
+    world.place(long, &[]).unwrap();
+    world.run(seconds(3));
+    assert!(world.hosts.values().all(|host| host.used() == 8 * BLOCK));
+}
+
+#[test]
+fn a_context_that_does_not_fit_is_refused_with_the_numbers_and_fits_once_a_host_joins() {
+    let mut world = settled(2, 2, 400, quick());
+    let mut long = claim(1, 10, 1);
+    long.anchor = None;
+    let refused = world.place(long.clone(), &[]);
+    let free_bytes = vec![(host(0), 400), (host(1), 400)];
+    assert_eq!(refused, Err(Refusal::NoRoom { needed_bytes: 1000, block_bytes: 100, free_bytes }));
+    assert!(world.cluster.table.hosts.values().all(|entry| entry.used_bytes == 0), "nothing was promised");
+    world.join(2, 400);
+    world.run(seconds(2));
+    world.place(long, &[]).unwrap();
+}
+
+#[test]
+fn a_drain_that_does_not_fit_is_refused_with_the_numbers_and_a_dry_run_changes_nothing() {
+    let mut world = settled(3, 3, 1000, quick());
+    for context in 0..8 {
+        let mut short = claim(context, 3, 1);
+        short.anchor = None;
+        world.place(short, &[]).unwrap();
+    }
+    world.run(seconds(3));
+    let refused = world.cluster.drain(world.now, node(0), None, false);
+    let expected = Refusal::DrainNoRoom {
+        node: node(0),
+        blocks: 8,
+        bytes: 800,
+        free_bytes: 400,
+        homeless_blocks: 4,
+        block_bytes: 100,
+    };
+    assert_eq!(refused, Err(expected));
+    assert_eq!(world.cluster.table.hosts[&host(0)].state, HostState::Active);
+    world.join(3, 1000);
+    world.run(seconds(2));
+    let plan = world.cluster.drain(world.now, node(0), None, true).expect("there is room now");
+    assert_eq!((plan.moves.len(), plan.bytes), (8, 800));
+    assert_eq!(world.cluster.table.hosts[&host(0)].state, HostState::Active);
+}
+
+#[test]
+fn past_its_deadline_a_drain_names_the_contexts_and_leaves_the_rest_to_be_healed() {
+    let mut world = settled(4, 3, 10_000, quick());
+    world.place(claim(1, 60, 1), &[]).unwrap();
+    world.run(seconds(3));
+    world.cluster.drain(world.now, node(0), Some(seconds(4)), false).unwrap();
+    world.run(seconds(30));
+    let last = world.drains.last().unwrap();
+    assert_eq!((last.state, &last.affected[..]), (DrainState::DeadlinePassed, &[ContextId(1)][..]));
+    assert!(last.moved_blocks > 0 && last.left_blocks > 0, "{last:?}");
+    assert_eq!(world.missing(), 0);
+    assert!(world.routes.values().all(|at| *at != host(0)));
+}
+
+#[test]
+fn blocks_that_are_quicker_computed_than_copied_are_computed_on_the_new_host() {
+    let forced = ClusterSettings { repair: RepairPolicy::AlwaysRecompute, ..quick() };
+    let mut world = settled(5, 3, 10_000, forced);
+    world.place(claim(1, 12, 1), &[]).unwrap();
+    world.run(seconds(3));
+    world.cluster.drain(world.now, node(0), None, false).unwrap();
+    world.run(seconds(30));
+    let last = world.drains.last().unwrap();
+    assert_eq!((last.state, last.moved_blocks), (DrainState::Done, 0));
+    assert!(last.recomputed_blocks > 0 && world.missing() == 0);
+}
+
+#[test]
+fn replicas_are_made_and_one_takes_over_when_a_host_dies() {
+    let mut world = settled(6, 4, 10_000, quick());
+    world.place(claim(1, 12, 2), &[]).unwrap();
+    world.run(seconds(30));
+    let holders = |world: &World, id| world.hosts.values().filter(|host| host.blocks.contains_key(id)).count();
+    let needs = world.contexts[&ContextId(1)].needs.clone();
+    assert!(needs.iter().all(|need| holders(&world, &need.id) == 2));
+    world.kill(host(0));
+    assert!(needs.iter().all(|need| holders(&world, &need.id) >= 1));
+    world.run(seconds(60));
+    assert!(needs.iter().all(|need| holders(&world, &need.id) == 2));
+    assert_eq!(world.missing(), 0);
+}
+
+#[test]
+fn a_new_supervisor_frees_nothing_that_is_announced_and_everything_else_after_its_grace() {
+    let mut world = settled(7, 3, 10_000, quick());
+    world.place(claim(1, 9, 1), &[]).unwrap();
+    world.place(claim(2, 9, 1), &[]).unwrap();
+    world.run(seconds(3));
+    // The second context's query node releases it while no supervisor is there.
+    world.contexts.remove(&ContextId(2));
+    world.routes.retain(|(context, _), _| *context != ContextId(2));
+    world.restart_supervisor();
+    world.run(seconds(1));
+    assert!(matches!(world.place(claim(3, 1, 1), &[]), Err(Refusal::Settling { .. })));
+    world.run(seconds(6));
+    let blocks = |world: &World| world.hosts.values().map(|host| host.blocks.len()).sum::<usize>();
+    assert_eq!(blocks(&world), 2 * 11, "nine blocks and two copies of the anchor of each");
+    world.run(seconds(10));
+    assert_eq!((blocks(&world), world.missing(), world.moved), (11, 0, 0));
+}
+
+#[test]
+fn a_new_host_is_filled_slowly_and_no_round_moves_more_than_a_tenth() {
+    let settings = ClusterSettings { slow_start: seconds(1000), rebalance_every: None, ..quick() };
+    let mut world = settled(8, 4, 10_000, settings);
+    world.now += seconds(2000);
+    world.run(seconds(2));
+    world.place(claim(1, 200, 1), &[]).unwrap();
+    world.run(seconds(2));
+    world.join(4, 10_000);
+    world.run(seconds(2));
+    let plan = world.cluster.rebalance(world.now, false).unwrap();
+    let due = 200 * BLOCK / 5 / 10;
+    assert_eq!(plan.moves.len() as u64, due / BLOCK, "a tenth of its share");
+    assert!(plan.moves.iter().all(|planned| planned.to == host(4)));
+    assert!(plan.skipped.iter().any(|skipped| matches!(skipped, Skipped::SlowStart { .. })), "{:?}", plan.skipped);
+    world.now += seconds(2000);
+    world.run(seconds(2));
+    let plan = world.cluster.rebalance(world.now, false).unwrap();
+    assert_eq!(plan.moves.len(), 20);
+    assert!(plan.skipped.contains(&Skipped::RoundLimit { blocks: 20 }), "{:?}", plan.skipped);
+}
+
+#[test]
+fn a_node_with_the_only_copies_is_removed_by_force_alone() {
+    let mut world = settled(9, 2, 10_000, quick());
+    world.place(claim(1, 4, 1), &[]).unwrap();
+    world.run(seconds(3));
+    let remove = |force| SupervisorRequest::Remove { node: node(0), force };
+    let refused = world.cluster.ask(world.now, remove(false));
+    assert!(matches!(&refused, SupervisorReply::Refused(Refusal::NotEmpty { blocks: 2, contexts, .. })
+        if contexts[..] == [ContextId(1)]), "{refused:?}");
+    assert_eq!(world.cluster.ask(world.now, remove(true)), SupervisorReply::Done);
+    world.kill(host(0));
+    world.run(seconds(10));
+    assert_eq!(world.missing(), 0);
+}
+
+#[test]
+fn what_the_supervisor_knows_comes_back_from_its_bytes() {
+    let mut world = settled(10, 3, 10_000, quick());
+    world.place(claim(1, 9, 1), &[]).unwrap();
+    world.run(seconds(3));
+    world.cluster.drain(world.now, node(0), None, false).unwrap();
+    let snapshot = world.cluster.ask(world.now, SupervisorRequest::Snapshot);
+    let bytes = stellate_runtime::encoding::encode(&snapshot).unwrap();
+    assert_eq!(stellate_runtime::encoding::decode::<SupervisorReply>(&bytes), Ok(snapshot));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Deaths, joins, drains, cordons, releases, lost messages and new supervisors at any step of any move. The world
+    /// checks after every step that no host is over its capacity and that no block is gone while a holder lives.
+    #[test]
+    fn no_fault_loses_a_block_that_a_living_host_holds(seed in any::<u64>(), replicas in 1u16..3, loss in 0u64..200) {
+        let mut chance = Chance(seed);
+        let mut world = settled(seed, 5, 3000, quick());
+        world.loss = loss;
+        let mut contexts = 0;
+        for _ in 0..60 {
+            let number = chance.below(7) as u16;
+            match chance.below(12) {
+                0..=2 => {
+                    contexts += 1;
+                    let _ = world.place(claim(contexts, 1 + chance.below(12), replicas), &[]);
+                }
+                3 => world.release(ContextId(1 + chance.below(contexts.max(1)))),
+                4 if world.hosts.values().filter(|host| host.is_up).count() > 2 => world.kill(host(number)),
+                5 if !world.hosts.get(&host(number)).is_some_and(|host| host.is_up) => world.join(number, 3000),
+                6 => drop(world.cluster.drain(world.now, node(number), None, false)),
+                7 => drop(world.cluster.drain(world.now, node(number), Some(seconds(3)), false)),
+                8 => drop(world.cluster.uncordon(node(number))),
+                9 => drop(world.cluster.cordon(node(number))),
+                10 if chance.below(3) == 0 => world.restart_supervisor(),
+                _ => drop(world.cluster.rebalance(world.now, true)),
+            }
+            for _ in 0..=chance.below(16) {
+                world.step();
+            }
+        }
+        world.loss = 0;
+        for number in 0..7 {
+            let _ = world.cluster.uncordon(node(number));
+            if !world.hosts.get(&host(number)).is_some_and(|host| host.is_up) {
+                world.join(number, 3000);
+            }
+        }
+        for context in world.contexts.keys().copied().skip(6).collect::<Vec<_>>() {
+            world.release(context);
+        }
+        world.run(seconds(120));
+        prop_assert_eq!(world.missing(), 0, "everything is where its routes lead");
+        let wanted: BTreeSet<_> = world.contexts.values().flat_map(|claim| {
+            claim.needs.iter().map(|need| need.id).chain(claim.anchor.map(|anchor| anchor.id))
+        }).collect();
+        let kept: BTreeSet<_> = world.hosts.values().flat_map(|host| host.blocks.keys().copied()).collect();
+        prop_assert!(kept.is_subset(&wanted), "what nobody needs was freed");
+    }
+}
