@@ -2,6 +2,8 @@
 //! tile. Plain loops over fixed sizes, which the compiler turns into vectors where `isa` compiles them for a set; what they
 //! leave is the same to the last bit in every set. The layouts are those of `kv`.
 
+#![expect(clippy::needless_range_loop, reason = "indices over fixed sizes, unrolled by the compiler")]
+
 use crate::kv::q8_scale;
 use crate::{KEYS_PER_TILE, KvFormat};
 
@@ -46,74 +48,127 @@ pub(super) fn rotate(heads: &mut [f32], cos: &[f32], sin: &[f32]) {
 pub(super) fn pack(job: PackTile<'_>) {
     let PackTile { format, head_dim, width, k, v, stride, tokens, lane, tile } = job;
     assert!(lane + tokens <= KEYS_PER_TILE, "{lane} + {tokens} keys of a tile");
-    let key = |token: usize| &k[token * stride..][..head_dim];
-    let value = |token: usize| &v[token * stride..][..head_dim];
+    let (keys, values) = (Rows { data: k, stride, len: head_dim }, Rows { data: v, stride, len: head_dim });
     let half = tile.len() / 2;
     let (k_tile, v_tile) = tile.split_at_mut(half);
     match format {
         KvFormat::F32 => {
-            turned(key, tokens, lane, head_dim, k_tile, |_, key, row: &mut [u32; VALUES]| {
-                row.iter_mut().zip(key).for_each(|(bits, value)| *bits = value.to_bits());
-            });
+            turned::<Floats>(keys, &[], tokens, lane, k_tile);
             for token in 0..tokens {
                 let line = &mut v_tile[(lane + token) * width..][..head_dim];
-                line.copy_from_slice(bytemuck::cast_slice(value(token)));
+                line.copy_from_slice(bytemuck::cast_slice(values.row(token)));
             }
         }
         KvFormat::Bf16 => {
-            turned(key, tokens, lane, head_dim, k_tile, |_, key, row: &mut [u32; VALUES / 2]| {
-                let pairs = row.iter_mut().zip(key.as_chunks::<2>().0);
-                pairs.for_each(|(word, [low, high])| *word = rounded(*low) | rounded(*high) << 16);
-            });
-            pack_pairs(value, tokens, lane, width, v_tile);
+            turned::<Pairs>(keys, &[], tokens, lane, k_tile);
+            pack_pairs(values, tokens, lane, width, v_tile);
         }
         KvFormat::Q8 => {
             let (k_tile, k_scales) = numbers(k_tile, width);
             let (v_tile, v_scales) = numbers(v_tile, width);
             let mut factors = [0.0; KEYS_PER_TILE];
-            for (token, factor) in factors.iter_mut().enumerate().take(tokens) {
-                (k_scales[lane + token], *factor) = q8_scale(key(token));
-            }
-            let row_of =
-                |token: usize, key: &[f32], row: &mut [i8; VALUES]| quantised(key, factors[token], row);
-            turned(key, tokens, lane, head_dim, k_tile, row_of);
             for token in 0..tokens {
-                let (scale, factor) = q8_scale(value(token));
+                (k_scales[lane + token], factors[token]) = q8_scale(keys.row(token));
+            }
+            turned::<Bytes>(keys, &factors, tokens, lane, k_tile);
+            for token in 0..tokens {
+                let (scale, factor) = q8_scale(values.row(token));
                 v_scales[lane + token] = scale;
-                quantised(value(token), factor, &mut v_tile[(lane + token) * width..][..head_dim]);
+                quantised(values.row(token), factor, &mut v_tile[(lane + token) * width..][..head_dim]);
             }
         }
     }
 }
 
-/// Rows of keys become columns of `tile` `[lines][64]` from column `lane` on: 64 values at a time go through a row of
-/// elements, to which `convert` brings those of a token.
+/// Keys or values of one head.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    data: &'a [f32],
+    stride: usize,
+    len: usize,
+}
+
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    fn row(self, token: usize) -> &'a [f32] {
+        &self.data[token * self.stride..][..self.len]
+    }
+}
+
+/// What keys are stored as. Types with an inlined method, not closures: these would be compiled for no instruction set.
+trait Stored {
+    type Element: Copy + Default;
+    /// Values of one element.
+    const VALUES: usize;
+    fn convert(values: &[f32], factor: f32, to: &mut [Self::Element]);
+}
+
+/// The bits of f32.
+struct Floats;
+
+impl Stored for Floats {
+    type Element = u32;
+    const VALUES: usize = 1;
+
+    #[inline(always)]
+    fn convert(values: &[f32], _factor: f32, to: &mut [u32]) {
+        to.copy_from_slice(bytemuck::cast_slice(values));
+    }
+}
+
+/// Words of two neighbours in bf16.
+struct Pairs;
+
+impl Stored for Pairs {
+    type Element = u32;
+    const VALUES: usize = 2;
+
+    #[inline(always)]
+    fn convert(values: &[f32], _factor: f32, to: &mut [u32]) {
+        for (word, [low, high]) in to.iter_mut().zip(values.as_chunks::<2>().0) {
+            *word = rounded(*low) | rounded(*high) << 16;
+        }
+    }
+}
+
+/// Whole numbers of 8 bits.
+struct Bytes;
+
+impl Stored for Bytes {
+    type Element = i8;
+    const VALUES: usize = 1;
+
+    #[inline(always)]
+    fn convert(values: &[f32], factor: f32, to: &mut [i8]) {
+        quantised(values, factor, to);
+    }
+}
+
+/// Rows of keys become columns of `tile` `[lines][64]` from column `lane` on, each with its factor if there are any.
 #[inline(always)]
-fn turned<'a, T: Copy + Default, const ROW: usize>(
-    key: impl Fn(usize) -> &'a [f32],
-    tokens: usize,
-    lane: usize,
-    head_dim: usize,
-    tile: &mut [T],
-    convert: impl Fn(usize, &[f32], &mut [T; ROW]),
-) {
+fn turned<S: Stored>(keys: Rows<'_>, factors: &[f32], tokens: usize, lane: usize, tile: &mut [S::Element]) {
+    let mut rows = [[S::Element::default(); VALUES]; KEYS];
     let mut done = 0;
     while done < tokens {
         let count = (KEYS - (lane + done) % KEYS).min(tokens - done);
-        for start in (0..head_dim).step_by(VALUES) {
-            let values = start..head_dim.min(start + VALUES);
-            let mut rows = [[T::default(); ROW]; KEYS];
-            for (token, row) in rows.iter_mut().enumerate().take(count) {
-                convert(done + token, &key(done + token)[values.clone()], row);
+        for start in (0..keys.len).step_by(VALUES) {
+            let end = keys.len.min(start + VALUES);
+            let elements = (end - start) / S::VALUES;
+            for token in 0..count {
+                let factor = factors.get(done + token).copied().unwrap_or(1.0);
+                S::convert(&keys.row(done + token)[start..end], factor, &mut rows[token][..elements]);
             }
-            let (first, lines) = (start * ROW / VALUES, values.len() * ROW / VALUES);
-            let lines = &mut tile[first * KEYS_PER_TILE..(first + lines) * KEYS_PER_TILE];
-            for (at, line) in lines.as_chunks_mut::<KEYS_PER_TILE>().0.iter_mut().enumerate().take(ROW) {
-                let line = &mut line[lane + done..][..count];
-                if let Ok(line) = <&mut [T; KEYS]>::try_from(&mut *line) {
-                    *line = std::array::from_fn(|token| rows[token][at]);
+            let first = start / S::VALUES * KEYS_PER_TILE + lane + done;
+            let lines = &mut tile[first..first + (elements - 1) * KEYS_PER_TILE + count];
+            for (at, line) in lines.chunks_mut(KEYS_PER_TILE).enumerate() {
+                if let Some(line) = line.first_chunk_mut::<KEYS>().filter(|_| count == KEYS) {
+                    for token in 0..KEYS {
+                        line[token] = rows[token][at % VALUES];
+                    }
                 } else {
-                    line.iter_mut().zip(&rows).for_each(|(to, row)| *to = row[at]);
+                    for token in 0..count {
+                        line[token] = rows[token % KEYS][at % VALUES];
+                    }
                 }
             }
         }
@@ -123,20 +178,14 @@ fn turned<'a, T: Copy + Default, const ROW: usize>(
 
 /// Values in pairs along the keys: `tile` is `[32][width]` words.
 #[inline(always)]
-fn pack_pairs<'a>(
-    value: impl Fn(usize) -> &'a [f32],
-    tokens: usize,
-    lane: usize,
-    width: usize,
-    tile: &mut [u32],
-) {
+fn pack_pairs(values: Rows<'_>, tokens: usize, lane: usize, width: usize, tile: &mut [u32]) {
     let mut token = 0;
     while token < tokens {
         let place = lane + token;
         let line = &mut tile[place / 2 * width..][..width];
-        let own = value(token);
+        let own = values.row(token);
         if place.is_multiple_of(2) && token + 1 < tokens {
-            for ((word, low), high) in line.iter_mut().zip(own).zip(value(token + 1)) {
+            for ((word, low), high) in line.iter_mut().zip(own).zip(values.row(token + 1)) {
                 *word = rounded(*low) | rounded(*high) << 16;
             }
             token += 2;

@@ -51,7 +51,7 @@ unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
 
-/// What helpers run once each, and whom the last one wakes.
+/// What helpers run, and whom the last one wakes.
 struct Job {
     /// Borrowed for as long as the caller's [`Crew::run`] lasts, which outlasts every helper in the job.
     work: *const (dyn Fn() + Sync),
@@ -90,7 +90,7 @@ impl Crew {
         Ok(ready.then_some(crew))
     }
 
-    /// Runs `work` on the calling thread, and at the same time once on each helper that comes in time; returns when all are
+    /// Runs `work` on the calling thread, and at the same time on each helper that comes in time, perhaps more than once; returns when all are
     /// done. `work` is to take its share until nothing is left.
     ///
     /// Panics as `work` does, after the last helper has left.
@@ -207,6 +207,8 @@ fn look(is_so: impl Fn() -> bool) -> bool {
             }
             std::hint::spin_loop();
         }
+        // Where threads are more than cores, whoever has work goes first.
+        thread::yield_now();
     }
     false
 }
