@@ -315,7 +315,7 @@ fn encode_chunk(
     decoder.start(backend, pass, ids, position);
     for layer in 0..last {
         decoder.project(backend, layer, pass);
-        block.write(layer, at, pass.key(), pass.value());
+        backend.write(block, layer, at, pass.key(), pass.value());
         pass.done(Operation::KvWrite, Work::default);
         let own = KvSpan {
             keys: block.view(layer, at + ids.len()),
@@ -331,7 +331,7 @@ fn encode_chunk(
     }
     // Of the last layer only keys and values are kept: nothing reads what it would give to a next one.
     decoder.project_keys(backend, last, pass);
-    block.write(last, at, pass.key(), pass.value());
+    backend.write(block, last, at, pass.key(), pass.value());
     pass.done(Operation::KvWrite, Work::default);
     block.set_len(at + ids.len());
 }

@@ -60,7 +60,7 @@ pub fn forward(
             true => decoder.project(backend, layer, pass),
             false => decoder.project_keys(backend, layer, pass),
         }
-        tail.write(layer, pass.key(), pass.value());
+        tail.write(backend, layer, pass.key(), pass.value());
         pass.done(Operation::KvWrite, Work::default);
         if asked.is_empty() {
             break;
