@@ -45,7 +45,7 @@ enum Hostile {
 
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 enum Answer {
-    Sum { total: u64, process: u32 },
+    Sum { sum: u64, process: u32 },
     Refused(String),
 }
 
@@ -70,8 +70,8 @@ impl Actor for Adder {
         let Summing::Sum(numbers, reply) = message;
         let answer = match numbers.take() {
             Ok(numbers) => {
-                let total = numbers.into_iter().map(u64::from).sum();
-                Answer::Sum { total, process: std::process::id() }
+                let sum = numbers.into_iter().map(u64::from).sum();
+                Answer::Sum { sum, process: std::process::id() }
             }
             Err(error) => Answer::Refused(error.to_string()),
         };
@@ -200,9 +200,9 @@ fn actors_of_another_process_are_found_called_lost_and_found_again() {
         let adder = adder_of(control, other);
         assert_eq!(control.node_of(adder.get_id()), Some(other));
         let answer = sum(&adder, vec![1, 2, 3]).await;
-        assert_eq!(answer, Ok(Answer::Sum { total: 6, process: process.id() }));
+        assert_eq!(answer, Ok(Answer::Sum { sum: 6, process: process.id() }));
         let many = sum(&adder, vec![7; 500_000]).await;
-        assert_eq!(many, Ok(Answer::Sum { total: 3_500_000, process: process.id() }));
+        assert_eq!(many, Ok(Answer::Sum { sum: 3_500_000, process: process.id() }));
 
         // Hostile bytes are an answer, not a dead actor.
         for bytes in
@@ -225,13 +225,13 @@ fn actors_of_another_process_are_found_called_lost_and_found_again() {
         let mut process = Other::start(&there, address);
         until(&mut events, ControlEvent::Ready(other)).await;
         let answer = sum(&adder_of(control, other), vec![5]).await;
-        assert_eq!(answer, Ok(Answer::Sum { total: 5, process: process.id() }));
+        assert_eq!(answer, Ok(Answer::Sum { sum: 5, process: process.id() }));
         process.kill();
         let process = Other::start(&there, address);
         until(&mut events, ControlEvent::Gone(other)).await;
         until(&mut events, ControlEvent::Ready(other)).await;
         let answer = sum(&adder_of(control, other), vec![6]).await;
-        assert_eq!(answer, Ok(Answer::Sum { total: 6, process: process.id() }));
+        assert_eq!(answer, Ok(Answer::Sum { sum: 6, process: process.id() }));
         drop(process);
         node.leave().await;
     });
