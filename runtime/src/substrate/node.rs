@@ -317,7 +317,7 @@ impl Substrate {
         if let Some(control) = &context.control {
             control.stop().await;
         }
-        context.endpoint.close().await;
+        context.endpoint.close_connections().await;
         drop(context);
         // It waits for its tasks, which is no work for a thread of a runtime.
         let ended = tokio::task::spawn_blocking(move || drop(network)).await;
