@@ -25,9 +25,9 @@ mod tests;
 pub use error::SettingsError;
 pub use read::{CONFIG_FILE_VARIABLE, DEFAULT_FILE, ENVIRONMENT_PREFIX, Sources};
 pub use settings::{
-    AttentionSettings, ChatSettings, HostSettings, KvSettings, LogSettings, ModelSettings, QuerySettings,
-    SamplingSettings, Settings,
+    AttentionSettings, ChatSettings, ClusterSettings, HostSettings, KvSettings, LogSettings, ModelSettings,
+    NetworkSettings, NodeSettings, QuerySettings, SamplingSettings, Settings,
 };
 pub use values::{
-    AnchorTokens, AttentionMode, Bytes, ContextRole, KvFormat, LogFormat, ValueError, WeightFormat,
+    AnchorTokens, AttentionMode, Bytes, ContextRole, KvFormat, LogFormat, NodeRole, ValueError, WeightFormat,
 };

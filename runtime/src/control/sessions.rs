@@ -101,8 +101,12 @@ impl Sessions {
     /// Gives up on sessions with `peer` whose end nobody has told.
     pub(super) fn clear(&self, peer: NodeId) {
         let mut table = self.table();
-        let numbers: Vec<_> =
-            table.sessions.iter().filter(|(_, session)| session.peer == peer).map(|(number, _)| *number).collect();
+        let numbers: Vec<_> = table
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.peer == peer)
+            .map(|(number, _)| *number)
+            .collect();
         for number in numbers {
             self.end(&mut table, number);
         }

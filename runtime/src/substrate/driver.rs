@@ -171,6 +171,10 @@ impl Driver {
     fn connected(&mut self, connection: Connection) {
         let (node, number) = (connection.peer().id, connection.number());
         self.remember(connection.remote_address(), node);
+        if self.membership.is_removed(&node) {
+            // The list of the revoked may come later than the news.
+            return connection.close(CloseCode::Revoked);
+        }
         if connection.is_open() && self.served.get(&node) != Some(&number) {
             self.served.insert(node, number);
             self.context.network.spawn(serve(self.context.clone(), connection));
@@ -205,7 +209,8 @@ impl Driver {
         }
         // A live member has its keeper. One that is down is asked now and then whether it is back.
         if !self.keepers.contains_key(&to) {
-            let addresses = self.membership.member(&to).map(|member| member.record.addresses).unwrap_or_default();
+            let addresses =
+                self.membership.member(&to).map(|member| member.record.addresses).unwrap_or_default();
             if let Some(address) = addresses.first() {
                 self.try_address(*address);
             }
@@ -237,7 +242,9 @@ impl Driver {
     fn try_address(&mut self, address: SocketAddr) {
         let node = self.known.get(&address).copied();
         let connected = |node| self.context.endpoint.connection(node, ConnectionClass::Control).is_some();
-        if node.is_some_and(|node| node == self.context.own || connected(node)) || !self.trying.insert(address) {
+        if node.is_some_and(|node| node == self.context.own || connected(node))
+            || !self.trying.insert(address)
+        {
             return;
         }
         let context = self.context.clone();
@@ -283,7 +290,9 @@ impl Driver {
                 tracing::info!(%node, name = self.name_of(node), ?event, "a node is gone");
                 self.release(*node);
             }
-            Event::Suspect(node) => tracing::info!(%node, name = self.name_of(node), "a node does not answer"),
+            Event::Suspect(node) => {
+                tracing::info!(%node, name = self.name_of(node), "a node does not answer")
+            }
             Event::Removed(node) => self.removed(*node).await,
             Event::Renewed(generation) => {
                 tracing::warn!(%generation, "the others took this node for dead; it goes on in another life");
@@ -298,7 +307,9 @@ impl Driver {
             Event::OtherVersion { peer, theirs } => {
                 tracing::warn!(%peer, theirs, "a node speaks another version of membership");
             }
-            Event::NameClash(clash) => tracing::warn!(name = %clash.name, nodes = ?clash.nodes, "nodes of one name"),
+            Event::NameClash(clash) => {
+                tracing::warn!(name = %clash.name, nodes = ?clash.nodes, "nodes of one name")
+            }
             Event::Connected => {
                 self.context.ready.send_replace(true);
             }

@@ -98,7 +98,8 @@ impl IssuingStore for DurableIssuing {
         let _turn = self.turn();
         let mut deletes = Vec::new();
         for key in self.keys(NAME_PREFIX)? {
-            let holder = self.read(key.clone())?.map(|bytes| decode::<NodeId>(&bytes).map_err(failed)).transpose()?;
+            let holder =
+                self.read(key.clone())?.map(|bytes| decode::<NodeId>(&bytes).map_err(failed)).transpose()?;
             if holder == Some(node) {
                 let key = key.into_bytes();
                 deletes.push(Write::Delete { kind: Kind::Token, key, condition: Condition::Any });
@@ -144,4 +145,3 @@ fn put_name(name: &NodeName, node: NodeId) -> Result<Write, IssuingStoreError> {
 fn failed<E: std::error::Error + Send + Sync + 'static>(error: E) -> IssuingStoreError {
     IssuingStoreError(Box::new(error))
 }
-

@@ -96,7 +96,9 @@ pub(super) async fn keep_connected(context: Arc<Context>, node: NodeId) {
                 connection.closed().await;
                 backoff = new_backoff();
             }
-            Err(error) if error.is_transient() => tracing::debug!(node = %node, %error, "a member was not reached"),
+            Err(error) if error.is_transient() => {
+                tracing::debug!(node = %node, %error, "a member was not reached")
+            }
             Err(error) => tracing::warn!(node = %node, %error, "a member was not reached"),
         }
         sleep(backoff.next_wait()).await;
@@ -223,7 +225,10 @@ pub(super) async fn send_roster(context: Arc<Context>, to: NodeId, bytes: Vec<u8
             dial_member(&context, to, ConnectionClass::Control).await.map_err(|error| error.to_string())?;
         context.tell(Input::Connected(connection.clone())).await;
         let sent = send_frame(&connection, FrameKind::ROSTER, bytes);
-        timeout(LONGEST_FRAME, sent).await.map_err(|_| "it took too long".to_owned())?.map_err(|error| error.to_string())
+        timeout(LONGEST_FRAME, sent)
+            .await
+            .map_err(|_| "it took too long".to_owned())?
+            .map_err(|error| error.to_string())
     };
     if let Err(error) = sent.await {
         tracing::debug!(node = %to, %error, "a roster was not sent");

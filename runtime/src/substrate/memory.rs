@@ -112,7 +112,8 @@ impl Memory {
                 store.list(Kind::Revocation, REMOVED_PREFIX, from.as_deref(), PAGE)
             };
             let page = self.store.read(list).await?;
-            let id = |key: &[u8]| Some(NodeId::from_bytes(key.strip_prefix(REMOVED_PREFIX)?.try_into().ok()?));
+            let id =
+                |key: &[u8]| Some(NodeId::from_bytes(key.strip_prefix(REMOVED_PREFIX)?.try_into().ok()?));
             removed.extend(page.iter().filter_map(|listed| id(&listed.key)));
             if page.len() < PAGE {
                 return Ok(removed);

@@ -91,7 +91,9 @@ pub enum UpdateError {
 #[derive(Debug, thiserror::Error)]
 pub enum ManageError {
     /// The CA's key is elsewhere. Nothing has changed.
-    #[error("this node does not hold the key of the cluster's CA; ask the one that was started by `cluster init`")]
+    #[error(
+        "this node does not hold the key of the cluster's CA; ask the one that was started by `cluster init`"
+    )]
     NotIssuer,
     /// A node cannot remove itself. Nothing has changed.
     #[error("a node cannot remove itself; let it leave, or remove it from another node")]
@@ -119,7 +121,7 @@ pub struct Substrate {
     context: Arc<Context>,
     join: Option<JoinServer>,
     issuing: Option<Arc<DurableIssuing>>,
-    // Last: the tasks end before what they use.
+    /// Ends with this object, and its tasks with it.
     network: NetworkThread,
 }
 
@@ -141,9 +143,14 @@ impl Substrate {
         if setup.revocations.contains(&own) {
             return Err(StartError::Removed);
         }
-        Opening { own, memory, remembered, network: NetworkThread::start("network").map_err(StartError::Thread)? }
-            .open(setup)
-            .await
+        Opening {
+            own,
+            memory,
+            remembered,
+            network: NetworkThread::start("network").map_err(StartError::Thread)?,
+        }
+        .open(setup)
+        .await
     }
 
     /// This node's id.
@@ -310,7 +317,7 @@ impl Substrate {
         if let Some(control) = &context.control {
             control.stop().await;
         }
-        context.endpoint.close().await;
+        context.endpoint.close_connections().await;
         drop(context);
         // It waits for its tasks, which is no work for a thread of a runtime.
         let ended = tokio::task::spawn_blocking(move || drop(network)).await;
@@ -345,7 +352,8 @@ impl Opening {
     async fn open(self, mut setup: SubstrateSetup) -> Result<(Substrate, Incoming), StartError> {
         let handle = self.network.handle();
         let (desk, issuing) = self.issuing(&mut setup).await?;
-        let mut endpoint = EndpointSetup::new(setup.listen, setup.credentials.clone(), setup.revocations.clone());
+        let mut endpoint =
+            EndpointSetup::new(setup.listen, setup.credentials.clone(), setup.revocations.clone());
         endpoint.incarnation = u64::from(self.remembered.boot);
         endpoint.desk = desk.clone();
         endpoint.options = setup.transport.clone();
@@ -403,7 +411,8 @@ impl Opening {
             ready: watch::Sender::new(false),
         });
         let neighbours = self.remembered.neighbours;
-        let driver = Driver::new(context.clone(), membership, requirements, discovery, neighbours, has_sources);
+        let driver =
+            Driver::new(context.clone(), membership, requirements, discovery, neighbours, has_sources);
         handle.spawn(driver.run(inputs_of_driver));
         handle.spawn(accept_all(context.clone(), accepted));
         handle.spawn(renew_certificate(context.clone()));

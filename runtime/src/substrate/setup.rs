@@ -8,8 +8,9 @@ use tokio::sync::mpsc;
 
 use super::memory::MemoryError;
 use crate::clock::{Clock, SystemClock};
+use crate::config::{NodeRole, Settings};
 use crate::control::ControlError;
-use crate::discovery::{DiscoveryError, DiscoveryOptions};
+use crate::discovery::{Announcement, DiscoveryError, DiscoveryOptions, MdnsOptions};
 use crate::identity::{CertificateAuthority, Credentials, IssuingStoreError, RevocationError, Revocations};
 use crate::membership::{
     Device, MembershipOptions, ModelFormat, NodeState, ProtocolRange, RecordError, Requirements, Roles,
@@ -111,6 +112,46 @@ impl SubstrateSetup {
             control: true,
             clock: Arc::new(SystemClock::new()),
         })
+    }
+}
+
+impl SubstrateSetup {
+    /// As `settings` say: addresses, roles, where to look for others, the capacity of all its context hosts together. What
+    /// the settings do not know, as the model, is the caller's to add.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_settings(
+        settings: &Settings,
+        credentials: Arc<Credentials>,
+        store: StoreHandle,
+    ) -> Result<Self, RevocationError> {
+        let (node, network) = (&settings.node, &settings.network);
+        let mut setup = Self::new(network.listen, credentials, store)?;
+        setup.join_listen = Some(network.join_listen);
+        setup.advertise = network.advertise.clone();
+        setup.profile.roles = Roles {
+            context: node.has_role(NodeRole::Context),
+            query: node.has_role(NodeRole::Query),
+            supervisor: node.has_role(NodeRole::Supervisor),
+        };
+        if setup.profile.roles.context {
+            setup.profile.capacity_bytes =
+                settings.kv.capacity_bytes.get().saturating_mul(settings.hosts.count as u64);
+        }
+        setup.discovery.seeds = network.seeds.clone();
+        setup.discovery.dns = network.dns.clone();
+        if network.mdns {
+            let mut mdns = MdnsOptions::for_cluster(&setup.credentials.ca_hash().to_string());
+            let name = setup.credentials.details().name.to_string();
+            let addresses = network.advertise.iter().map(SocketAddr::ip).collect();
+            let announced = network.advertise.first().unwrap_or(&network.listen);
+            // A free port is known only once it is bound; such a node looks for others and does not announce itself.
+            mdns.announcement =
+                (announced.port() != 0).then(|| Announcement { name, port: announced.port(), addresses });
+            setup.discovery.mdns = Some(mdns);
+        }
+        Ok(setup)
     }
 }
 

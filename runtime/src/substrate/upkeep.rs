@@ -41,20 +41,26 @@ async fn renewed(context: &Arc<Context>) -> Option<Arc<Credentials>> {
         for address in member.addresses() {
             match context.endpoint.renew(Target::node(member.id, address)).await {
                 Ok(credentials) => return Some(credentials),
-                Err(error) => tracing::debug!(node = %member.id, %error, "a certificate was not renewed there"),
+                Err(error) => {
+                    tracing::debug!(node = %member.id, %error, "a certificate was not renewed there")
+                }
             }
         }
     }
     None
 }
 
-async fn renewed_here(context: &Arc<Context>, desk: Arc<crate::identity::JoinDesk>) -> Option<Arc<Credentials>> {
+async fn renewed_here(
+    context: &Arc<Context>,
+    desk: Arc<crate::identity::JoinDesk>,
+) -> Option<Arc<Credentials>> {
     let current = context.endpoint.credentials();
     let task = current.clone();
     // The desk computes: not on this thread.
     let issued = tokio::task::spawn_blocking(move || desk.renew(task.certificate())).await;
     let certificate = issued.ok()?.inspect_err(|error| tracing::warn!(%error, "the certificate")).ok()?;
-    let renewed = current.renewed(certificate.into()).inspect_err(|error| tracing::warn!(%error, "the certificate"));
+    let renewed =
+        current.renewed(certificate.into()).inspect_err(|error| tracing::warn!(%error, "the certificate"));
     let renewed = Arc::new(renewed.ok()?);
     let used = context.endpoint.use_credentials(renewed.clone());
     used.inspect_err(|error| tracing::warn!(%error, "the certificate")).ok()?;

@@ -181,7 +181,13 @@ impl Endpoint {
     }
 
     /// Closes all connections and the socket, and waits until the peers have been told.
-    pub async fn close(&self) {
+    pub async fn close(self) {
+        self.close_connections().await;
+    }
+
+    /// Closes all connections, takes no new ones, and waits until the peers have been told. The socket is free for others
+    /// once this object is gone.
+    pub(crate) async fn close_connections(&self) {
         let shared = self.shared.clone();
         shared.quic.close(CloseCode::Done.into(), b"");
         // None: the network thread has ended, and with it the socket.
