@@ -1,7 +1,7 @@
 //! What a layer's fan-out costs on loopback: `cargo bench -p stellate-actors --bench fanout`. Queries of one token in the shape
 //! of Llama 3.2 1B go to 1, 2, 4 and 8 context hosts, each of a node with a network thread of its own, and their partials come
-//! back; beside it the same bytes over bare QUIC streams of the same connections, echoed by the nodes' network threads.
-//! Hosts attend one key, so that the way is measured and not the attention. One argument: rounds.
+//! back; beside it the same bytes over bare QUIC streams of connections with the same settings, echoed by the nodes' network
+//! threads, and the same fan-out to the same hosts through memory. Hosts attend one key. One argument: rounds.
 #![allow(clippy::print_stdout)]
 
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use stellate_actors::link::{AttendRequest, Fold, HostId, HostLink};
 use stellate_actors::progress::EncodeMeter;
 use stellate_actors::remote::frames::{Attend, Attended};
 use stellate_actors::remote::{
-    AttendShape, DecodeChannel, DecodeOptions, LocalHosts, NodeDialer, QuicLink, serve_decode,
+    AttendShape, DecodeChannel, DecodeOptions, LocalHosts, NodeDialer, serve_decode,
 };
 use stellate_actors::{KvFormat, WeightChoice};
 use stellate_kernels::{Cpu, CpuOptions, Partial};
@@ -38,6 +38,7 @@ struct Node {
     _network: NetworkThread,
     _endpoint: Endpoint,
     bare: Connection,
+    host: ContextHostHandle,
     channel: DecodeChannel,
 }
 
@@ -62,12 +63,16 @@ fn main() {
             let connections: Vec<_> = nodes[..count].iter().map(|node| node.bare.clone()).collect();
             let echoing = network.handle().spawn(bare_echo(connections, shape, rounds));
             let bare = report(runtime.block_on(echoing).expect("the echo ends"));
+            let mut links: Vec<_> = nodes[..count].iter().map(|node| node.host.link()).collect();
+            let memory = report(fan_out(&mut links, shape, rounds));
             let mut links: Vec<_> = nodes[..count].iter().map(|node| node.channel.link()).collect();
             let ours = report(fan_out(&mut links, shape, rounds));
             println!(
-                "run {repeat}, {count} hosts: bare p50 {:.0} µs, p99 {:.0} µs; fan-out p50 {:.0} µs, p99 {:.0} µs: {:.2} x",
+                "run {repeat}, {count} hosts: bare p50 {:.0} µs, p99 {:.0} µs; memory p50 {:.0} µs, p99 {:.0} µs; fan-out p50 {:.0} µs, p99 {:.0} µs: {:.2} x",
                 bare.0,
                 bare.1,
+                memory.0,
+                memory.1,
                 ours.0,
                 ours.1,
                 ours.0 / bare.0
@@ -96,7 +101,7 @@ async fn node(
     let network = NetworkThread::start(&name).expect("a thread starts");
     let (endpoint, mut accepted) = open(&network, authority, &name);
     let (shape, id) = (AttendShape::of(decoder), host.host);
-    let hosts = LocalHosts::new([host], decoder, decoder.kv_shape(KvFormat::Bf16));
+    let hosts = LocalHosts::new([host.clone()], decoder, decoder.kv_shape(KvFormat::Bf16));
     network.handle().spawn(async move {
         while let Some(connection) = accepted.next().await {
             match connection.class() {
@@ -111,7 +116,7 @@ async fn node(
     let dialer = NodeDialer::new(Arc::clone(from), target, ConnectionClass::Decode, Arc::new(|_| {}));
     let options = DecodeOptions::default();
     let channel = DecodeChannel::new(&asker.handle(), id, shape, Arc::new(dialer), options);
-    Node { _network: network, _endpoint: endpoint, bare, channel }
+    Node { _network: network, _endpoint: endpoint, bare, host, channel }
 }
 
 fn open(network: &NetworkThread, authority: &CertificateAuthority, name: &str) -> (Endpoint, Accepted) {
@@ -184,7 +189,7 @@ async fn bare_echo(connections: Vec<Connection>, shape: AttendShape, rounds: usi
 }
 
 /// On this thread, as a query host's device thread does it.
-fn fan_out(links: &mut [QuicLink], shape: AttendShape, rounds: usize) -> Vec<Duration> {
+fn fan_out<L: HostLink>(links: &mut [L], shape: AttendShape, rounds: usize) -> Vec<Duration> {
     let blocks: Arc<[BlockId]> = [BLOCK].into();
     let queries = Arc::new(vec![0.5; shape.heads * shape.head_dim]);
     let mut spare: Vec<Vec<Partial>> = vec![Vec::new(); links.len()];
