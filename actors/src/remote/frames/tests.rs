@@ -60,8 +60,8 @@ fn samples() -> Vec<Vec<u8>> {
 
 #[test]
 fn any_bytes_are_a_header_or_refused() {
+    // Fixed, so that a failure is the same again.
     let seed = 0x5717_e11a_7e00_0004;
-    println!("seed {seed}");
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let samples = samples();
     let mut read = 0;

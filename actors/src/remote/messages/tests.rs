@@ -112,8 +112,8 @@ fn a_request_to_place_and_its_placement_come_back() {
 
 #[test]
 fn any_bytes_are_a_message_or_refused() {
+    // Fixed, so that a failure is the same again.
     let seed = 0x5717_e11a_7e00_0005;
-    println!("seed {seed}");
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let samples = [encode(&order()).unwrap(), encode(&WirePlaceRequest::from(&request())).unwrap()];
     for round in 0..20_000 {
