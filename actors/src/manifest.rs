@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use stellate_model::block::{BlockId, Layout};
+use wincode::{SchemaRead, SchemaWrite};
 
 use crate::cover::Cover;
 use crate::link::HostId;
 
 /// The name of a context in its node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
 pub struct ContextId(pub u64);
 
 impl fmt::Display for ContextId {
