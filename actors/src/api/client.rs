@@ -112,7 +112,8 @@ impl Client {
     pub async fn disconnect(&self) {
         if let Some(connection) = self.0.live.lock().await.take() {
             connection.close(CloseCode::Done);
-            connection.closed().await;
+            drop(connection);
+            self.0.endpoint.idle().await;
         }
     }
 

@@ -25,6 +25,8 @@ pub struct Settings {
     pub sampling: SamplingSettings,
     /// How contexts and questions are put into the model's chat template.
     pub chat: ChatSettings,
+    /// This process as a node of a cluster.
+    pub node: NodeSettings,
     /// What is logged, and how.
     pub log: LogSettings,
 }
@@ -161,6 +163,18 @@ pub struct ChatSettings {
     pub system_prompt: String,
 }
 
+/// `[node]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSettings {
+    /// The folder of identity and store; empty for the user's own.
+    pub data_dir: String,
+    /// Where the node listens, as `ADDRESS:PORT`.
+    pub listen: String,
+    /// Where nodes join, as `ADDRESS:PORT`; empty for nowhere.
+    pub join_listen: String,
+}
+
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -198,5 +212,6 @@ section_defaults! {
     query: QuerySettings,
     sampling: SamplingSettings,
     chat: ChatSettings,
+    node: NodeSettings,
     log: LogSettings,
 }

@@ -57,6 +57,11 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
             max_tokens: 256,
         },
         chat: ChatSettings { context_role: ContextRole::Auto, system_prompt: String::new() },
+        node: NodeSettings {
+            data_dir: String::new(),
+            listen: "0.0.0.0:7400".to_owned(),
+            join_listen: "0.0.0.0:7401".to_owned(),
+        },
         log: LogSettings { level: "warn".to_owned(), format: LogFormat::Human },
     };
     assert_eq!(Settings::default(), expected);
@@ -80,7 +85,7 @@ fn every_setting_can_be_given_by_the_environment_and_by_a_flag() {
         let sources = environment(&[(&variable, &text)]).with_override(&key, &text);
         assert_eq!(Settings::read(&sources).unwrap(), Settings::default(), "{key}");
     }
-    assert_eq!(keys.names().count(), 29, "a new setting needs its row in the test of defaults too");
+    assert_eq!(keys.names().count(), 32, "a new setting needs its row in the test of defaults too");
 }
 
 #[test]
@@ -184,6 +189,8 @@ fn variables_of_other_programs_and_those_that_are_no_settings_are_passed_over() 
         ("stellate_hosts__count", "x"),
         (CONFIG_FILE_VARIABLE, "else.toml"),
         ("STELLATE_CPU_ISA", "scalar"),
+        (IDENTITY_VARIABLE, "folder"),
+        (ADDRESS_VARIABLE, "127.0.0.1:7400"),
     ]);
     assert_eq!(Settings::read(&sources).unwrap(), Settings::default());
 }

@@ -1,5 +1,7 @@
 //! Ranges and cross-field rules of settings. Each rule names the key to change, and the other key if there is one.
 
+use std::net::SocketAddr;
+
 use tracing_subscriber::EnvFilter;
 
 use super::error::SettingsError;
@@ -60,6 +62,7 @@ impl Settings {
         self.validate_threads()?;
         self.validate_relations()?;
         self.validate_sampling()?;
+        self.validate_node()?;
         if let Err(error) = EnvFilter::try_new(&self.log.level) {
             return invalid(
                 "log.level",
@@ -155,6 +158,22 @@ impl Settings {
         in_range("sampling.min_p", min_p, (0.0..1.0).contains(&min_p), "from 0 (all) to below 1")?;
         let penalty = sampling.repetition_penalty;
         in_range("sampling.repetition_penalty", penalty, penalty > 0.0, "above 0 (1 for none)")
+    }
+
+    fn validate_node(&self) -> Result<(), SettingsError> {
+        let address = |key, text: &str| match text.parse::<SocketAddr>() {
+            Ok(_) => Ok(()),
+            Err(_) => invalid(
+                key,
+                format!("found \"{text}\", expected an address and a port, as in \"0.0.0.0:7400\""),
+            ),
+        };
+        address("node.listen", &self.node.listen)?;
+        if self.node.join_listen.is_empty() {
+            Ok(())
+        } else {
+            address("node.join_listen", &self.node.join_listen)
+        }
     }
 }
 
