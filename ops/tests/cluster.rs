@@ -346,3 +346,28 @@ fn what_is_wrong_on_the_command_line_is_named() {
     assert_eq!(code, 5, "{message}");
     assert!(message.contains("127.0.0.1:9"), "{message}");
 }
+
+#[test]
+fn what_is_deployed_uses_settings_and_flags_that_exist() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let help = stdout(&mut stellate(&["serve", "--help"]));
+    for file in ["stellate.service", "Containerfile", "kubernetes/stellate.yaml"] {
+        let text = fs::read_to_string(deploy.join(file)).unwrap();
+        let is_word = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+        let words: Vec<&str> = text.split(|c: char| !is_word(c)).collect();
+        // Any value will do: an unknown name is refused first, and completions take no setting.
+        let settings: Vec<_> =
+            words.iter().filter(|w| w.starts_with("STELLATE_") && w.contains("__")).collect();
+        assert!(!settings.is_empty(), "{file}");
+        for name in settings {
+            let output = stellate(&["completions", "bash"]).env(name, "1").output().unwrap();
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!message.contains("unknown setting"), "{file}: {message}");
+        }
+        for line in text.lines().filter(|line| line.contains("stellate serve")) {
+            for flag in line.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2) {
+                assert!(help.contains(flag), "{file}: {flag} is not a flag of serve");
+            }
+        }
+    }
+}

@@ -285,7 +285,10 @@ pub(super) fn finish_of(word: &str) -> Result<FinishReason, RemoteError> {
 }
 
 /// A report's head, its body encoded, and its logits.
-pub(super) fn report_parts(report: TurnReport) -> Result<(ReportHead, Vec<u8>, Option<Arc<[f32]>>), Fault> {
+type ReportParts = (ReportHead, Vec<u8>, Option<Arc<[f32]>>);
+
+/// Takes a report apart.
+pub(super) fn report_parts(report: TurnReport) -> Result<ReportParts, Fault> {
     let TurnReport { text, ids, query_ids, finish, usage, speculation, timings, query_logits } = report;
     let head = ReportHead {
         finish: match finish {

@@ -302,7 +302,7 @@ async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
             }
             bytes(&infos)
         }
-        Request::Turns(id) => bytes(&api.turns(&*api.0.shelf.session(id)?.1).await?),
+        Request::Turns(id) => bytes(&api.turns(&api.0.shelf.session(id)?.1).await?),
         Request::Nodes => bytes(&cluster.nodes().await.map_err(refused)?),
         Request::Cordon { node, cordoned } => {
             bytes(&cluster.set_cordon(node, cordoned).await.map_err(refused)?)
