@@ -89,7 +89,8 @@ impl Api {
     fn about(&self) -> About {
         let decoder = self.0.node.decoder();
         let kv_format = self.0.node.session_store().shape().format.to_string();
-        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since_1970 =
+            self.0.node.cast().clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         About {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model: self.0.model.clone(),
