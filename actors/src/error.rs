@@ -10,6 +10,7 @@ use stellate_model::random::UnknownShape;
 use stellate_model::sampler::SamplingError;
 use stellate_model::stream::StopError;
 
+use crate::api::RemoteError;
 use crate::budget::StoreFull;
 use crate::context_host::HostError;
 use crate::fanout::FanoutError;
@@ -58,6 +59,9 @@ pub enum OpenError {
     /// A node without context hosts holds no context.
     #[error("hosts.count is 0; a node needs at least one context host")]
     NoHosts,
+    /// The node of another process cannot be used.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// The context hosts have no room for a context. Nothing of it is kept; every other context is as it was.
@@ -117,6 +121,9 @@ pub enum EncodeError {
     /// The node is closing.
     #[error("the node is closing; open it again")]
     Stopped,
+    /// The node is elsewhere: it cannot be reached, or says something that has no variant here.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// A question could not be answered. The session is as it was before the question.
@@ -165,6 +172,9 @@ pub enum AskError {
     /// The node is closing.
     #[error("the node is closing; open it again")]
     Stopped,
+    /// The node is elsewhere: it cannot be reached, or says something that has no variant here.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// A session could not be opened.
@@ -186,6 +196,9 @@ pub enum SessionError {
     /// The node is closing.
     #[error("the node is closing; open it again")]
     Stopped,
+    /// The node is elsewhere: it cannot be reached, or says something that has no variant here.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 impl From<Stopped> for EncodeError {

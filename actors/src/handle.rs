@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ractor::call;
 use tokio::sync::mpsc;
 
+use crate::api::{RemoteContext, RemoteSession};
 use crate::cancel::CancelToken;
 use crate::error::{AskError, Asked, EncodeError, SessionError};
 use crate::manifest::{ContextId, Manifest};
@@ -23,9 +24,16 @@ use crate::turn::{AskOptions, QueryInput, Turn};
 #[derive(Clone, Debug)]
 pub struct Context {
     node: Node,
-    encoded: Arc<EncodedContext>,
+    held: Held,
     prompting: Prompting,
     progress: EncodeProgress,
+}
+
+/// Where what the handle stands for is.
+#[derive(Clone, Debug)]
+pub(crate) enum Held {
+    Here(Arc<EncodedContext>),
+    There(RemoteContext),
 }
 
 impl Context {
@@ -35,17 +43,29 @@ impl Context {
         prompting: Prompting,
         progress: EncodeProgress,
     ) -> Self {
-        Self { node, encoded: Arc::new(encoded), prompting, progress }
+        Self { node, held: Held::Here(Arc::new(encoded)), prompting, progress }
+    }
+
+    pub(crate) fn there(
+        node: Node,
+        remote: RemoteContext,
+        prompting: Prompting,
+        progress: EncodeProgress,
+    ) -> Self {
+        Self { node, held: Held::There(remote), prompting, progress }
     }
 
     /// Its name in the node.
     pub fn id(&self) -> ContextId {
-        self.encoded.manifest.id
+        self.manifest().id
     }
 
     /// Its tokens and blocks.
     pub fn manifest(&self) -> &Manifest {
-        &self.encoded.manifest
+        match &self.held {
+            Held::Here(encoded) => &encoded.manifest,
+            Held::There(remote) => remote.manifest(),
+        }
     }
 
     /// What its encoding came to: how many blocks were encoded, how many shared.
@@ -55,7 +75,10 @@ impl Context {
 
     /// Bytes of its blocks' keys and values, shared ones counted.
     pub fn kv_bytes(&self) -> usize {
-        let manifest = &self.encoded.manifest;
+        let manifest = match &self.held {
+            Held::Here(encoded) => &encoded.manifest,
+            Held::There(remote) => return remote.kv_bytes(),
+        };
         manifest.blocks.iter().map(|block| self.node.cast().fleet.kv_shape.bytes_for(block.range.len())).sum()
     }
 
@@ -71,35 +94,63 @@ impl Context {
         addition: Addition,
         progress: impl FnMut(EncodeProgress) + Send + 'static,
     ) -> Result<Self, EncodeError> {
-        let manifest = &self.encoded.manifest;
+        let manifest = match &self.held {
+            Held::Here(encoded) => &encoded.manifest,
+            Held::There(remote) => {
+                let meter = EncodeMeter::new(progress);
+                let longer = remote.append(addition, &meter).await?;
+                return Ok(longer.into_context(self.node.clone(), self.prompting, &meter));
+            }
+        };
         let source = ContextSource::Append(Arc::clone(&manifest.ids), addition);
         self.node.encode_as(self.prompting, source, manifest.layout, EncodeMeter::new(progress)).await
     }
 
     /// Opens a session: a conversation of its own over this context.
     pub async fn session(&self) -> Result<Session, SessionError> {
+        let encoded = match &self.held {
+            Held::Here(encoded) => Arc::clone(encoded),
+            Held::There(remote) => return Ok(Session::there(self.node.clone(), remote.session().await?)),
+        };
         let query = &self.node.cast().query.actor;
-        let lease = call!(query, QueryHostMsg::Open, Arc::clone(&self.encoded), self.prompting).asked()??;
-        Ok(Session { lease, node: self.node.clone() })
+        let lease = call!(query, QueryHostMsg::Open, encoded, self.prompting).asked()??;
+        Ok(Session { lease: Lease::Here(lease), node: self.node.clone() })
     }
 }
 
 /// A conversation over a context. What was asked and answered stays in it: a later question sees it and nothing is
-/// encoded again. Dropping it closes it.
+/// encoded again. Dropping it closes it; on a node of another
+/// process, it stays until someone closes it.
 #[derive(Debug)]
 pub struct Session {
-    lease: SessionLease,
+    lease: Lease,
     node: Node,
 }
 
+#[derive(Debug)]
+enum Lease {
+    Here(SessionLease),
+    There(RemoteSession),
+}
+
 impl Session {
+    pub(crate) fn there(node: Node, remote: RemoteSession) -> Self {
+        Self { lease: Lease::There(remote), node }
+    }
+
     /// Its name in the node.
     pub fn id(&self) -> SessionId {
-        self.lease.session()
+        match &self.lease {
+            Lease::Here(lease) => lease.session(),
+            Lease::There(remote) => remote.id(),
+        }
     }
 
     /// Asks, and gives the answer as it is made. What is wrong with the question is told as the stream's first event.
     pub fn ask(&self, input: impl Into<QueryInput>, options: AskOptions) -> Turn {
+        if let Lease::There(remote) = &self.lease {
+            return remote.ask(input.into(), options);
+        }
         let Cast { query, clock, queue_events, .. } = self.node.cast();
         let (events, receiver) = mpsc::channel(*queue_events);
         let cancel = CancelToken::default();
@@ -119,11 +170,17 @@ impl Session {
 
     /// The turns answered so far.
     pub async fn turns(&self) -> Result<Vec<TurnRecord>, SessionError> {
+        if let Lease::There(remote) = &self.lease {
+            return Ok(remote.turns().await?);
+        }
         Ok(call!(self.node.cast().query.actor, QueryHostMsg::Turns, self.id()).asked()?)
     }
 
-    /// Ends the session and frees its own keys and values; so does dropping it.
+    /// Ends the session and frees its own keys and values; so does dropping it, unless the node is of another process.
     pub fn close(self) {
+        if let Lease::There(remote) = &self.lease {
+            remote.close();
+        }
         drop(self);
     }
 }

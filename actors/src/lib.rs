@@ -27,6 +27,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod budget;
 pub mod cancel;
 pub mod cluster;

@@ -10,6 +10,7 @@ use stellate_model::block::{Addresser, Layout};
 use stellate_model::decoder::Decoder;
 use stellate_runtime::clock::{Clock, SystemClock};
 
+use crate::api::Client;
 use crate::budget::KvBudget;
 use crate::cancel::CancelToken;
 use crate::context_host::{self, ContextHostArgs, ContextHostHandle};
@@ -90,10 +91,17 @@ impl NodeOptions {
     }
 }
 
-/// A model that runs on context hosts and a query host of this process. Clones are the same node. It stops when the last
-/// clone, context and session of it is dropped, or when [`close`](Self::close) is called.
+/// A model that runs on context hosts and a query host: of this process ([`open`](Self::open)), or of another one
+/// ([`connect`](Self::connect)). Clones are the same node. One of this process stops when the last clone, context and
+/// session of it is dropped, or when [`close`](Self::close) is called; of another one, only the connection ends.
 #[derive(Clone, Debug)]
-pub struct Node(Arc<Cast>);
+pub struct Node(Place);
+
+#[derive(Clone, Debug)]
+enum Place {
+    Here(Arc<Cast>),
+    There(Client),
+}
 
 /// The actors of a node and the ways to them.
 #[derive(Debug)]
@@ -148,7 +156,7 @@ impl Node {
         };
         let NodeOptions { clock, queue_events, profile, .. } = options;
         let queue_events = queue_events.max(2);
-        Ok(Self(Arc::new(Cast { fleet, hosts, query, clock, queue_events, profile })))
+        Ok(Self(Place::Here(Arc::new(Cast { fleet, hosts, query, clock, queue_events, profile }))))
     }
 
     /// Encodes a context. Dropping the future cancels the work; on an error every other context is as it was.
@@ -177,47 +185,90 @@ impl Node {
         layout: Layout,
         meter: EncodeMeter,
     ) -> Result<Context, EncodeError> {
+        if let Place::There(client) = &self.0 {
+            return Ok(client.encode(source, layout, &meter).await?.into_context(
+                self.clone(),
+                prompting,
+                &meter,
+            ));
+        }
         let request = EncodeRequest { source, layout, meter: meter.clone(), cancel: CancelToken::default() };
-        let encoded = encode(&self.0.fleet, request).await?;
+        let encoded = encode(&self.cast().fleet, request).await?;
         Ok(Context::new(self.clone(), encoded, prompting, meter.progress()))
     }
 
+    /// The node of another process that `client` talks to.
+    pub(crate) fn there(client: Client) -> Self {
+        Self(Place::There(client))
+    }
+
+    /// The connection, if the node is of another process: for what only clusters have.
+    pub fn client(&self) -> Option<&Client> {
+        match &self.0 {
+            Place::Here(_) => None,
+            Place::There(client) => Some(client),
+        }
+    }
+
     pub(crate) fn cast(&self) -> &Cast {
-        &self.0
+        match &self.0 {
+            Place::Here(cast) => cast,
+            Place::There(_) => panic!("the node is of another process: it has no model here"),
+        }
     }
 
     /// The model's decoder.
+    ///
+    /// # Panics
+    /// If the node is of another process; see [`Client::about`].
     pub fn decoder(&self) -> &Decoder {
-        &self.0.fleet.decoder
+        &self.cast().fleet.decoder
     }
 
     /// The model's tokenizer and chat template.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
     pub fn prompter(&self) -> &Prompter {
-        &self.0.fleet.prompter
+        &self.cast().fleet.prompter
     }
 
     /// The stores of the context hosts, in their order, to read their fill from.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
     pub fn stores(&self) -> impl Iterator<Item = (HostId, &KvBudget)> {
-        self.0.hosts.iter().map(|host| (host.host, &*host.budget))
+        self.cast().hosts.iter().map(|host| (host.host, &*host.budget))
     }
 
     /// The store of the sessions' own keys and values.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
     pub fn session_store(&self) -> &KvBudget {
-        &self.0.query.budget
+        &self.cast().query.budget
     }
 
     /// Where the hosts' time is counted, as given in the options.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
     pub fn profile(&self) -> Option<&Arc<Profile>> {
-        self.0.profile.as_ref()
+        self.cast().profile.as_ref()
     }
 
-    /// Stops every host after the step under way and waits for it. Sessions and contexts of the node end with it.
+    /// Stops every host after the step under way and waits for it. Sessions and contexts of the node end with it. Of a node
+    /// of another process, the connection ends and all else stays.
     pub async fn close(&self) {
-        stop(&self.0.query.actor).await;
-        for host in &self.0.hosts {
+        let cast = match &self.0 {
+            Place::Here(cast) => cast,
+            Place::There(client) => return client.disconnect().await,
+        };
+        stop(&cast.query.actor).await;
+        for host in &cast.hosts {
             stop(&host.actor).await;
         }
-        stop(&self.0.fleet.supervisor).await;
+        stop(&cast.fleet.supervisor).await;
     }
 }
 

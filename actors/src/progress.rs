@@ -52,6 +52,11 @@ impl EncodeMeter {
         self.update(|p| *p = EncodeProgress { tokens_total, blocks_total, ..EncodeProgress::default() });
     }
 
+    /// Takes over a state that was counted elsewhere.
+    pub(crate) fn report(&self, progress: EncodeProgress) {
+        self.update(|p| *p = progress);
+    }
+
     pub(crate) fn encoded(&self, tokens: usize) {
         self.update(|p| p.tokens_done += tokens);
     }

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use wincode::{SchemaRead, SchemaWrite};
+
 use crate::fanout::Fanout;
 use crate::path::context::EncodedContext;
 use crate::prompt::Prompting;
@@ -11,7 +13,7 @@ use crate::tail::Tail;
 use crate::turn::FinishReason;
 
 /// The name of a session in its node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, SchemaRead, SchemaWrite)]
 pub struct SessionId(pub u64);
 
 impl fmt::Display for SessionId {

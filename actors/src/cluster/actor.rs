@@ -31,7 +31,7 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
 }
 
 /// What a supervisor keeps on disk: its term, and what administrators want of nodes.
-pub trait SupervisorStore: Send + fmt::Debug + 'static {
+pub trait SupervisorStore: Send + Sync + fmt::Debug + 'static {
     /// Raises the term by one, and returns it when it is safe.
     ///
     /// # Errors
@@ -135,7 +135,8 @@ impl ClusterState {
         while let Some(action) = self.cluster.poll_action() {
             match action {
                 Action::ToAgent { node, order } => {
-                    let (number, answer, myself) = (order.order, self.transport.order(node, order), myself.clone());
+                    let (number, answer, myself) =
+                        (order.order, self.transport.order(node, order), myself.clone());
                     // The actor may have stopped; then nobody wants the answer.
                     tokio::spawn(async move { drop(myself.cast(ClusterMsg::Replied(number, answer.await))) });
                 }
@@ -166,8 +167,12 @@ impl Cluster {
                 self.place(now, claim, &suspects).map(SupervisorReply::Placed)
             }
             SupervisorRequest::Release(context) => Ok(done_with(self.release(now, context))),
-            SupervisorRequest::Switched { node, migration } => Ok(done_with(self.switched(now, node, migration))),
-            SupervisorRequest::Recomputed { migration, done } => Ok(done_with(self.recomputed(now, migration, done))),
+            SupervisorRequest::Switched { node, migration } => {
+                Ok(done_with(self.switched(now, node, migration)))
+            }
+            SupervisorRequest::Recomputed { migration, done } => {
+                Ok(done_with(self.recomputed(now, migration, done)))
+            }
             SupervisorRequest::NodeGone(node) => Ok(done_with(self.node_gone(now, node))),
             SupervisorRequest::Cordon(node) => done(self.cordon(node)),
             SupervisorRequest::Uncordon(node) => done(self.uncordon(node)),

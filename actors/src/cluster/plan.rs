@@ -159,7 +159,8 @@ pub struct Plan {
 /// Plans a round: from the fullest host to the emptiest that may take more, as long as they differ by more than the
 /// threshold and the move leaves them closer than before.
 pub fn rebalance(hosts: &[HostView], settings: &ClusterSettings) -> Plan {
-    let mut hosts: Vec<HostView> = hosts.iter().filter(|host| host.takes && host.capacity_bytes > 0).cloned().collect();
+    let mut hosts: Vec<HostView> =
+        hosts.iter().filter(|host| host.takes && host.capacity_bytes > 0).cloned().collect();
     hosts.sort_by_key(|host| host.host);
     let blocks: usize = hosts.iter().map(|host| host.blocks.len()).sum();
     let limit = (blocks as u64 * settings.round_permille / 1000).max(1);
@@ -221,13 +222,20 @@ fn pair(hosts: &[HostView], mean_permille: u64, settings: &ClusterSettings) -> O
 }
 
 /// The block of `from` that suits `to` best by the rendezvous order, among those that leave the two closer than before.
-fn pick(from: &HostView, to: &HostView, mean_permille: u64, settings: &ClusterSettings) -> Option<(BlockId, u64)> {
+fn pick(
+    from: &HostView,
+    to: &HostView,
+    mean_permille: u64,
+    settings: &ClusterSettings,
+) -> Option<(BlockId, u64)> {
     let room = ceiling(to, mean_permille, settings).saturating_sub(to.used_bytes);
     let helps = |bytes: u64| {
         let after = permille(to.used_bytes + bytes, to.capacity_bytes);
         bytes <= room && after < fill(from)
     };
-    let suits = |block: &BlockId| score(block, to.host, to.capacity_bytes) / score(block, from.host, from.capacity_bytes);
+    let suits = |block: &BlockId| {
+        score(block, to.host, to.capacity_bytes) / score(block, from.host, from.capacity_bytes)
+    };
     let candidates = from.blocks.iter().filter(|(block, (bytes, is_movable))| {
         *is_movable && helps(*bytes) && !to.blocks.contains_key(block)
     });

@@ -11,13 +11,13 @@ use crate::link::HostId;
 use crate::manifest::ContextId;
 
 use super::agent::Fence;
+use super::drain::DrainProgress;
 use super::messages::{
-    AgentOrder, AgentRefusal, AgentReply, AgentRequest, AnchorCopy, BlockNeed, ContextClaim, HeldBlock, HostInventory,
-    Inventory, NodeKey, QueryNodeNotice, Refusal, Stamp,
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, AnchorCopy, BlockNeed, ContextClaim, HeldBlock,
+    HostInventory, Inventory, NodeKey, QueryNodeNotice, Refusal, Stamp,
 };
 use super::settings::ClusterSettings;
 use super::supervisor::{Action, Cluster};
-use super::drain::DrainProgress;
 
 pub(super) const STEP: Duration = Duration::from_millis(250);
 pub(super) const BLOCK: u64 = 100;
@@ -134,7 +134,8 @@ impl World {
     }
 
     pub(super) fn join(&mut self, number: u16, capacity: u64) {
-        let fence = self.hosts.remove(&host(number)).map_or_else(|| (Fence::default(), 0), |h| (h.fence, h.at.start));
+        let fence =
+            self.hosts.remove(&host(number)).map_or_else(|| (Fence::default(), 0), |h| (h.fence, h.at.start));
         let at = Stamp { start: fence.1 + 1, count: 0 };
         let (blocks, reserved) = (BTreeMap::new(), BTreeMap::new());
         let joined = SimHost { capacity, is_up: true, blocks, reserved, fence: fence.0, at, since: self.now };
@@ -195,7 +196,8 @@ impl World {
             self.heal_routes();
         }
         self.act();
-        let (due, later) = std::mem::take(&mut self.messages).into_iter().partition(|(at, _)| *at <= self.now);
+        let (due, later) =
+            std::mem::take(&mut self.messages).into_iter().partition(|(at, _)| *at <= self.now);
         self.messages = later;
         let mut due: Vec<(Duration, Message)> = due;
         due.sort_by_key(|(at, _)| *at);
@@ -244,7 +246,8 @@ impl World {
         while let Some(action) = self.cluster.poll_action() {
             match action {
                 Action::ToAgent { node, order } => {
-                    let host = *self.hosts.keys().find(|h| NodeKey::of(**h) == node).expect("orders go to hosts");
+                    let host =
+                        *self.hosts.keys().find(|h| NodeKey::of(**h) == node).expect("orders go to hosts");
                     self.send(Message::Order(host, order));
                 }
                 Action::ToQueryNode { notice, .. } => self.send(Message::Notice(term, notice)),
@@ -259,10 +262,16 @@ impl World {
         let current = self.cluster.term();
         match message {
             Message::Order(id, order) => self.follow(id, order),
-            Message::Reply(term, order, reply) if term == current => self.cluster.agent_replied(self.now, order, reply),
-            Message::Inventory(term, inventory) if term == current => self.cluster.inventory(self.now, &inventory),
+            Message::Reply(term, order, reply) if term == current => {
+                self.cluster.agent_replied(self.now, order, reply)
+            }
+            Message::Inventory(term, inventory) if term == current => {
+                self.cluster.inventory(self.now, &inventory)
+            }
             Message::Switched(term, id) if term == current => self.cluster.switched(self.now, QUERY, id),
-            Message::Recomputed(term, id, done) if term == current => self.cluster.recomputed(self.now, id, done),
+            Message::Recomputed(term, id, done) if term == current => {
+                self.cluster.recomputed(self.now, id, done)
+            }
             Message::Notice(term, notice) => self.notice(term, notice),
             Message::Encode { host, by, need, anchor, tell } => {
                 let done = self.encode(host, by, need, anchor);
@@ -335,7 +344,9 @@ impl World {
             AgentRequest::Verify { block, .. } if host.blocks.contains_key(&block) => {
                 AgentReply::Digest { digest: digest(&block), at: host.next() }
             }
-            AgentRequest::Verify { block, .. } => AgentReply::Refused(AgentRefusal::NoSuchBlock { host: id, block }),
+            AgentRequest::Verify { block, .. } => {
+                AgentReply::Refused(AgentRefusal::NoSuchBlock { host: id, block })
+            }
             AgentRequest::Free { blocks, .. } => {
                 for block in host.fence.freeable(id, &blocks, by) {
                     host.blocks.remove(&block);
@@ -343,7 +354,9 @@ impl World {
                 }
                 AgentReply::Freed { at: host.next() }
             }
-            AgentRequest::Encode(_) | AgentRequest::Inventory => panic!("the supervisor does not ask for that"),
+            AgentRequest::Encode(_) | AgentRequest::Inventory => {
+                panic!("the supervisor does not ask for that")
+            }
         }
     }
 
@@ -404,7 +417,11 @@ impl World {
         }
         let held: BTreeSet<_> = self.hosts.values().flat_map(|host| host.blocks.keys()).collect();
         for need in self.contexts.values().flat_map(|claim| &claim.needs) {
-            assert!(!self.safe.contains(&need.id) || held.contains(&need.id), "block {} was freed by all", need.id);
+            assert!(
+                !self.safe.contains(&need.id) || held.contains(&need.id),
+                "block {} was freed by all",
+                need.id
+            );
         }
     }
 

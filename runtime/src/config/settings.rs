@@ -179,7 +179,7 @@ pub struct NodeSettings {
     pub name: String,
     /// What it is there for, at least one; see [`NodeSettings::has_role`].
     pub roles: Vec<NodeRole>,
-    /// The folder of its identity and its durable store.
+    /// The folder of its identity and its durable store; empty for the user's own.
     pub data_dir: PathBuf,
 }
 

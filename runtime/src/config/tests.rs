@@ -60,7 +60,7 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
         node: NodeSettings {
             name: String::new(),
             roles: vec![NodeRole::Context, NodeRole::Query, NodeRole::Supervisor],
-            data_dir: PathBuf::from("stellate-data"),
+            data_dir: PathBuf::new(),
         },
         network: NetworkSettings {
             listen: ([0, 0, 0, 0], 7400).into(),
@@ -200,6 +200,8 @@ fn variables_of_other_programs_and_those_that_are_no_settings_are_passed_over() 
         ("stellate_hosts__count", "x"),
         (CONFIG_FILE_VARIABLE, "else.toml"),
         ("STELLATE_CPU_ISA", "scalar"),
+        (IDENTITY_VARIABLE, "folder"),
+        (ADDRESS_VARIABLE, "127.0.0.1:7400"),
     ]);
     assert_eq!(Settings::read(&sources).unwrap(), Settings::default());
 }
@@ -282,7 +284,6 @@ fn a_value_that_breaks_a_rule_is_named_with_what_is_expected() {
         (vec![("sampling.max_tokens", "0")], vec!["`sampling.max_tokens`"]),
         (vec![("node.name", "Node_1")], vec!["`node.name`", "Node_1", "lower-case"]),
         (vec![("node.roles", "[]")], vec!["`node.roles`", "at least one"]),
-        (vec![("node.data_dir", "")], vec!["`node.data_dir`", "a folder"]),
         (vec![("network.join_listen", "0.0.0.0:7400")], vec!["`network.join_listen`", "network.listen"]),
         (vec![("network.advertise", "[\"0.0.0.0:7400\"]")], vec!["`network.advertise`", "nobody can dial"]),
         (vec![("cluster.supervisor", "-")], vec!["`cluster.supervisor`"]),

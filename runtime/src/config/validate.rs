@@ -163,9 +163,6 @@ impl Settings {
                 "found none, expected at least one, as in [\"context\"]".to_owned(),
             );
         }
-        if self.node.data_dir.as_os_str().is_empty() {
-            return invalid("node.data_dir", "found nothing, expected a folder".to_owned());
-        }
         let network = &self.network;
         if network.listen == network.join_listen && network.listen.port() != 0 {
             return invalid(

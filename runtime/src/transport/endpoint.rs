@@ -180,6 +180,13 @@ impl Endpoint {
         self.shared.replace_credentials(credentials)
     }
 
+    /// Waits until the peers of all connections that were closed have been told, or have had the time. Meant for when none is
+    /// open: it waits for those as well.
+    pub async fn idle(&self) {
+        let shared = self.shared.clone();
+        let _ = self.shared.network.run(async move { shared.quic.wait_idle().await }).await;
+    }
+
     /// Closes all connections and the socket, and waits until the peers have been told.
     pub async fn close(self) {
         self.close_connections().await;
