@@ -8,34 +8,34 @@ use tokio::sync::mpsc;
 
 use crate::cancel::CancelToken;
 use crate::error::{AskError, Asked, EncodeError, SessionError};
+use crate::journal::SessionRecord;
 use crate::manifest::{ContextId, Manifest};
 use crate::node::{Cast, Node};
 use crate::path::context::EncodedContext;
 use crate::path::query::TurnRequest;
 use crate::progress::{EncodeMeter, EncodeProgress};
-use crate::prompt::{Addition, ContextSource, Prompting};
-use crate::query_host::{QueryHostMsg, SessionLease};
+use crate::prompt::{Addition, ContextSource};
+use crate::query_host::{OpenSession, QueryHostMsg, SessionLease};
 use crate::session::{SessionId, TurnRecord};
 use crate::turn::{AskOptions, QueryInput, Turn};
+use crate::whereabouts::Places;
 
 /// An encoded context: a handle that keeps its blocks. Any number of sessions share it; the last handle or session to go
-/// frees what no other context shares.
+/// frees what no other context shares. On a node with a journal it stays until it is removed by name.
 #[derive(Clone, Debug)]
 pub struct Context {
     node: Node,
     encoded: Arc<EncodedContext>,
-    prompting: Prompting,
     progress: EncodeProgress,
 }
 
 impl Context {
-    pub(crate) fn new(
-        node: Node,
-        encoded: EncodedContext,
-        prompting: Prompting,
-        progress: EncodeProgress,
-    ) -> Self {
-        Self { node, encoded: Arc::new(encoded), prompting, progress }
+    pub(crate) fn new(node: Node, encoded: Arc<EncodedContext>, progress: EncodeProgress) -> Self {
+        Self { node, encoded, progress }
+    }
+
+    pub(crate) fn encoded(&self) -> &Arc<EncodedContext> {
+        &self.encoded
     }
 
     /// Its name in the node.
@@ -48,7 +48,13 @@ impl Context {
         &self.encoded.manifest
     }
 
-    /// What its encoding came to: how many blocks were encoded, how many shared.
+    /// Where its blocks lie now.
+    pub fn places(&self) -> Arc<Places> {
+        self.encoded.whereabouts.now()
+    }
+
+    /// What its encoding came to: how many blocks were encoded, how many shared. Nothing for a context that was taken up
+    /// again: its blocks are encoded when they are asked for.
     pub fn progress(&self) -> EncodeProgress {
         self.progress
     }
@@ -73,19 +79,27 @@ impl Context {
     ) -> Result<Self, EncodeError> {
         let manifest = &self.encoded.manifest;
         let source = ContextSource::Append(Arc::clone(&manifest.ids), addition);
-        self.node.encode_as(self.prompting, source, manifest.layout, EncodeMeter::new(progress)).await
+        self.node.encode_as(self.encoded.prompting, source, manifest.layout, EncodeMeter::new(progress)).await
     }
 
     /// Opens a session: a conversation of its own over this context.
     pub async fn session(&self) -> Result<Session, SessionError> {
-        let query = &self.node.cast().query.actor;
-        let lease = call!(query, QueryHostMsg::Open, Arc::clone(&self.encoded), self.prompting).asked()??;
-        Ok(Session { lease, node: self.node.clone() })
+        let Cast { query, fleet, .. } = self.node.cast();
+        let id = match &fleet.journal {
+            Some(journal) => Some(SessionId(journal.name().await?)),
+            None => None,
+        };
+        let request = OpenSession { context: Arc::clone(&self.encoded), id, turns: Vec::new() };
+        let lease = call!(query.actor, QueryHostMsg::Open, request).asked()??;
+        if let Some(journal) = &fleet.journal {
+            journal.session_opened(SessionRecord { id: lease.session(), context: self.id() }).await?;
+        }
+        Ok(Session::new(lease, self.node.clone()))
     }
 }
 
 /// A conversation over a context. What was asked and answered stays in it: a later question sees it and nothing is
-/// encoded again. Dropping it closes it.
+/// encoded again. Dropping it closes it; on a node with a journal it can be taken up again by name, until it is removed.
 #[derive(Debug)]
 pub struct Session {
     lease: SessionLease,
@@ -93,6 +107,10 @@ pub struct Session {
 }
 
 impl Session {
+    pub(crate) fn new(lease: SessionLease, node: Node) -> Self {
+        Self { lease, node }
+    }
+
     /// Its name in the node.
     pub fn id(&self) -> SessionId {
         self.lease.session()
@@ -122,7 +140,7 @@ impl Session {
         Ok(call!(self.node.cast().query.actor, QueryHostMsg::Turns, self.id()).asked()?)
     }
 
-    /// Ends the session and frees its own keys and values; so does dropping it.
+    /// Ends the session and frees its own keys and values; so does dropping it. What a journal remembers of it stays.
     pub fn close(self) {
         drop(self);
     }
