@@ -9,23 +9,25 @@ use tokio::sync::mpsc;
 use crate::api::{RemoteContext, RemoteSession};
 use crate::cancel::CancelToken;
 use crate::error::{AskError, Asked, EncodeError, SessionError};
+use crate::journal::SessionRecord;
 use crate::manifest::{ContextId, Manifest};
 use crate::node::{Cast, Node};
 use crate::path::context::EncodedContext;
 use crate::path::query::TurnRequest;
 use crate::progress::{EncodeMeter, EncodeProgress};
-use crate::prompt::{Addition, ContextSource, Prompting};
-use crate::query_host::{QueryHostMsg, SessionLease};
+use crate::prompt::Prompting;
+use crate::prompt::{Addition, ContextSource};
+use crate::query_host::{OpenSession, QueryHostMsg, SessionLease};
 use crate::session::{SessionId, TurnRecord};
 use crate::turn::{AskOptions, QueryInput, Turn};
+use crate::whereabouts::Places;
 
 /// An encoded context: a handle that keeps its blocks. Any number of sessions share it; the last handle or session to go
-/// frees what no other context shares.
+/// frees what no other context shares. On a node with a journal it stays until it is removed by name.
 #[derive(Clone, Debug)]
 pub struct Context {
     node: Node,
     held: Held,
-    prompting: Prompting,
     progress: EncodeProgress,
 }
 
@@ -33,17 +35,12 @@ pub struct Context {
 #[derive(Clone, Debug)]
 pub(crate) enum Held {
     Here(Arc<EncodedContext>),
-    There(RemoteContext),
+    There(RemoteContext, Prompting),
 }
 
 impl Context {
-    pub(crate) fn new(
-        node: Node,
-        encoded: EncodedContext,
-        prompting: Prompting,
-        progress: EncodeProgress,
-    ) -> Self {
-        Self { node, held: Held::Here(Arc::new(encoded)), prompting, progress }
+    pub(crate) fn new(node: Node, encoded: Arc<EncodedContext>, progress: EncodeProgress) -> Self {
+        Self { node, held: Held::Here(encoded), progress }
     }
 
     pub(crate) fn there(
@@ -52,7 +49,18 @@ impl Context {
         prompting: Prompting,
         progress: EncodeProgress,
     ) -> Self {
-        Self { node, held: Held::There(remote), prompting, progress }
+        Self { node, held: Held::There(remote, prompting), progress }
+    }
+
+    /// What it is in this process.
+    ///
+    /// # Panics
+    /// If it is of a node of another process.
+    pub(crate) fn encoded(&self) -> &Arc<EncodedContext> {
+        match &self.held {
+            Held::Here(encoded) => encoded,
+            Held::There(..) => panic!("the context is of another process"),
+        }
     }
 
     /// Its name in the node.
@@ -64,11 +72,20 @@ impl Context {
     pub fn manifest(&self) -> &Manifest {
         match &self.held {
             Held::Here(encoded) => &encoded.manifest,
-            Held::There(remote) => remote.manifest(),
+            Held::There(remote, _) => remote.manifest(),
         }
     }
 
-    /// What its encoding came to: how many blocks were encoded, how many shared.
+    /// Where its blocks lie now.
+    pub fn places(&self) -> Arc<Places> {
+        match &self.held {
+            Held::Here(encoded) => encoded.whereabouts.now(),
+            Held::There(remote, _) => remote.places(),
+        }
+    }
+
+    /// What its encoding came to: how many blocks were encoded, how many shared. Nothing for a context that was taken up
+    /// again: its blocks are encoded when they are asked for.
     pub fn progress(&self) -> EncodeProgress {
         self.progress
     }
@@ -77,7 +94,7 @@ impl Context {
     pub fn kv_bytes(&self) -> usize {
         let manifest = match &self.held {
             Held::Here(encoded) => &encoded.manifest,
-            Held::There(remote) => return remote.kv_bytes(),
+            Held::There(remote, _) => return remote.kv_bytes(),
         };
         manifest.blocks.iter().map(|block| self.node.cast().fleet.kv_shape.bytes_for(block.range.len())).sum()
     }
@@ -96,31 +113,43 @@ impl Context {
     ) -> Result<Self, EncodeError> {
         let manifest = match &self.held {
             Held::Here(encoded) => &encoded.manifest,
-            Held::There(remote) => {
+            Held::There(remote, prompting) => {
                 let meter = EncodeMeter::new(progress);
                 let longer = remote.append(addition, &meter).await?;
-                return Ok(longer.into_context(self.node.clone(), self.prompting, &meter));
+                return Ok(longer.into_context(self.node.clone(), *prompting, &meter));
             }
         };
         let source = ContextSource::Append(Arc::clone(&manifest.ids), addition);
-        self.node.encode_as(self.prompting, source, manifest.layout, EncodeMeter::new(progress)).await
+        self.node
+            .encode_as(self.encoded().prompting, source, manifest.layout, EncodeMeter::new(progress))
+            .await
     }
 
     /// Opens a session: a conversation of its own over this context.
     pub async fn session(&self) -> Result<Session, SessionError> {
         let encoded = match &self.held {
             Held::Here(encoded) => Arc::clone(encoded),
-            Held::There(remote) => return Ok(Session::there(self.node.clone(), remote.session().await?)),
+            Held::There(remote, _) => {
+                return Ok(Session::there(self.node.clone(), remote.session().await?));
+            }
         };
-        let query = &self.node.cast().query.actor;
-        let lease = call!(query, QueryHostMsg::Open, encoded, self.prompting).asked()??;
-        Ok(Session { lease: Lease::Here(lease), node: self.node.clone() })
+        let Cast { query, fleet, .. } = self.node.cast();
+        let id = match &fleet.journal {
+            Some(journal) => Some(SessionId(journal.name().await?)),
+            None => None,
+        };
+        let request = OpenSession { context: encoded, id, turns: Vec::new() };
+        let lease = call!(query.actor, QueryHostMsg::Open, request).asked()??;
+        if let Some(journal) = &fleet.journal {
+            journal.session_opened(SessionRecord { id: lease.session(), context: self.id() }).await?;
+        }
+        Ok(Session::new(lease, self.node.clone()))
     }
 }
 
 /// A conversation over a context. What was asked and answered stays in it: a later question sees it and nothing is
-/// encoded again. Dropping it closes it; on a node of another
-/// process, it stays until someone closes it.
+/// encoded again. Dropping it closes it; on a node with a journal it can be taken up again by name, until it is removed. One of
+/// a node of another process stays until someone closes it.
 #[derive(Debug)]
 pub struct Session {
     lease: Lease,
@@ -134,6 +163,10 @@ enum Lease {
 }
 
 impl Session {
+    pub(crate) fn new(lease: SessionLease, node: Node) -> Self {
+        Self { lease: Lease::Here(lease), node }
+    }
+
     pub(crate) fn there(node: Node, remote: RemoteSession) -> Self {
         Self { lease: Lease::There(remote), node }
     }
@@ -176,7 +209,8 @@ impl Session {
         Ok(call!(self.node.cast().query.actor, QueryHostMsg::Turns, self.id()).asked()?)
     }
 
-    /// Ends the session and frees its own keys and values; so does dropping it, unless the node is of another process.
+    /// Ends the session and frees its own keys and values; so does dropping it, unless the node is of another process. What a
+    /// journal remembers of it stays.
     pub fn close(self) {
         if let Lease::There(remote) = &self.lease {
             remote.close();

@@ -253,8 +253,8 @@ impl Client {
         head: &super::wire::ContextHead,
         payload: &Payload,
     ) -> Result<RemoteContext, RemoteError> {
-        let manifest = convert::manifest(head, payload)?;
-        Ok(RemoteContext::new(self.clone(), manifest, head.kv_bytes))
+        let (manifest, places) = convert::manifest(head, payload)?;
+        Ok(RemoteContext::new(self.clone(), manifest, places, head.kv_bytes))
     }
 
     /// The session that a request names.

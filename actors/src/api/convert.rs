@@ -15,11 +15,13 @@ use super::wire::{
 };
 use crate::link::HostId;
 use crate::manifest::{Manifest, ManifestBlock};
+use crate::placement::Placed;
 use crate::progress::EncodeProgress;
 use crate::prompt::{Addition, ContextSource};
 use crate::turn::{
     AskOptions, FinishReason, QueryInput, Speculation, Timings, TokenEvent, TurnReport, Usage,
 };
+use crate::whereabouts::Places;
 
 fn size(count: u64) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX)
@@ -196,6 +198,7 @@ impl From<WireOptions> for AskOptions {
 /// A context's head, tokens and blocks.
 pub(super) fn context_parts(
     manifest: &Manifest,
+    places: &Places,
     kv_bytes: usize,
     progress: EncodeProgress,
 ) -> Result<(ContextHead, Vec<u8>, Vec<u8>), Fault> {
@@ -207,20 +210,19 @@ pub(super) fn context_parts(
         kv_bytes: kv_bytes as u64,
         progress: progress.into(),
     };
-    let block = |block: &ManifestBlock| WireBlock {
+    let block = |(index, block): (usize, &ManifestBlock)| WireBlock {
         id: *block.id.as_bytes(),
         start: block.range.start as u64,
         end: block.range.end as u64,
-        host: block.host.0,
-        anchor_copy: block.anchor_copy,
+        placed: places.placed.get(index).map(|placed| (placed.host.0, placed.anchor_copy)),
     };
-    let blocks: Vec<WireBlock> = manifest.blocks.iter().map(block).collect();
+    let blocks: Vec<WireBlock> = manifest.blocks.iter().enumerate().map(block).collect();
     let blocks = encoding::encode(&blocks).map_err(Fault::malformed)?;
     Ok((head, id_bytes(&manifest.ids), blocks))
 }
 
-/// The context whose head and payload these are.
-pub(super) fn manifest(head: &ContextHead, payload: &Payload) -> Result<Manifest, RemoteError> {
+/// The context whose head and payload these are, and where its blocks lay.
+pub(super) fn manifest(head: &ContextHead, payload: &Payload) -> Result<(Manifest, Places), RemoteError> {
     let wrong = |problem: &str| RemoteError::Protocol(format!("a malformed context: {problem}"));
     let bytes = payload.as_bytes();
     let cut = size(head.tokens).checked_mul(4).filter(|cut| *cut <= bytes.len());
@@ -232,18 +234,20 @@ pub(super) fn manifest(head: &ContextHead, payload: &Payload) -> Result<Manifest
     let block = |block: WireBlock| {
         let range = size(block.start)..size(block.end);
         let is_part = range.start <= range.end && range.end <= ids.len();
-        let host = HostId(block.host);
-        let id = BlockId::from_bytes(block.id);
-        is_part.then_some(ManifestBlock { id, range, host, anchor_copy: block.anchor_copy })
+        is_part.then_some(ManifestBlock { id: BlockId::from_bytes(block.id), range })
     };
+    let held = |(host, anchor_copy)| Placed { host: HostId(host), held: true, anchor_copy };
+    let placed: Option<Vec<_>> = blocks.iter().map(|block| block.placed.map(held)).collect();
+    let places = Places { version: 0, placed: placed.unwrap_or_default() };
     let blocks: Option<Vec<_>> = blocks.into_iter().map(block).collect();
-    Ok(Manifest {
+    let manifest = Manifest {
         id: head.id,
         layout: head.layout.into(),
         blocks: blocks.ok_or_else(|| wrong("a block is no part of it"))?,
         anchor: head.anchor.map(BlockId::from_bytes),
         ids,
-    })
+    };
+    Ok((manifest, places))
 }
 
 /// A token's head, and its logits.

@@ -20,6 +20,7 @@ use crate::progress::EncodeMeter;
 use crate::prompt::{Addition, Prompting};
 use crate::session::{SessionId, TurnRecord};
 use crate::turn::{AskOptions, QueryInput, Turn, TurnEvent};
+use crate::whereabouts::Places;
 
 /// Events of an answer that may wait for its listener; beyond, the server waits.
 const QUEUE_EVENTS: usize = 64;
@@ -29,13 +30,19 @@ const QUEUE_EVENTS: usize = 64;
 pub struct RemoteContext {
     client: Client,
     manifest: Arc<Manifest>,
+    places: Arc<Places>,
     kv_bytes: usize,
 }
 
 impl RemoteContext {
-    pub(super) fn new(client: Client, manifest: Manifest, kv_bytes: u64) -> Self {
+    pub(super) fn new(client: Client, manifest: Manifest, places: Places, kv_bytes: u64) -> Self {
         let kv_bytes = usize::try_from(kv_bytes).unwrap_or(usize::MAX);
-        Self { client, manifest: Arc::new(manifest), kv_bytes }
+        Self { client, manifest: Arc::new(manifest), places: Arc::new(places), kv_bytes }
+    }
+
+    /// Where the blocks lay when the handle was made.
+    pub(crate) fn places(&self) -> Arc<Places> {
+        Arc::clone(&self.places)
     }
 
     pub(crate) fn manifest(&self) -> &Manifest {

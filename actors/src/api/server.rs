@@ -136,7 +136,7 @@ impl Api {
 
 fn context_info(context: &Context, sessions: usize) -> ContextInfo {
     let manifest = context.manifest();
-    let hosts = manifest.by_host(manifest.blocks.len());
+    let hosts = manifest.by_host(&context.places(), manifest.blocks.len()).unwrap_or_default();
     ContextInfo {
         id: manifest.id,
         tokens: manifest.tokens() as u64,
@@ -257,7 +257,12 @@ impl Served {
     }
 
     pub(super) async fn context(&mut self, context: &Context) -> Result<Result<(), Fault>, StreamError> {
-        match convert::context_parts(context.manifest(), context.kv_bytes(), context.progress()) {
+        match convert::context_parts(
+            context.manifest(),
+            &context.places(),
+            context.kv_bytes(),
+            context.progress(),
+        ) {
             Ok((head, ids, blocks)) => self.send(&Event::Context(head), &[&ids, &blocks]).await.map(Ok),
             Err(fault) => Ok(Err(fault)),
         }

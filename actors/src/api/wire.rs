@@ -163,8 +163,8 @@ pub(super) struct WireBlock {
     pub(super) id: [u8; 32],
     pub(super) start: u64,
     pub(super) end: u64,
-    pub(super) host: u64,
-    pub(super) anchor_copy: bool,
+    /// The host that holds it, and whether that keeps a copy of the anchor for it; none while it lies nowhere.
+    pub(super) placed: Option<(u64, bool)>,
 }
 
 #[derive(Clone, Debug, PartialEq, SchemaRead, SchemaWrite)]

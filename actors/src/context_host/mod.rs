@@ -3,6 +3,7 @@
 //! [`crate::path::context`].
 
 mod device;
+mod port;
 
 use std::sync::Arc;
 

@@ -61,7 +61,11 @@ impl OneNode {
         let contexts = self.api.get().map(|api| api.shelf().contexts()).unwrap_or_default();
         let blocks: BTreeSet<_> = contexts
             .iter()
-            .flat_map(|(context, _)| context.manifest().blocks.iter().map(|block| (block.host, block.id)))
+            .flat_map(|(context, _)| {
+                let (places, blocks) = (context.places(), &context.manifest().blocks);
+                let held = blocks.iter().zip(&places.placed);
+                held.map(|(block, placed)| (placed.host, block.id)).collect::<Vec<_>>()
+            })
             .collect();
         NodeInfo {
             name: self.details.name.to_string(),
