@@ -262,6 +262,60 @@ fn a_restart_keeps_the_identity_and_sigterm_ends_with_success() {
     assert_eq!(daemon.ready["id"], id);
 }
 
+#[test]
+fn contexts_sessions_and_tokens_outlive_a_node_that_is_killed() {
+    let home = Home::new();
+    let daemon = home.serve();
+    let facts = home.facts();
+    let create = ["context", "create", facts.to_str().unwrap(), "--block-tokens", "64"];
+    let context = stdout(&mut home.ask(&daemon, &create)).trim().to_owned();
+    let asked = json(&mut home.ask(&daemon, &["ask", &question("misty-otter"), "--keep", "--json"]));
+    let session = asked["session"].as_str().unwrap();
+    let second = ["ask", &question("amber-falcon"), "--session", session, "--json"];
+    let token = json(&mut home.ask(&daemon, &["token", "create", "--ttl", "1h", "--json"]));
+    // Without a word: `Drop` kills it.
+    drop(daemon);
+
+    let daemon = home.serve();
+    let contexts = json(&mut home.ask(&daemon, &["ps", "--json"]));
+    assert_eq!(contexts[0]["context"].as_str(), Some(&*context));
+    assert_eq!(
+        contexts[0]["hosts"].as_array().unwrap().len(),
+        0,
+        "no block is encoded before it is asked for"
+    );
+    let turns = json(&mut home.ask(&daemon, &["session", "show", session, "--json"]));
+    assert_eq!(turns[0]["ids"], asked["turns"][0]["ids"]);
+    let again = json(&mut home.ask(&daemon, &second));
+
+    let unbroken = Home::new();
+    let never_stopped = unbroken.serve();
+    unbroken.facts();
+    stdout(&mut unbroken.ask(&never_stopped, &create));
+    let asked =
+        json(&mut unbroken.ask(&never_stopped, &["ask", &question("misty-otter"), "--keep", "--json"]));
+    let over = ["ask", &question("amber-falcon"), "--session", asked["session"].as_str().unwrap(), "--json"];
+    let expected = json(&mut unbroken.ask(&never_stopped, &over));
+    assert_eq!(again["turns"][0]["ids"], expected["turns"][0]["ids"]);
+    assert!(again["turns"][0]["text"].as_str().unwrap().contains("4816302"));
+
+    let file = home.path("token");
+    fs::write(&file, token["token"].as_str().unwrap()).unwrap();
+    let address = daemon.ready["join_address"].as_str().unwrap();
+    let join = ["--join", address, "--token-file", &file, "--name", "second"];
+    assert_eq!(Daemon::start(&home.path("second"), &join).ready["name"], "second");
+
+    stdout(&mut home.ask(&daemon, &["session", "rm", session]));
+    stdout(&mut home.ask(&daemon, &["context", "rm", &context]));
+    drop(daemon);
+    let daemon = home.serve();
+    assert_eq!(
+        json(&mut home.ask(&daemon, &["ps", "--json"])),
+        Value::Array(Vec::new()),
+        "what was removed stays so"
+    );
+}
+
 #[cfg(unix)]
 #[test]
 fn what_runs_ends_before_the_node_leaves_and_a_second_sigterm_does_not_wait_for_it() {

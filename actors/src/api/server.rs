@@ -15,14 +15,16 @@ use wincode::config::DefaultConfig;
 
 use super::cluster::ClusterAdmin;
 use super::convert;
-use super::fault::Fault;
+use super::fault::{ErrorCode, Fault};
 use super::info::{About, ContextInfo, SessionInfo, Status, TurnInfo};
 use super::shelf::Shelf;
 use super::wire::{EVENT, Event, REQUEST, Request};
 use super::work;
+use crate::error::{ContextError, SessionError};
 use crate::handle::{Context, Session};
 use crate::manifest::ContextId;
 use crate::node::Node;
+use crate::session::SessionId;
 use stellate_model::block::Attention;
 
 /// Requests of one connection that are being read at once: their payloads are held in memory while they arrive.
@@ -111,6 +113,26 @@ impl Api {
             running: self.running() as u64,
             leaving: self.0.leaving.load(Ordering::SeqCst),
         })
+    }
+
+    /// Lets a context go, in memory and on disk.
+    async fn remove_context(&self, id: ContextId) -> Result<(), Fault> {
+        self.0.shelf.remove_context(id)?;
+        match self.0.node.remove_context(id).await {
+            // A node without a journal remembers none.
+            Ok(()) | Err(ContextError::Unknown { .. }) => Ok(()),
+            Err(error) => Err(Fault::new(ErrorCode::Failed, error.to_string())),
+        }
+    }
+
+    /// Lets a session go, in memory and on disk.
+    async fn close_session(&self, id: SessionId) -> Result<(), Fault> {
+        self.0.shelf.close_session(id)?;
+        match self.0.node.remove_session(id).await {
+            // A node without a journal remembers none.
+            Ok(()) | Err(SessionError::Unknown { .. }) => Ok(()),
+            Err(error) => Err(Fault::from(&error)),
+        }
     }
 
     async fn session_info(&self, context: ContextId, session: &Session) -> Result<SessionInfo, Fault> {
@@ -236,8 +258,8 @@ impl Served {
                 Ok((_, session)) => self.event(&Event::Session(session.id())).await.map(Ok),
                 Err(fault) => Ok(Err(fault)),
             },
-            Request::RemoveContext(id) => self.done(api.0.shelf.remove_context(id)).await,
-            Request::CloseSession(id) => self.done(api.0.shelf.close_session(id)).await,
+            Request::RemoveContext(id) => self.done(api.remove_context(id).await).await,
+            Request::CloseSession(id) => self.done(api.close_session(id).await).await,
             Request::Remove { node, force } => {
                 let removed = api.0.cluster.remove(node, force).await;
                 self.done(removed.map_err(|error| Fault::from(&error))).await

@@ -160,20 +160,37 @@ impl Cluster {
     pub fn ask(&mut self, now: Duration, request: SupervisorRequest) -> SupervisorReply {
         let done = |result: Result<(), Refusal>| result.map(|()| SupervisorReply::Done);
         let reply = match request {
-            SupervisorRequest::Inventory(inventory) => Ok(done_with(self.inventory(now, &inventory))),
-            SupervisorRequest::Renew(node) => Ok(done_with(self.renew(now, node))),
-            SupervisorRequest::Hold(claim) => Ok(done_with(self.hold(now, claim))),
+            SupervisorRequest::Inventory(inventory) => {
+                self.inventory(now, &inventory);
+                Ok(SupervisorReply::Done)
+            }
+            SupervisorRequest::Renew(node) => {
+                self.renew(now, node);
+                Ok(SupervisorReply::Done)
+            }
+            SupervisorRequest::Hold(claim) => {
+                self.hold(now, claim);
+                Ok(SupervisorReply::Done)
+            }
             SupervisorRequest::Place { claim, suspects } => {
                 self.place(now, claim, &suspects).map(SupervisorReply::Placed)
             }
-            SupervisorRequest::Release(context) => Ok(done_with(self.release(now, context))),
+            SupervisorRequest::Release(context) => {
+                self.release(now, context);
+                Ok(SupervisorReply::Done)
+            }
             SupervisorRequest::Switched { node, migration } => {
-                Ok(done_with(self.switched(now, node, migration)))
+                self.switched(now, node, migration);
+                Ok(SupervisorReply::Done)
             }
             SupervisorRequest::Recomputed { migration, done } => {
-                Ok(done_with(self.recomputed(now, migration, done)))
+                self.recomputed(now, migration, done);
+                Ok(SupervisorReply::Done)
             }
-            SupervisorRequest::NodeGone(node) => Ok(done_with(self.node_gone(now, node))),
+            SupervisorRequest::NodeGone(node) => {
+                self.node_gone(now, node);
+                Ok(SupervisorReply::Done)
+            }
             SupervisorRequest::Cordon(node) => done(self.cordon(node)),
             SupervisorRequest::Uncordon(node) => done(self.uncordon(node)),
             SupervisorRequest::Drain { node, deadline_ms, dry_run } => {
@@ -186,8 +203,4 @@ impl Cluster {
         };
         reply.unwrap_or_else(SupervisorReply::Refused)
     }
-}
-
-fn done_with((): ()) -> SupervisorReply {
-    SupervisorReply::Done
 }

@@ -43,7 +43,6 @@ fn node(number: u16) -> NodeKey {
 #[test]
 fn fifty_hosts_and_two_thousand_blocks_end_balanced_after_joins_drains_and_deaths() {
     let seed = 20_260_101;
-    println!("seed {seed}");
     let mut world = settled(seed, 40, 10_000, quick());
     for context in 0..40 {
         world.place(claim(context, 50, 1), &[]).expect("there is room");

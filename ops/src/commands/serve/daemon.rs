@@ -7,10 +7,14 @@ use std::sync::Arc;
 use stellate_actors::Node;
 use stellate_actors::api::{Api, serve_api};
 use stellate_runtime::clock::SystemClock;
-use stellate_runtime::identity::{IssuingStore, JoinDesk, MemoryIssuing};
+use stellate_runtime::identity::{IssuingStore, JoinDesk};
+use stellate_runtime::store::StoreHandle;
+use stellate_runtime::substrate::DurableIssuing;
 use stellate_runtime::transport::{
     Accepted, CloseCode, ConnectionClass, Endpoint, EndpointSetup, JoinServer, NetworkHandle,
 };
+
+use tokio::runtime::Handle;
 
 use super::identity::Identity;
 use super::one_node::{Issuer, OneNode};
@@ -36,11 +40,12 @@ impl Daemon {
         network: &NetworkHandle,
         identity: Identity,
         node: Node,
+        store: StoreHandle,
     ) -> anyhow::Result<Self> {
         let settings = &app.settings;
         let Identity { credentials, revocations, authority } = identity;
         let listen: SocketAddr = settings.network.listen;
-        let store: Arc<dyn IssuingStore> = Arc::new(MemoryIssuing::default());
+        let store: Arc<dyn IssuingStore> = Arc::new(DurableIssuing::new(store, Handle::current()));
         let clock = Arc::new(SystemClock::new());
         let details = credentials.details().clone();
         let desk = authority

@@ -1,7 +1,9 @@
 //! `stellate serve`: a node until it is told to stop. Who it is comes from `identity.rs`, what runs is put together in
-//! `daemon.rs`, what administrators are told is in `one_node.rs`.
+//! `daemon.rs`, what administrators are told is in `one_node.rs`, and
+//! what outlives the process in `durable.rs`.
 
 mod daemon;
+mod durable;
 mod identity;
 mod one_node;
 mod signals;
@@ -12,14 +14,16 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use stellate_actors::NodeOptions;
 use stellate_runtime::identity::NodeName;
 use stellate_runtime::transport::NetworkThread;
 
 use self::daemon::Daemon;
+use self::durable::{Durable, take_up};
 use self::signals::Signals;
 use crate::app::App;
 use crate::settings::{ModelArgs, NodeArgs, Overrides};
-use crate::{open, output};
+use crate::{open, output, paths};
 
 const AFTER_HELP: &str = "\
 Once it can be asked, the node prints one line on standard output. SIGTERM or Ctrl-C lets what runs come to its end and takes \
@@ -91,14 +95,20 @@ pub(crate) async fn run(args: ServeArgs, app: &App) -> anyhow::Result<ExitCode> 
     let network = NetworkThread::start("stellate-network").context("cannot start the network thread")?;
     let identity = signals.or(identity::ready(&args, app, &network.handle())).await??;
     let model = signals.or(open::load_model(app, open::model_source(&args.model, &app.settings))).await??;
-    let node = open::open_node(&app.settings, &model).await?;
-    let daemon = match Daemon::start(app, &args, &network.handle(), identity, node.clone()) {
+    let durable = Durable::open(&paths::data_dir(&app.settings)?).await?;
+    let options =
+        NodeOptions { journal: Some(durable.journal().await?), ..open::node_options(&app.settings) };
+    let node = open::open_node_with(options, &model).await?;
+    // What was issued before is read from the disk.
+    let start = || Daemon::start(app, &args, &network.handle(), identity, node.clone(), durable.store());
+    let daemon = match tokio::task::block_in_place(start) {
         Ok(daemon) => daemon,
         Err(error) => {
             node.close().await;
             return Err(error);
         }
     };
+    take_up(&daemon.api, &node).await?;
     say_ready(&args, &daemon.ready)?;
     signals.asked_to_stop().await;
     tracing::info!(running = daemon.api.running(), "leaving once what runs has ended");
@@ -106,6 +116,8 @@ pub(crate) async fn run(args: ServeArgs, app: &App) -> anyhow::Result<ExitCode> 
     daemon.api.finish().await;
     daemon.stop().await;
     node.close().await;
+    drop(node);
+    durable.close().await;
     tracing::info!("left");
     Ok(ExitCode::SUCCESS)
 }
