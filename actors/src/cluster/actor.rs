@@ -31,7 +31,7 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
 }
 
 /// What a supervisor keeps on disk: its term, and what administrators want of nodes.
-pub trait SupervisorStore: Send + fmt::Debug + 'static {
+pub trait SupervisorStore: Send + Sync + fmt::Debug + 'static {
     /// Raises the term by one, and returns it when it is safe.
     ///
     /// # Errors

@@ -90,7 +90,7 @@ pub trait AgentHosts: Send + Sync + fmt::Debug + 'static {
 }
 
 /// What an agent keeps on disk.
-pub trait AgentStore: Send + fmt::Debug + 'static {
+pub trait AgentStore: Send + Sync + fmt::Debug + 'static {
     /// The highest term seen, and how often the agent has started, this start counted.
     ///
     /// # Errors
