@@ -1,5 +1,5 @@
-//! What a serving node keeps on disk: contexts, sessions and their turns, and what it has issued. Opened before the node is,
-//! closed after it.
+//! What a serving node keeps on disk: contexts, sessions and their turns, and what it has issued. What was
+//! acknowledged is on the disk: nothing waits for it to close, and the end of the process frees the folder.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,13 +35,6 @@ impl Durable {
     /// The node's contexts and sessions in it.
     pub(super) async fn journal(&self) -> anyhow::Result<Arc<dyn Journal>> {
         Ok(Arc::new(StoreJournal::open(self.store(), 0).await?))
-    }
-
-    /// Closes the store, once all that used it is gone.
-    pub(super) async fn close(self) {
-        if tokio::task::spawn_blocking(move || self.store.close()).await.is_err() {
-            tracing::error!("the store did not close well; the next start checks it");
-        }
     }
 }
 

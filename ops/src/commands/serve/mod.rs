@@ -116,8 +116,6 @@ pub(crate) async fn run(args: ServeArgs, app: &App) -> anyhow::Result<ExitCode> 
     daemon.api.finish().await;
     daemon.stop().await;
     node.close().await;
-    drop(node);
-    durable.close().await;
     tracing::info!("left");
     Ok(ExitCode::SUCCESS)
 }
