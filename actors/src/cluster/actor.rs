@@ -160,7 +160,7 @@ impl Cluster {
         let done = |result: Result<(), Refusal>| result.map(|()| SupervisorReply::Done);
         let reply = match request {
             SupervisorRequest::Inventory(inventory) => Ok(done_with(self.inventory(now, &inventory))),
-            SupervisorRequest::Renew(node) => Ok(done_with(self.renew(now, node))),
+            SupervisorRequest::Renew { node, announced } => Ok(done_with(self.renew(now, node, announced))),
             SupervisorRequest::Hold(claim) => Ok(done_with(self.hold(now, claim))),
             SupervisorRequest::Place { claim, suspects } => {
                 self.place(now, claim, &suspects).map(SupervisorReply::Placed)
