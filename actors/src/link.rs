@@ -13,7 +13,9 @@ use wincode::{SchemaRead, SchemaWrite};
 
 /// A context host: which of its node's, and of which node. The low 16 bits number the host in its node; the high 48 bits
 /// are the first of the node's id, or 0 in a process of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
 pub struct HostId(pub u64);
 
 impl HostId {

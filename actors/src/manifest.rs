@@ -14,7 +14,9 @@ use crate::cover::Cover;
 use crate::link::HostId;
 
 /// The name of a context in its node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
 pub struct ContextId(pub u64);
 
 impl fmt::Display for ContextId {

@@ -16,8 +16,8 @@ use stellate_runtime::clock::Clock;
 use crate::link::HostId;
 
 use super::messages::{
-    AgentOrder, AgentRefusal, AgentReply, AgentRequest, EncodeOrder, HostInventory, Inventory, NodeKey, Stamp,
-    SupervisorRequest,
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, EncodeOrder, HostInventory, Inventory, NodeKey,
+    Stamp, SupervisorRequest,
 };
 
 /// Time between two inventories, which are heartbeats too.
@@ -81,7 +81,12 @@ pub trait AgentHosts: Send + Sync + fmt::Debug + 'static {
     ) -> BoxFuture<'static, Result<(), AgentRefusal>>;
     /// Copies a block from another host into the room that was promised, and seals it if it is what the source sent; an
     /// order to encode it that comes meanwhile waits for the copy. The BLAKE3 that the source named.
-    fn pull(&self, host: HostId, block: BlockId, from: HostId) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>>;
+    fn pull(
+        &self,
+        host: HostId,
+        block: BlockId,
+        from: HostId,
+    ) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>>;
     /// BLAKE3 of a block as it lies in the store.
     fn verify(&self, host: HostId, block: BlockId) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>>;
     /// Lets go of blocks, of promised room, and of copies under way. Takes effect before whatever is asked later.
@@ -169,7 +174,11 @@ impl Actor for Agent {
     type State = AgentState;
     type Arguments = AgentArgs;
 
-    async fn pre_start(&self, myself: ActorRef<AgentMsg>, args: AgentArgs) -> Result<AgentState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<AgentMsg>,
+        args: AgentArgs,
+    ) -> Result<AgentState, ActorProcessingErr> {
         let AgentArgs { node, hosts, mut store, uplink, clock } = args;
         let (highest, start) = store.start()?;
         let moments = Moments { start, count: Arc::new(AtomicU64::new(0)) };
@@ -284,6 +293,10 @@ mod tests {
         let mut fence = Fence::default();
         fence.claim(host, block, (1, 8));
         assert_eq!(fence.freeable(host, &[block], (1, 7)), []);
-        assert_eq!(fence.freeable(host, &[block], (2, 1)), [block], "a later term counts for more than a version");
+        assert_eq!(
+            fence.freeable(host, &[block], (2, 1)),
+            [block],
+            "a later term counts for more than a version"
+        );
     }
 }

@@ -36,7 +36,18 @@ impl fmt::Display for NodeKey {
 /// A moment in the life of an agent: later moments are greater. What an inventory does not list was not there at its
 /// moment, which says nothing of what came later.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, SchemaRead, SchemaWrite,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    SchemaRead,
+    SchemaWrite,
 )]
 pub struct Stamp {
     /// How often the agent has started.
@@ -252,12 +263,12 @@ pub enum AgentReply {
 }
 
 /// Why an agent did not follow an order. What its hosts hold is as it was.
-#[derive(
-    Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, SchemaRead, SchemaWrite,
-)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub enum AgentRefusal {
     /// A later supervisor has been seen.
-    #[error("the order is of term {term}, and a supervisor of term {highest} was seen; this supervisor must stop")]
+    #[error(
+        "the order is of term {term}, and a supervisor of term {highest} was seen; this supervisor must stop"
+    )]
     Fenced {
         /// The term of the order.
         term: u64,
@@ -428,9 +439,7 @@ pub enum SupervisorReply {
 }
 
 /// Why the supervisor did not do what it was asked. Nothing has changed.
-#[derive(
-    Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, SchemaRead, SchemaWrite,
-)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub enum Refusal {
     /// It has just started and does not know yet what hosts hold.
     #[error("the supervisor has just started and is listening to its hosts; ask again in {retry_ms} ms")]

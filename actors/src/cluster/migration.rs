@@ -77,7 +77,11 @@ impl Cluster {
         let (bytes, tokens) = (entry.bytes, entry.tokens);
         let is_possible = self.table.hold(from, &block) == Some(Hold::Held)
             && self.table.holding(to, &block).is_none()
-            && self.table.hosts.get(&to).is_some_and(|h| h.state == HostState::Active && h.free_bytes() >= bytes)
+            && self
+                .table
+                .hosts
+                .get(&to)
+                .is_some_and(|h| h.state == HostState::Active && h.free_bytes() >= bytes)
             && !self.is_moving(&block)
             && !self.is_receiving(to);
         if !is_possible {
@@ -96,15 +100,34 @@ impl Cluster {
         let id = self.number();
         let deadline = now + self.settings.order_timeout;
         let (step, waiting) = (Step::Reserving, BTreeSet::new());
-        let migration =
-            Migration { block, bytes, done_bytes: 0, from, to, why, choice, step, version, digest: None, deadline, waiting };
+        let migration = Migration {
+            block,
+            bytes,
+            done_bytes: 0,
+            from,
+            to,
+            why,
+            choice,
+            step,
+            version,
+            digest: None,
+            deadline,
+            waiting,
+        };
         self.moves.insert(id, migration);
         self.order(to, AgentRequest::Reserve { host: to, block, bytes, tokens }, Pending::Move(id));
         true
     }
 
     /// Has routes moved from a host that need not hold the block to one that does, and the block freed.
-    pub(crate) fn start_switch(&mut self, now: Duration, block: BlockId, from: HostId, to: HostId, why: MoveReason) {
+    pub(crate) fn start_switch(
+        &mut self,
+        now: Duration,
+        block: BlockId,
+        from: HostId,
+        to: HostId,
+        why: MoveReason,
+    ) {
         if self.is_moving(&block) {
             return;
         }
@@ -114,8 +137,20 @@ impl Cluster {
         let (step, waiting) = (Step::Verifying, BTreeSet::new());
         let version = self.table.blocks[&block].version;
         let (deadline, done_bytes) = (now, 0);
-        let migration =
-            Migration { block, bytes, done_bytes, from, to, why, choice, step, version, digest: None, deadline, waiting };
+        let migration = Migration {
+            block,
+            bytes,
+            done_bytes,
+            from,
+            to,
+            why,
+            choice,
+            step,
+            version,
+            digest: None,
+            deadline,
+            waiting,
+        };
         self.moves.insert(id, migration);
         self.switch(now, id);
     }
@@ -261,12 +296,14 @@ impl Cluster {
     pub(crate) fn free_source(&mut self, now: Duration, id: u64) {
         let Some(migration) = self.moves.get(&id) else { return };
         let is_waiting = migration.waiting.iter().any(|&node| self.is_leased(now, node));
-        let is_target_alive = self.table.hosts.get(&migration.to).is_some_and(|h| h.heard > migration.deadline);
+        let is_target_alive =
+            self.table.hosts.get(&migration.to).is_some_and(|h| h.heard > migration.deadline);
         if migration.step != Step::Switching || is_waiting || !is_target_alive {
             return;
         }
         let (block, bytes, from) = (migration.block, migration.bytes, migration.from);
-        let keeps_anchor = self.table.holding(from, &block).is_some_and(|holding| !holding.anchors.is_empty());
+        let keeps_anchor =
+            self.table.holding(from, &block).is_some_and(|holding| !holding.anchors.is_empty());
         if keeps_anchor && !self.is_leaving(from) {
             self.moves.remove(&id);
             self.table.set(from, block, bytes, Hold::Held);
@@ -286,7 +323,8 @@ impl Cluster {
         self.backoff.insert((block, to), now + self.settings.backoff);
         if self.table.hold(to, &block) == Some(Hold::Incoming) {
             // What came whole is kept if it is all there is: it counts again once an inventory lists it.
-            let is_last = step == Step::Verifying && cause != DIFFERS && self.table.holders(&block).is_empty();
+            let is_last =
+                step == Step::Verifying && cause != DIFFERS && self.table.holders(&block).is_empty();
             if is_last {
                 self.table.set(to, block, bytes, Hold::Promised);
             } else {
@@ -301,8 +339,8 @@ impl Cluster {
         let Some(id) = self.move_of(&block) else { return };
         let migration = self.moves.get_mut(&id).expect("just found");
         let (from, to, step) = (migration.from, migration.to, migration.step);
-        let is_coming = step == Step::Verifying
-            || step == Step::Copying && migration.choice.way == RepairWay::Recompute;
+        let is_coming =
+            step == Step::Verifying || step == Step::Copying && migration.choice.way == RepairWay::Recompute;
         match step {
             Step::Reserving | Step::Copying | Step::Verifying if host == from && is_coming => {
                 // The target has the block, or gets it without the source.

@@ -11,10 +11,10 @@ pub mod order;
 pub mod plan;
 pub mod repair;
 pub mod settings;
-pub mod snapshot;
-pub mod supervisor;
 #[cfg(test)]
 mod sim;
+pub mod snapshot;
+pub mod supervisor;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,9 @@ pub fn score(block: &BlockId, host: HostId, weight: u64) -> f64 {
 /// finaliser of splitmix64.
 fn mix(block: &BlockId, host: HostId) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *block.as_bytes();
-    finalise(u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ finalise(host.0.wrapping_add(0x9e37_79b9_7f4a_7c15)))
+    finalise(
+        u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ finalise(host.0.wrapping_add(0x9e37_79b9_7f4a_7c15)),
+    )
 }
 
 fn finalise(mut word: u64) -> u64 {

@@ -57,7 +57,8 @@ impl fmt::Display for RepairChoice {
             RepairCause::Unmeasured => "not enough was measured",
             RepairCause::Cheaper => "that takes less time",
         };
-        let time = |us: Option<u64>| us.map_or("unknown".to_owned(), |us| format!("{} ms", us.div_ceil(1000)));
+        let time =
+            |us: Option<u64>| us.map_or("unknown".to_owned(), |us| format!("{} ms", us.div_ceil(1000)));
         write!(f, "{way}: {cause} (copy {}, compute {})", time(self.copy_us), time(self.recompute_us))
     }
 }
@@ -78,7 +79,9 @@ pub fn choose(
         (false, ..) => (RepairWay::Recompute, RepairCause::NoHolder),
         (_, RepairPolicy::AlwaysCopy, ..) => (RepairWay::Copy, RepairCause::Forced),
         (_, RepairPolicy::AlwaysRecompute, ..) => (RepairWay::Recompute, RepairCause::Forced),
-        (_, _, Some(copy), Some(recompute)) if recompute < copy => (RepairWay::Recompute, RepairCause::Cheaper),
+        (_, _, Some(copy), Some(recompute)) if recompute < copy => {
+            (RepairWay::Recompute, RepairCause::Cheaper)
+        }
         (_, _, Some(_), Some(_)) => (RepairWay::Copy, RepairCause::Cheaper),
         // A copy leaves the hosts' arithmetic to the sessions.
         _ => (RepairWay::Copy, RepairCause::Unmeasured),
@@ -93,7 +96,10 @@ mod tests {
     #[test]
     fn the_quicker_way_is_chosen_and_the_figures_are_told() {
         let slow_wire = choose(RepairPolicy::Cheapest, true, (1_000_000, 1_000_000), (512, 1024));
-        assert_eq!(slow_wire.to_string(), "computed again: that takes less time (copy 1000 ms, compute 500 ms)");
+        assert_eq!(
+            slow_wire.to_string(),
+            "computed again: that takes less time (copy 1000 ms, compute 500 ms)"
+        );
         let fast_wire = choose(RepairPolicy::Cheapest, true, (1_000_000, 10_000_000), (512, 1024));
         assert_eq!((fast_wire.way, fast_wire.copy_us), (RepairWay::Copy, Some(100_000)));
     }
@@ -109,6 +115,9 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_copied() {
         let choice = choose(RepairPolicy::Cheapest, true, (1_000_000, 0), (512, 1024));
-        assert_eq!((choice.way, choice.cause, choice.copy_us), (RepairWay::Copy, RepairCause::Unmeasured, None));
+        assert_eq!(
+            (choice.way, choice.cause, choice.copy_us),
+            (RepairWay::Copy, RepairCause::Unmeasured, None)
+        );
     }
 }

@@ -11,13 +11,13 @@ use crate::link::HostId;
 use crate::manifest::ContextId;
 
 use super::agent::Fence;
+use super::drain::DrainProgress;
 use super::messages::{
-    AgentOrder, AgentRefusal, AgentReply, AgentRequest, AnchorCopy, BlockNeed, ContextClaim, HeldBlock, HostInventory,
-    Inventory, NodeKey, QueryNodeNotice, Refusal, Stamp,
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, AnchorCopy, BlockNeed, ContextClaim, HeldBlock,
+    HostInventory, Inventory, NodeKey, QueryNodeNotice, Refusal, Stamp,
 };
 use super::settings::ClusterSettings;
 use super::supervisor::{Action, Cluster};
-use super::drain::DrainProgress;
 use super::table::Hold;
 
 pub(super) const STEP: Duration = Duration::from_millis(250);
@@ -142,11 +142,21 @@ impl World {
     }
 
     pub(super) fn join(&mut self, number: u16, capacity: u64) {
-        let fence = self.hosts.remove(&host(number)).map_or_else(|| (Fence::default(), 0), |h| (h.fence, h.at.start));
+        let fence =
+            self.hosts.remove(&host(number)).map_or_else(|| (Fence::default(), 0), |h| (h.fence, h.at.start));
         let at = Stamp { start: fence.1 + 1, count: 0 };
         let (blocks, reserved) = (BTreeMap::new(), BTreeMap::new());
         let unverified = BTreeSet::new();
-        let joined = SimHost { capacity, is_up: true, blocks, reserved, unverified, fence: fence.0, at, since: self.now };
+        let joined = SimHost {
+            capacity,
+            is_up: true,
+            blocks,
+            reserved,
+            unverified,
+            fence: fence.0,
+            at,
+            since: self.now,
+        };
         self.hosts.insert(host(number), joined);
     }
 
@@ -162,7 +172,8 @@ impl World {
         // A copy that is on its way out does not count: the one that it moved to does.
         let counts = |host: &HostId, block: &BlockId| {
             let hold = self.cluster.table.hold(*host, block);
-            !matches!(hold, Some(Hold::Leaving | Hold::Freeing(_))) && !self.hosts[host].unverified.contains(block)
+            !matches!(hold, Some(Hold::Leaving | Hold::Freeing(_)))
+                && !self.hosts[host].unverified.contains(block)
         };
         let held: BTreeSet<_> = self
             .hosts
@@ -216,7 +227,8 @@ impl World {
             self.heal_routes();
         }
         self.act();
-        let (due, later) = std::mem::take(&mut self.messages).into_iter().partition(|(at, _)| *at <= self.now);
+        let (due, later) =
+            std::mem::take(&mut self.messages).into_iter().partition(|(at, _)| *at <= self.now);
         self.messages = later;
         let mut due: Vec<(Duration, Message)> = due;
         due.sort_by_key(|(at, _)| *at);
@@ -232,7 +244,10 @@ impl World {
     fn count_copies(&mut self) {
         for (id, host) in &mut self.hosts {
             host.unverified.retain(|block| {
-                !matches!(self.cluster.table.hold(*id, block), Some(Hold::Held | Hold::Leaving | Hold::Promised))
+                !matches!(
+                    self.cluster.table.hold(*id, block),
+                    Some(Hold::Held | Hold::Leaving | Hold::Promised)
+                )
             });
         }
     }
@@ -275,7 +290,8 @@ impl World {
         while let Some(action) = self.cluster.poll_action() {
             match action {
                 Action::ToAgent { node, order } => {
-                    let host = *self.hosts.keys().find(|h| NodeKey::of(**h) == node).expect("orders go to hosts");
+                    let host =
+                        *self.hosts.keys().find(|h| NodeKey::of(**h) == node).expect("orders go to hosts");
                     self.send(Message::Order(host, order));
                 }
                 Action::ToQueryNode { notice, .. } => self.send(Message::Notice(term, notice)),
@@ -290,10 +306,16 @@ impl World {
         let current = self.cluster.term();
         match message {
             Message::Order(id, order) => self.follow(id, order),
-            Message::Reply(term, order, reply) if term == current => self.cluster.agent_replied(self.now, order, reply),
-            Message::Inventory(term, inventory) if term == current => self.cluster.inventory(self.now, &inventory),
+            Message::Reply(term, order, reply) if term == current => {
+                self.cluster.agent_replied(self.now, order, reply)
+            }
+            Message::Inventory(term, inventory) if term == current => {
+                self.cluster.inventory(self.now, &inventory)
+            }
             Message::Switched(term, id) if term == current => self.cluster.switched(self.now, QUERY, id),
-            Message::Recomputed(term, id, done) if term == current => self.cluster.recomputed(self.now, id, done),
+            Message::Recomputed(term, id, done) if term == current => {
+                self.cluster.recomputed(self.now, id, done)
+            }
             Message::Notice(term, notice) => self.notice(term, notice),
             Message::Encode { host, by, need, anchor, tell } => {
                 let done = self.encode(host, by, need, anchor);
@@ -373,7 +395,9 @@ impl World {
             AgentRequest::Verify { block, .. } if host.blocks.contains_key(&block) => {
                 AgentReply::Digest { digest: digest(&block), at: host.next() }
             }
-            AgentRequest::Verify { block, .. } => AgentReply::Refused(AgentRefusal::NoSuchBlock { host: id, block }),
+            AgentRequest::Verify { block, .. } => {
+                AgentReply::Refused(AgentRefusal::NoSuchBlock { host: id, block })
+            }
             AgentRequest::Free { blocks, .. } => {
                 for block in host.fence.freeable(id, &blocks, by) {
                     host.blocks.remove(&block);
@@ -382,7 +406,9 @@ impl World {
                 }
                 AgentReply::Freed { at: host.next() }
             }
-            AgentRequest::Encode(_) | AgentRequest::Inventory => panic!("the supervisor does not ask for that"),
+            AgentRequest::Encode(_) | AgentRequest::Inventory => {
+                panic!("the supervisor does not ask for that")
+            }
         }
     }
 
@@ -454,7 +480,9 @@ impl World {
     fn story(&self, block: &BlockId) -> String {
         let name = format!("{block:?}");
         let lines = self.log.iter().filter(|(_, _, _, what)| what.contains(&name));
-        lines.map(|(at, host, by, what)| format!("{at:?} {host} {by:?} {}\n", &what[..what.len().min(300)])).collect()
+        lines
+            .map(|(at, host, by, what)| format!("{at:?} {host} {by:?} {}\n", &what[..what.len().min(300)]))
+            .collect()
     }
 
     /// Blocks of contexts that are not where their routes lead.

@@ -14,8 +14,8 @@ use crate::placement::{AnchorNeed, HostLoad, Need, Preference, place_by};
 
 use super::drain::{self, DrainPlan, DrainProgress};
 use super::messages::{
-    AgentOrder, AgentReply, AgentRefusal, AgentRequest, ContextClaim, ContextPlaced, Inventory, NodeKey, PlacedBlock,
-    QueryNodeNotice, Refusal, Stamp,
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, ContextClaim, ContextPlaced, Inventory, NodeKey,
+    PlacedBlock, QueryNodeNotice, Refusal, Stamp,
 };
 use super::migration::Migration;
 use super::plan::{Plan, PlannedMove};
@@ -105,7 +105,12 @@ pub struct Cluster {
 
 impl Cluster {
     /// A supervisor of `term`, which must be higher than every term before, with the intents that were kept.
-    pub fn new(now: Duration, term: u64, settings: ClusterSettings, intents: BTreeMap<NodeKey, Intent>) -> Self {
+    pub fn new(
+        now: Duration,
+        term: u64,
+        settings: ClusterSettings,
+        intents: BTreeMap<NodeKey, Intent>,
+    ) -> Self {
         Self {
             next_round: now + settings.unclaimed_grace,
             settings,
@@ -198,7 +203,8 @@ impl Cluster {
             Hold::Incoming | Hold::Freeing(_) => has_restarted,
             Hold::Promised => false,
         };
-        let missing = holdings.iter().filter(|(id, holding)| !listed.contains(id) && is_missing(holding.hold));
+        let missing =
+            holdings.iter().filter(|(id, holding)| !listed.contains(id) && is_missing(holding.hold));
         for block in missing.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.forget(now, host, block);
         }
@@ -235,8 +241,8 @@ impl Cluster {
                 self.heard_of(host, at);
                 for block in blocks {
                     let holding = self.table.holding(host, &block);
-                    let is_freed = holding
-                        .is_some_and(|h| matches!(h.hold, Hold::Freeing(_)) && h.version <= version);
+                    let is_freed =
+                        holding.is_some_and(|h| matches!(h.hold, Hold::Freeing(_)) && h.version <= version);
                     if is_freed {
                         self.forget(now, host, block);
                     }
@@ -313,7 +319,11 @@ impl Cluster {
         let placed = place_by(preference, &mut loads, &needs, anchor).map_err(|room| Refusal::NoRoom {
             needed_bytes: room.needed_bytes as u64,
             block_bytes: room.block_bytes as u64,
-            free_bytes: takers.iter().copied().zip(room.free_bytes.iter().map(|&bytes| bytes as u64)).collect(),
+            free_bytes: takers
+                .iter()
+                .copied()
+                .zip(room.free_bytes.iter().map(|&bytes| bytes as u64))
+                .collect(),
         })?;
         let context = claim.context;
         let anchor_copy = claim.anchor;
@@ -360,7 +370,9 @@ impl Cluster {
                 self.table.hosts_of(&id).find(|host| {
                     let is_promised =
                         matches!(self.table.hold(*host, &id), Some(Hold::Promised | Hold::Freeing(_)));
-                    is_promised && !suspects.contains(host) && self.table.hosts[host].state == HostState::Active
+                    is_promised
+                        && !suspects.contains(host)
+                        && self.table.hosts[host].state == HostState::Active
                 })
             });
             if let Some(host) = holder {
@@ -372,7 +384,8 @@ impl Cluster {
                 kept.entry(host).or_default().insert(anchor.id);
             }
         }
-        let hosts = self.table.hosts.iter().filter(|(host, entry)| entry.serves() && !suspects.contains(host));
+        let hosts =
+            self.table.hosts.iter().filter(|(host, entry)| entry.serves() && !suspects.contains(host));
         let load = |(&host, entry): (&HostId, &HostEntry)| {
             let takes = entry.state == HostState::Active;
             let capacity = if takes { entry.capacity_bytes } else { entry.used_bytes };

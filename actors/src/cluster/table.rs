@@ -234,7 +234,8 @@ impl Table {
         let mut given_up = Vec::new();
         if let Some(old) = self.contexts.get(&claim.context) {
             let kept: BTreeSet<_> = claim.needs.iter().map(|need| need.id).collect();
-            let dropped: Vec<_> = old.needs.iter().map(|need| need.id).filter(|id| !kept.contains(id)).collect();
+            let dropped: Vec<_> =
+                old.needs.iter().map(|need| need.id).filter(|id| !kept.contains(id)).collect();
             self.disclaim(claim.context, &dropped);
             given_up = dropped;
         }
@@ -287,6 +288,8 @@ impl Table {
             assert_eq!(used, entry.used_bytes, "bytes of {host}");
             assert!(entry.blocks.keys().all(|block| self.holders[block].contains(host)));
         }
-        assert!(self.holders.iter().all(|(block, hosts)| hosts.iter().all(|h| self.holding(*h, block).is_some())));
+        assert!(
+            self.holders.iter().all(|(block, hosts)| hosts.iter().all(|h| self.holding(*h, block).is_some()))
+        );
     }
 }

@@ -28,7 +28,8 @@ impl Cluster {
         }
         let silent = |heard: Duration, limit: Duration| now.saturating_sub(heard) > limit;
         let hosts = self.table.hosts.iter();
-        let gone = hosts.filter(|(_, h)| h.state != HostState::Gone && silent(h.heard, self.settings.host_timeout));
+        let gone =
+            hosts.filter(|(_, h)| h.state != HostState::Gone && silent(h.heard, self.settings.host_timeout));
         for host in gone.map(|(&host, _)| host).collect::<Vec<_>>() {
             tracing::warn!(%host, "a host has fallen silent");
             self.host_gone(now, host);
@@ -52,7 +53,9 @@ impl Cluster {
             && let Some(every) = self.settings.rebalance_every
         {
             self.next_round = now + every;
-            if self.queue.is_empty() && self.drains.values().all(|drain| drain.progress.state != DrainState::Moving) {
+            if self.queue.is_empty()
+                && self.drains.values().all(|drain| drain.progress.state != DrainState::Moving)
+            {
                 self.queue = super::plan::rebalance(&self.views(now), &self.settings).moves.into();
             }
         }
@@ -86,7 +89,8 @@ impl Cluster {
         let hosts = self.table.hosts.iter().filter(|(_, entry)| entry.state == HostState::Draining);
         for from in hosts.map(|(&host, _)| host).collect::<Vec<_>>() {
             let held = self.table.hosts[&from].blocks.iter();
-            let held: Vec<_> = held.filter(|(_, h)| h.hold == Hold::Held).map(|(&id, h)| (id, h.bytes)).collect();
+            let held: Vec<_> =
+                held.filter(|(_, h)| h.hold == Hold::Held).map(|(&id, h)| (id, h.bytes)).collect();
             let mut useless = Vec::new();
             for (block, bytes) in held {
                 // Copies of anchors serve to encode more blocks here, which there will not be.
@@ -140,7 +144,8 @@ impl Cluster {
     /// Ends drains whose deadline has passed: what is left is lost, as if the node had gone.
     fn pass_deadlines(&mut self, now: Duration) {
         let late = self.drains.iter().filter(|(_, drain)| {
-            drain.progress.state == DrainState::Moving && drain.deadline.is_some_and(|deadline| deadline <= now)
+            drain.progress.state == DrainState::Moving
+                && drain.deadline.is_some_and(|deadline| deadline <= now)
         });
         for node in late.map(|(&node, _)| node).collect::<Vec<_>>() {
             let moving = self.moves.iter().filter(|(_, m)| NodeKey::of(m.from) == node);
@@ -149,7 +154,8 @@ impl Cluster {
             }
             let left: Vec<_> = self.must_move(node).into_iter().filter(|block| block.3.is_empty()).collect();
             let users = left.iter().filter_map(|block| self.table.blocks.get(&block.0));
-            let affected: std::collections::BTreeSet<_> = users.flat_map(|entry| &entry.users).copied().collect();
+            let affected: std::collections::BTreeSet<_> =
+                users.flat_map(|entry| &entry.users).copied().collect();
             self.end_drain(node, DrainState::DeadlinePassed, affected.into_iter().collect());
             for (block, _, host, _) in left {
                 self.check_lost(&block, &[host]);
@@ -189,7 +195,8 @@ impl Cluster {
             if self.is_moving(&block) || lasting.is_empty() {
                 continue;
             }
-            let is_promised = self.table.hosts_of(&block).any(|h| self.table.hold(h, &block) == Some(Hold::Promised));
+            let is_promised =
+                self.table.hosts_of(&block).any(|h| self.table.hold(h, &block) == Some(Hold::Promised));
             if lasting.len() < want && !is_promised {
                 let why = MoveReason::Replica { have: lasting.len() as u16, want: want as u16 };
                 if let Some(to) = self.target(now, &block, bytes, self.settings.full_permille) {
@@ -220,7 +227,10 @@ impl Cluster {
     }
 
     pub(crate) fn is_leaving(&self, host: HostId) -> bool {
-        self.table.hosts.get(&host).is_none_or(|e| !matches!(e.state, HostState::Active | HostState::Cordoned))
+        self.table
+            .hosts
+            .get(&host)
+            .is_none_or(|e| !matches!(e.state, HostState::Active | HostState::Cordoned))
     }
 
     /// The best host to send a block to now.
@@ -249,7 +259,8 @@ impl Cluster {
     }
 
     pub(crate) fn share_permille(&self, now: Duration, host: HostId) -> u64 {
-        let age = self.table.hosts.get(&host).map_or(Duration::ZERO, |entry| now.saturating_sub(entry.up_since));
+        let age =
+            self.table.hosts.get(&host).map_or(Duration::ZERO, |entry| now.saturating_sub(entry.up_since));
         self.settings.ramp_permille(age)
     }
 
@@ -439,7 +450,8 @@ impl Cluster {
             state: entry.state,
             capacity_bytes: entry.capacity_bytes,
             used_bytes: entry.used_bytes,
-            blocks: entry.blocks.values().filter(|h| matches!(h.hold, Hold::Held | Hold::Leaving)).count() as u64,
+            blocks: entry.blocks.values().filter(|h| matches!(h.hold, Hold::Held | Hold::Leaving)).count()
+                as u64,
             inbound: self.moves.values().filter(|m| m.to == host && !m.is_committed()).count() as u64,
             share_permille: self.share_permille(now, host),
             encode_tokens_per_s: entry.encode_tokens_per_s,
@@ -448,7 +460,8 @@ impl Cluster {
         });
         let contexts = self.table.contexts.values().map(|claim| {
             let holders: Vec<_> = claim.needs.iter().map(|need| self.table.holders(&need.id)).collect();
-            let hosts: std::collections::BTreeSet<_> = holders.iter().filter_map(|h| h.first().copied()).collect();
+            let hosts: std::collections::BTreeSet<_> =
+                holders.iter().filter_map(|h| h.first().copied()).collect();
             ContextRow {
                 context: claim.context,
                 query_node: claim.query_node,
