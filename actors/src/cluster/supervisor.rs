@@ -236,7 +236,13 @@ impl Cluster {
             return;
         }
         match (pending, reply) {
-            (Pending::Move(id), reply) => self.move_replied(now, id, reply),
+            (Pending::Move(id), reply) => {
+                self.move_replied(now, id, reply);
+                if self.moves.get(&id).is_none_or(Migration::is_committed) {
+                    // The target can take another block.
+                    self.pump_replicas(now);
+                }
+            }
             (Pending::Free { host, version, blocks }, AgentReply::Freed { at }) => {
                 self.heard_of(host, at);
                 for block in blocks {

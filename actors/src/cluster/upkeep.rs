@@ -63,17 +63,15 @@ impl Cluster {
             self.pending.pop_first();
         }
         self.pump(now);
+        self.pump_replicas(now);
     }
 
-    /// Starts whatever moves can start: drains first, then replicas, then rebalancing.
+    /// Starts what can start of drains, then of the round of rebalancing. Looks at few blocks, so that every event may call it.
     pub(crate) fn pump(&mut self, now: Duration) {
         if self.is_replaced || !self.has_settled {
             return;
         }
         self.pump_drains(now);
-        if self.knows_contexts(now) {
-            self.pump_replicas(now);
-        }
         for planned in std::mem::take(&mut self.queue) {
             let is_waiting = self.is_receiving(planned.to);
             let is_blocked = self.backoff.contains_key(&(planned.block, planned.to));
@@ -186,8 +184,11 @@ impl Cluster {
         self.actions.push_back(Action::Drain(drain.progress.clone()));
     }
 
-    /// Makes replicas that are missing, and has routes leave those that are too many.
-    fn pump_replicas(&mut self, now: Duration) {
+    /// Makes replicas that are missing, and has routes leave those that are too many. Looks at every block.
+    pub(crate) fn pump_replicas(&mut self, now: Duration) {
+        if self.is_replaced || !self.has_settled || !self.knows_contexts(now) {
+            return;
+        }
         for block in self.table.blocks.keys().copied().collect::<Vec<_>>() {
             let lasting = self.lasting_holders(&block);
             let want = self.wanted(&block);
