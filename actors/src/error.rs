@@ -1,5 +1,7 @@
 //! What a user of a node can be told: one error type per operation. Every refusal leaves all else as it was.
 
+use std::sync::Arc;
+
 use ractor::RactorErr;
 use stellate_kernels::KernelError;
 use stellate_model::block::LayoutError;
@@ -10,10 +12,14 @@ use stellate_model::random::UnknownShape;
 use stellate_model::sampler::SamplingError;
 use stellate_model::stream::StopError;
 
+use crate::api::RemoteError;
 use crate::budget::StoreFull;
 use crate::context_host::HostError;
 use crate::fanout::FanoutError;
+use crate::journal::JournalError;
+use crate::manifest::ContextId;
 use crate::prompt::PromptError;
+use crate::session::SessionId;
 
 /// The actor or thread that was asked has stopped: the node is closing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +64,9 @@ pub enum OpenError {
     /// A node without context hosts holds no context.
     #[error("hosts.count is 0; a node needs at least one context host")]
     NoHosts,
+    /// The node of another process cannot be used.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// The context hosts have no room for a context. Nothing of it is kept; every other context is as it was.
@@ -111,12 +120,18 @@ pub enum EncodeError {
         /// Its bound.
         queue: usize,
     },
+    /// It could not be written down.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// It was cancelled.
     #[error("the encoding was cancelled")]
     Cancelled,
     /// The node is closing.
     #[error("the node is closing; open it again")]
     Stopped,
+    /// The node is elsewhere: it cannot be reached, or says something that has no variant here.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// A question could not be answered. The session is as it was before the question.
@@ -150,6 +165,17 @@ pub enum AskError {
     /// A step's attention is not to be had.
     #[error(transparent)]
     Fanout(#[from] FanoutError),
+    /// A step's attention is not to be had, and the context's blocks could not be brought back.
+    #[error("{fault}; its blocks could not be brought back: {cause}")]
+    Unhealed {
+        /// What the step met.
+        fault: FanoutError,
+        /// Why no other placement was found.
+        cause: Arc<EncodeError>,
+    },
+    /// The turn could not be written down.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The session answers another question.
     #[error("the session is still answering; finish or cancel that turn first")]
     Busy,
@@ -165,12 +191,59 @@ pub enum AskError {
     /// The node is closing.
     #[error("the node is closing; open it again")]
     Stopped,
+    /// The node is elsewhere: it cannot be reached, or says something that has no variant here.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
-/// A session could not be opened.
+/// A context of an earlier time could not be taken up again, or not be removed. It is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ContextError {
+    /// There is no such context.
+    #[error("there is no context {context}; list those that there are")]
+    Unknown {
+        /// The name that was asked for.
+        context: ContextId,
+    },
+    /// It was encoded by another model, or for another KV format.
+    #[error(
+        "context {context} was encoded by another model or KV format; open the node with those, or remove it"
+    )]
+    OtherModel {
+        /// The context.
+        context: ContextId,
+    },
+    /// What is written of it cannot be read, or removed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The node is closing.
+    #[error("the node is closing; open it again")]
+    Stopped,
+}
+
+/// A session could not be opened, or not be removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
+    /// There is no such session.
+    #[error("there is no session {session}; list those that there are")]
+    Unknown {
+        /// The name that was asked for.
+        session: SessionId,
+    },
+    /// Somebody has it open already.
+    #[error("session {session} is open already; use that handle, or drop it first")]
+    AlreadyOpen {
+        /// The session.
+        session: SessionId,
+    },
+    /// Its context cannot be taken up again.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// What is written of it cannot be read, or it cannot be written down.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The query host serves as many sessions as it may.
     #[error("{max_sessions} sessions are open, as many as query.max_sessions allows; close one or raise it")]
     TooMany {
@@ -186,6 +259,9 @@ pub enum SessionError {
     /// The node is closing.
     #[error("the node is closing; open it again")]
     Stopped,
+    /// The node is elsewhere: it cannot be reached, or says something that has no variant here.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 impl From<Stopped> for EncodeError {
@@ -201,6 +277,12 @@ impl From<Stopped> for AskError {
 }
 
 impl From<Stopped> for SessionError {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+impl From<Stopped> for ContextError {
     fn from(_: Stopped) -> Self {
         Self::Stopped
     }

@@ -7,7 +7,7 @@ use stellate_kernels::{Backend, Partial, PartialShape};
 use stellate_model::block::BlockId;
 
 use crate::cover::{Checked, Cover, CoverError};
-use crate::link::{AttendReply, AttendRequest, Fold, HostLink, LinkError};
+use crate::link::{AttendReply, AttendRequest, Fold, HostId, HostLink, LinkError};
 
 /// Blocks whose partials are held at once when each comes apart: they bound the memory of a step, and are enough to
 /// keep every host of a small cluster busy.
@@ -23,9 +23,27 @@ pub enum FanoutError {
     /// The replies do not cover the context exactly once.
     #[error(transparent)]
     Cover(#[from] CoverError),
+    /// The blocks lie on no host: the context was not encoded since the node was opened.
+    #[error("the context's blocks are on no host yet; ask again once they are encoded")]
+    Unplaced,
     /// A reply of another shape than its question's: the host runs something else.
     #[error("a reply has another shape than its question; check that all hosts run the same model")]
     Shape,
+}
+
+impl FanoutError {
+    /// Whether another placement of the context's blocks can mend it.
+    pub fn is_mendable(&self) -> bool {
+        !matches!(self, Self::Shape)
+    }
+
+    /// The host that did not answer, if that is what failed.
+    pub fn silent_host(&self) -> Option<HostId> {
+        match self {
+            Self::Link(LinkError::HostGone { host } | LinkError::Interrupted { host, .. }) => Some(*host),
+            _ => None,
+        }
+    }
 }
 
 /// A host and the blocks of the context that it is asked for.
@@ -52,6 +70,8 @@ pub struct Fanout {
     checked: Checked,
     /// Blocks of a round in the order of the context, by reply and place in it.
     order: Vec<(Option<usize>, usize, usize)>,
+    /// The host whose reply was not what it was asked for.
+    liar: Option<HostId>,
 }
 
 /// What is asked at once: links by index with their blocks, whose replies must cover `cover` exactly once.
@@ -92,12 +112,17 @@ impl Fanout {
     fn over(links: Vec<Box<dyn HostLink>>, rounds: Vec<Round>, fold: Fold) -> Self {
         let spare = links.iter().map(|_| Vec::new()).collect();
         let (replies, checked, order) = (Vec::new(), Checked::default(), Vec::new());
-        Self { links, rounds, fold, posted: None, replies, spare, checked, order }
+        Self { links, rounds, fold, posted: None, replies, spare, checked, order, liar: None }
     }
 
     /// Whether what is merged is the same, bit for bit, wherever the blocks lie.
     pub fn is_placement_free(&self) -> bool {
         self.fold.is_placement_free()
+    }
+
+    /// The host to blame for `fault`, the error that the last step ended with, if it is known.
+    pub fn suspect(&self, fault: &FanoutError) -> Option<HostId> {
+        fault.silent_host().or(self.liar.filter(|_| matches!(fault, FanoutError::Cover(_))))
     }
 
     /// Sends one layer's queries, `[tokens, heads, head_dim]`, to every host.
@@ -161,7 +186,13 @@ impl Fanout {
                 return Err(FanoutError::Shape);
             }
         }
-        let checked = cover.check_with(replies.iter().map(|reply| &*reply.blocks), &mut self.checked)?;
+        let checked = cover.check_with(replies.iter().map(|reply| &*reply.blocks), &mut self.checked);
+        if checked.is_err() {
+            let mut asked = self.rounds[round].asks.iter().zip(replies);
+            let liar = asked.find(|((_, blocks), reply)| *blocks != reply.blocks);
+            self.liar = liar.map(|((link, _), _)| self.links[*link].host());
+        }
+        let checked = checked?;
         self.order.clear();
         for &reply in checked {
             let partials = replies[reply].blocks.iter().take(replies[reply].partials.len());

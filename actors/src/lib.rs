@@ -27,17 +27,22 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod budget;
 pub mod cancel;
+pub mod catalogue;
 pub mod cluster;
 pub mod context_host;
 pub mod cover;
 mod device_thread;
+pub mod directory;
 pub mod engine;
 pub mod error;
 pub mod fanout;
 pub mod fleet;
 pub mod handle;
+pub mod journal;
+pub mod lease;
 pub mod link;
 pub mod manifest;
 pub mod model;
@@ -49,14 +54,17 @@ pub mod profile;
 pub mod progress;
 pub mod prompt;
 pub mod query_host;
+pub mod remote;
 pub mod session;
 pub mod speculate;
 pub mod supervisor;
 pub mod tail;
 pub mod turn;
+pub mod whereabouts;
 
-pub use error::{AskError, EncodeError, OpenError, SessionError};
+pub use error::{AskError, ContextError, EncodeError, OpenError, SessionError};
 pub use handle::{Context, Session};
+pub use journal::{Journal, JournalError, StoreJournal};
 pub use model::{Model, ModelOptions, ModelProgress, ModelSource, ModelStage};
 pub use node::{HostThreads, Node, NodeOptions};
 pub use progress::EncodeProgress;
@@ -69,3 +77,4 @@ pub use turn::{
     AskOptions, FinishReason, QueryInput, Speculation, Timings, TokenEvent, Turn, TurnEvent, TurnReport,
     Usage,
 };
+pub use whereabouts::Moved;

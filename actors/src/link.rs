@@ -1,6 +1,6 @@
 //! The seam between a query host and a context host: a request for the attention of one layer over some blocks, and
-//! its reply. Here is the link within a process, through memory; the link between processes will be a framed QUIC
-//! stream. Neither goes through an actor's mailbox.
+//! its reply. Here is the link within a process, through memory; the link between processes is in [`crate::remote`].
+//! Neither goes through an actor's mailbox.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 use stellate_kernels::Partial;
 use stellate_model::block::BlockId;
+use tokio::sync::oneshot;
 use wincode::{SchemaRead, SchemaWrite};
 
 /// A context host: which of its node's, and of which node. The low 16 bits number the host in its node; the high 48 bits
@@ -147,23 +148,41 @@ pub struct AttendJob {
 #[derive(Debug)]
 pub struct WayBack {
     host: HostId,
-    sender: Option<Sender<Replied>>,
+    way: Option<Way>,
+}
+
+#[derive(Debug)]
+enum Way {
+    /// To a thread that waits.
+    Thread(Sender<Replied>),
+    /// To a task that is woken.
+    Task(oneshot::Sender<Replied>),
 }
 
 impl WayBack {
+    /// A way back from `host` to a task, and where the task waits.
+    pub fn to_task(host: HostId) -> (Self, oneshot::Receiver<Result<AttendReply, LinkError>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self { host, way: Some(Way::Task(sender)) }, receiver)
+    }
+
     /// Sends the reply. An asker who has given up never sees it.
     pub fn send(mut self, reply: Result<AttendReply, LinkError>) {
-        if let Some(sender) = self.sender.take() {
-            let _ = sender.try_send(reply);
+        self.finish(reply);
+    }
+
+    fn finish(&mut self, reply: Replied) {
+        match self.way.take() {
+            Some(Way::Thread(sender)) => drop(sender.try_send(reply)),
+            Some(Way::Task(sender)) => drop(sender.send(reply)),
+            None => {}
         }
     }
 }
 
 impl Drop for WayBack {
     fn drop(&mut self) {
-        if let Some(sender) = self.sender.take() {
-            let _ = sender.try_send(Err(LinkError::HostGone { host: self.host }));
-        }
+        self.finish(Err(LinkError::HostGone { host: self.host }));
     }
 }
 
@@ -198,7 +217,7 @@ impl HostLink for LocalLink {
             // The request before was given up: its late reply is dropped with its channel.
             self.replies = bounded(1);
         }
-        let reply = WayBack { host: self.host, sender: Some(self.replies.0.clone()) };
+        let reply = WayBack { host: self.host, way: Some(Way::Thread(self.replies.0.clone())) };
         // A job that is refused answers by itself.
         self.jobs.send(AttendJob { request, reply }).map_err(|_| self.gone())
     }

@@ -1,5 +1,5 @@
-//! A context as a list of blocks: its tokens, its layout, and where each block lies. Immutable; appending makes
-//! another one that shares blocks with the first.
+//! A context as a list of blocks: its tokens, its layout, its addresses. Immutable; appending makes another one that
+//! shares blocks with the first. Where the blocks lie is in [`crate::whereabouts`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,11 +7,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use stellate_model::block::{BlockId, Layout};
+use stellate_model::block::{Addresser, Before, BlockId, Layout};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::cover::Cover;
 use crate::link::HostId;
+use crate::whereabouts::Places;
 
 /// The name of a context in its node.
 #[derive(
@@ -32,10 +33,6 @@ pub struct ManifestBlock {
     pub id: BlockId,
     /// Its tokens, as a range of the context's.
     pub range: Range<usize>,
-    /// The host that holds it.
-    pub host: HostId,
-    /// Whether the host keeps a copy of the context's anchor for it.
-    pub anchor_copy: bool,
 }
 
 /// A context: its tokens, and the blocks that hold their keys and values.
@@ -54,6 +51,17 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// A context cut into addressed blocks.
+    pub fn new(addresser: &Addresser, id: ContextId, layout: Layout, ids: Arc<[u32]>) -> Self {
+        let blocks = addresser.address_all(&layout, &ids).into_iter().zip(layout.cut(ids.len()));
+        let blocks = blocks.map(|(id, range)| ManifestBlock { id, range }).collect();
+        let anchor = match layout.anchor_tokens(ids.len()) {
+            0 => None,
+            tokens => Some(addresser.address(Before::Anchor(&[]), &ids[..tokens], 0)),
+        };
+        Self { id, layout, ids, blocks, anchor }
+    }
+
     /// Tokens in the context.
     pub fn tokens(&self) -> usize {
         self.ids.len()
@@ -64,12 +72,14 @@ impl Manifest {
         Cover::new(self.blocks[..blocks].iter().map(|block| block.id))
     }
 
-    /// The first `blocks` blocks by the host that holds them, each host's in the order of the context.
-    pub fn by_host(&self, blocks: usize) -> BTreeMap<HostId, Vec<BlockId>> {
+    /// The first `blocks` blocks by the host that holds them, each host's in the order of the context; nothing if they
+    /// lie nowhere.
+    pub fn by_host(&self, places: &Places, blocks: usize) -> Option<BTreeMap<HostId, Vec<BlockId>>> {
         let mut by_host: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for block in &self.blocks[..blocks] {
-            by_host.entry(block.host).or_default().push(block.id);
+        let placed = places.placed.get(..blocks)?;
+        for (block, placed) in self.blocks.iter().zip(placed) {
+            by_host.entry(placed.host).or_default().push(block.id);
         }
-        by_host
+        Some(by_host)
     }
 }

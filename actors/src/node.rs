@@ -1,30 +1,40 @@
-//! A node: the whole cast in one process, and the session API over it. Open a node, encode a document, open sessions over
-//! it, ask.
+//! A node: the query host, the context hosts of its process, the ways to others, and the session API over them. Open a
+//! node, encode a document, open sessions over it, ask. How its actors are started is in [`start`], what it remembers in
+//! [`durable`].
 
-use std::collections::BTreeMap;
+mod durable;
+mod start;
+
 use std::sync::Arc;
 
-use ractor::{Actor, ActorRef};
-use stellate_kernels::{Backend, Cpu, CpuOptions, KvFormat, KvShape};
+use ractor::{ActorRef, call};
+use stellate_kernels::KvFormat;
 use stellate_model::block::{Addresser, Layout};
 use stellate_model::decoder::Decoder;
 use stellate_runtime::clock::{Clock, SystemClock};
 
+use crate::api::Client;
 use crate::budget::KvBudget;
 use crate::cancel::CancelToken;
-use crate::context_host::{self, ContextHostArgs, ContextHostHandle};
-use crate::engine::Engine;
-use crate::error::{EncodeError, OpenError};
+use crate::catalogue::Catalogue;
+use crate::context_host::ContextHostHandle;
+use crate::directory::Directory;
+use crate::error::{Asked, EncodeError, OpenError, Stopped};
 use crate::fleet::Fleet;
 use crate::handle::Context;
+use crate::journal::Journal;
 use crate::link::HostId;
 use crate::model::Model;
 use crate::path::context::{EncodeRequest, encode};
+use crate::port::{HostPort, SupervisorPort};
 use crate::profile::Profile;
 use crate::progress::{EncodeMeter, EncodeProgress};
 use crate::prompt::{ContextSource, Prompter, Prompting};
-use crate::query_host::{self, QueryHostArgs, QueryHostHandle};
-use crate::supervisor::{Supervisor, SupervisorArgs, SupervisorMsg};
+use crate::query_host::{QueryHostHandle, QueryHostMsg, errands, run_errands};
+use crate::supervisor::{LocalSupervisor, SupervisorMsg};
+use crate::whereabouts::Moved;
+
+pub use start::{start_hosts, start_supervisor};
 
 /// Threads of one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,6 +66,10 @@ pub struct NodeOptions {
     pub queue_events: usize,
     /// Sessions that may be open.
     pub max_sessions: usize,
+    /// Times that a context is placed before it is given up: hosts fail, and others take over. At least 1.
+    pub heal_tries: u32,
+    /// Remembers contexts and sessions over the node's end, if that is to be. Its contexts stay until they are removed.
+    pub journal: Option<Arc<dyn Journal>>,
     /// Where the hosts' time is counted by operation, if it is to be.
     pub profile: Option<Arc<Profile>>,
     /// Measures turns.
@@ -74,6 +88,8 @@ impl Default for NodeOptions {
             queue_jobs: 64,
             queue_events: 256,
             max_sessions: 64,
+            heal_tries: 8,
+            journal: None,
             profile: None,
             clock: Arc::new(SystemClock::new()),
         }
@@ -90,19 +106,40 @@ impl NodeOptions {
     }
 }
 
-/// A model that runs on context hosts and a query host of this process. Clones are the same node. It stops when the last
-/// clone, context and session of it is dropped, or when [`close`](Self::close) is called.
+/// What a query node finds around it.
 #[derive(Clone, Debug)]
-pub struct Node(Arc<Cast>);
+pub struct Surroundings {
+    /// The context hosts of its own process, which end with it.
+    pub own: Vec<ContextHostHandle>,
+    /// The ways to all context hosts, its own among them. Hosts may join and go while the node is open.
+    pub hosts: Arc<Directory>,
+    /// Places blocks.
+    pub supervisor: Arc<dyn SupervisorPort>,
+}
+
+/// A model that runs on a query host and on context hosts: of this process and those that it reaches ([`open`](Self::open),
+/// [`open_among`](Self::open_among)), or all of another one ([`connect`](Self::connect)). Clones are the same node. One of
+/// this process stops when the last clone, context and session of it is dropped, or when [`close`](Self::close) is called; of
+/// another one, only the connection ends.
+#[derive(Clone, Debug)]
+pub struct Node(Place);
+
+#[derive(Clone, Debug)]
+enum Place {
+    Here(Arc<Cast>),
+    There(Client),
+}
 
 /// The actors of a node and the ways to them.
 #[derive(Debug)]
 pub(crate) struct Cast {
-    pub(crate) fleet: Fleet,
+    pub(crate) fleet: Arc<Fleet>,
     pub(crate) hosts: Vec<ContextHostHandle>,
     pub(crate) query: QueryHostHandle,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) queue_events: usize,
+    /// The supervisor, where it is this node's alone.
+    supervisor: Option<ActorRef<SupervisorMsg>>,
     profile: Option<Arc<Profile>>,
 }
 
@@ -110,7 +147,9 @@ impl Drop for Cast {
     fn drop(&mut self) {
         self.query.actor.stop(None);
         self.hosts.iter().for_each(|host| host.actor.stop(None));
-        self.fleet.supervisor.stop(None);
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.stop(None);
+        }
     }
 }
 
@@ -120,35 +159,55 @@ impl Node {
         if options.hosts.is_empty() {
             return Err(OpenError::NoHosts);
         }
+        let own = start_hosts(model, &options, [0; 6]).await?;
+        let supervisor = start_supervisor(model.decoder.kv_shape(options.kv_format), &own).await?;
+        let ports = own.iter().map(|host| Arc::new(host.clone()) as Arc<dyn HostPort>);
+        let hosts = Arc::new(Directory::of(ports));
+        let port = Arc::new(LocalSupervisor(supervisor.clone()));
+        let surroundings = Surroundings { own, hosts, supervisor: port };
+        Self::assemble(model, options, surroundings, Some(supervisor)).await
+    }
+
+    /// Starts a query host that runs `model` among hosts that are there. `options.hosts` is not looked at.
+    pub async fn open_among(
+        model: &Model,
+        options: NodeOptions,
+        surroundings: Surroundings,
+    ) -> Result<Self, OpenError> {
+        Self::assemble(model, options, surroundings, None).await
+    }
+
+    async fn assemble(
+        model: &Model,
+        options: NodeOptions,
+        surroundings: Surroundings,
+        local: Option<ActorRef<SupervisorMsg>>,
+    ) -> Result<Self, OpenError> {
+        let Surroundings { own, hosts, supervisor } = surroundings;
+        let contexts = Arc::new(Catalogue::default());
+        let (errands, receiver) = errands();
+        let query = start::start_query(model, &options, &hosts, &contexts, errands).await?;
         let decoder = &model.decoder;
-        let kv_shape = decoder.kv_shape(options.kv_format);
-        let hosts = start_hosts(decoder, kv_shape, &options).await?;
-        let query = QueryHostArgs {
-            engine: engine(decoder, &options.query, "query".to_owned(), &options)?,
-            prompter: Arc::clone(&model.prompter),
-            clock: Arc::clone(&options.clock),
-            hosts: hosts.clone(),
-            kv_shape,
-            capacity_bytes: options.capacity_bytes,
-            max_sessions: options.max_sessions,
-            queue_jobs: options.queue_jobs,
-        };
-        let query = query_host::start(query).await.map_err(|error| not_started("the query host", error))?;
-        let supervisor = start_supervisor(kv_shape, &hosts).await?;
-        let fleet = Fleet {
+        let fleet = Arc::new(Fleet {
             decoder: Arc::clone(decoder),
             prompter: Arc::clone(&model.prompter),
             addresser: Addresser::new(decoder.fingerprint(), options.kv_format),
-            kv_shape,
+            kv_shape: decoder.kv_shape(options.kv_format),
             recompute_anchor: options.recompute_anchor,
+            clock: Arc::clone(&options.clock),
+            heal_tries: options.heal_tries,
             supervisor,
-            hosts: hosts.iter().map(|host| (host.host, host.actor.clone())).collect(),
+            hosts,
+            contexts,
+            journal: options.journal,
             query: query.actor.clone(),
             exact_gate: tokio::sync::Mutex::new(()),
-        };
+        });
+        tokio::spawn(run_errands(Arc::clone(&fleet), receiver));
         let NodeOptions { clock, queue_events, profile, .. } = options;
         let queue_events = queue_events.max(2);
-        Ok(Self(Arc::new(Cast { fleet, hosts, query, clock, queue_events, profile })))
+        let cast = Cast { fleet, hosts: own, query, clock, queue_events, supervisor: local, profile };
+        Ok(Self(Place::Here(Arc::new(cast))))
     }
 
     /// Encodes a context. Dropping the future cancels the work; on an error every other context is as it was.
@@ -177,100 +236,116 @@ impl Node {
         layout: Layout,
         meter: EncodeMeter,
     ) -> Result<Context, EncodeError> {
-        let request = EncodeRequest { source, layout, meter: meter.clone(), cancel: CancelToken::default() };
-        let encoded = encode(&self.0.fleet, request).await?;
-        Ok(Context::new(self.clone(), encoded, prompting, meter.progress()))
+        if let Place::There(client) = &self.0 {
+            return Ok(client.encode(source, layout, &meter).await?.into_context(
+                self.clone(),
+                prompting,
+                &meter,
+            ));
+        }
+        let (meter, cancel) = (meter, CancelToken::default());
+        let request = EncodeRequest { source, prompting, layout, meter: meter.clone(), cancel };
+        let fleet = &self.cast().fleet;
+        let encoded = encode(fleet, request).await?;
+        let encoded = fleet.contexts.add(encoded, fleet.journal.is_some());
+        Ok(Context::new(self.clone(), encoded, meter.progress()))
+    }
+
+    /// A block lies elsewhere. Returns when no step asks for it in its old place any more.
+    ///
+    /// # Errors
+    /// The node is closing or has too much to do to listen. Nobody needs to try again: a step that finds the block gone
+    /// from its old place has its context placed again.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
+    pub async fn moved(&self, moved: Moved) -> Result<(), Stopped> {
+        call!(self.cast().query.actor, QueryHostMsg::Moved, moved).asked()
+    }
+
+    /// The ways to the context hosts: hosts join and go here.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
+    pub fn hosts(&self) -> &Arc<Directory> {
+        &self.cast().fleet.hosts
+    }
+
+    /// The node of another process that `client` talks to.
+    pub(crate) fn there(client: Client) -> Self {
+        Self(Place::There(client))
+    }
+
+    /// The connection, if the node is of another process: for what only clusters have.
+    pub fn client(&self) -> Option<&Client> {
+        match &self.0 {
+            Place::Here(_) => None,
+            Place::There(client) => Some(client),
+        }
     }
 
     pub(crate) fn cast(&self) -> &Cast {
-        &self.0
+        match &self.0 {
+            Place::Here(cast) => cast,
+            Place::There(_) => panic!("the node is of another process: it has no model here"),
+        }
     }
 
     /// The model's decoder.
+    ///
+    /// # Panics
+    /// If the node is of another process; see [`Client::about`].
     pub fn decoder(&self) -> &Decoder {
-        &self.0.fleet.decoder
+        &self.cast().fleet.decoder
     }
 
     /// The model's tokenizer and chat template.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
     pub fn prompter(&self) -> &Prompter {
-        &self.0.fleet.prompter
+        &self.cast().fleet.prompter
     }
 
-    /// The stores of the context hosts, in their order, to read their fill from.
+    /// The stores of the context hosts of this process, in their order, to read their fill from.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
     pub fn stores(&self) -> impl Iterator<Item = (HostId, &KvBudget)> {
-        self.0.hosts.iter().map(|host| (host.host, &*host.budget))
+        self.cast().hosts.iter().map(|host| (host.host, &*host.budget))
     }
 
     /// The store of the sessions' own keys and values.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
     pub fn session_store(&self) -> &KvBudget {
-        &self.0.query.budget
+        &self.cast().query.budget
     }
 
     /// Where the hosts' time is counted, as given in the options.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
     pub fn profile(&self) -> Option<&Arc<Profile>> {
-        self.0.profile.as_ref()
+        self.cast().profile.as_ref()
     }
 
-    /// Stops every host after the step under way and waits for it. Sessions and contexts of the node end with it.
+    /// Stops every host after the step under way and waits for it. Sessions and contexts of the node end with it. Of a node
+    /// of another process, the connection ends and all else stays.
     pub async fn close(&self) {
-        stop(&self.0.query.actor).await;
-        for host in &self.0.hosts {
+        let cast = match &self.0 {
+            Place::Here(cast) => cast,
+            Place::There(client) => return client.disconnect().await,
+        };
+        stop(&cast.query.actor).await;
+        for host in &cast.hosts {
             stop(&host.actor).await;
         }
-        stop(&self.0.fleet.supervisor).await;
+        if let Some(supervisor) = &cast.supervisor {
+            stop(supervisor).await;
+        }
     }
-}
-
-async fn start_hosts(
-    decoder: &Arc<Decoder>,
-    kv_shape: KvShape,
-    options: &NodeOptions,
-) -> Result<Vec<ContextHostHandle>, OpenError> {
-    let mut hosts = Vec::new();
-    for (index, threads) in options.hosts.iter().enumerate() {
-        let host = HostId(index as u64);
-        let args = ContextHostArgs {
-            host,
-            engine: engine(decoder, threads, host.to_string(), options)?,
-            kv_shape,
-            capacity_bytes: options.capacity_bytes,
-            queue_jobs: options.queue_jobs,
-        };
-        let started = context_host::start(args).await;
-        hosts.push(started.map_err(|error| not_started(&format!("context host {host}"), error))?);
-    }
-    Ok(hosts)
-}
-
-async fn start_supervisor(
-    kv_shape: KvShape,
-    hosts: &[ContextHostHandle],
-) -> Result<ActorRef<SupervisorMsg>, OpenError> {
-    let table: BTreeMap<_, _> =
-        hosts.iter().map(|host| (host.host, (host.actor.clone(), host.budget.capacity_bytes()))).collect();
-    let args = SupervisorArgs { kv_shape, hosts: table };
-    let (actor, _) =
-        Actor::spawn(None, Supervisor, args).await.map_err(|error| not_started("the supervisor", error))?;
-    Ok(actor)
-}
-
-fn engine(
-    decoder: &Arc<Decoder>,
-    threads: &HostThreads,
-    name: String,
-    node: &NodeOptions,
-) -> Result<Engine, OpenError> {
-    let options = CpuOptions { name, threads: threads.threads, cpus: threads.cpus.clone() };
-    let backend: Box<dyn Backend> = Box::new(Cpu::new(&options)?);
-    let mut engine = Engine::new(Arc::clone(decoder), backend, node.chunk_tokens);
-    if let Some(profile) = &node.profile {
-        engine.pass.observe(profile.stopwatch());
-    }
-    Ok(engine)
-}
-
-fn not_started(what: &str, error: ractor::SpawnErr) -> OpenError {
-    OpenError::Start { what: what.to_owned(), reason: error.to_string() }
 }
 
 async fn stop<M: ractor::Message>(actor: &ActorRef<M>) {

@@ -48,8 +48,13 @@ impl EncodeMeter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).progress
     }
 
-    pub(crate) fn start(&mut self, tokens_total: usize, blocks_total: usize) {
+    pub(crate) fn start(&self, tokens_total: usize, blocks_total: usize) {
         self.update(|p| *p = EncodeProgress { tokens_total, blocks_total, ..EncodeProgress::default() });
+    }
+
+    /// Takes over a state that was counted elsewhere.
+    pub(crate) fn report(&self, progress: EncodeProgress) {
+        self.update(|p| *p = progress);
     }
 
     pub(crate) fn encoded(&self, tokens: usize) {

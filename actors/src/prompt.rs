@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use stellate_model::chat::{ChatError, PromptSplit};
 use stellate_model::stream::TokenStream;
 use stellate_model::tokenizer::{Tokenizer, TokenizerError};
@@ -32,7 +33,8 @@ pub enum Addition {
 }
 
 /// How the questions over a context are put.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Prompting {
     /// In the model's chat template.
     Chat,

@@ -1,19 +1,22 @@
 //! The supervisor: an actor that knows which block lies on which host and how much room is left, places the blocks of new
-//! contexts, and has blocks freed that no context needs any more. It computes nothing and waits for nobody.
+//! contexts, and has blocks freed that no context needs any more. It computes nothing and waits for nobody. This is the
+//! supervisor of the hosts of one process.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use futures_util::future::BoxFuture;
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, call};
 use ractor_cluster::RactorMessage;
 use stellate_kernels::KvShape;
 use stellate_model::block::BlockId;
 
 use crate::budget::free_tokens;
 use crate::context_host::ContextHostMsg;
-use crate::error::{ContextFull, EncodeError};
+use crate::error::{Asked, ContextFull, EncodeError};
 use crate::link::HostId;
 use crate::manifest::ContextId;
 use crate::placement::{AnchorNeed, HostLoad, Need, NoRoom, Placed, place};
+use crate::port::SupervisorPort;
 
 /// A context to place.
 #[derive(Clone, Debug)]
@@ -44,6 +47,10 @@ pub enum SupervisorMsg {
     Place(PlaceRequest, RpcReplyPort<Result<Placement, EncodeError>>),
     /// A context is not needed any more.
     Release(ContextId),
+    /// A host of so many bytes takes blocks from now on.
+    Join(HostId, ActorRef<ContextHostMsg>, usize),
+    /// A host is gone, and with it what it held.
+    Leave(HostId),
 }
 
 /// What a supervisor starts with.
@@ -55,24 +62,18 @@ pub struct SupervisorArgs {
     pub hosts: BTreeMap<HostId, (ActorRef<ContextHostMsg>, usize)>,
 }
 
-/// Keeps a context's blocks: dropped by its last user, it has those freed that no other context needs.
-#[derive(Debug)]
-pub struct ContextLease {
-    context: ContextId,
-    supervisor: ActorRef<SupervisorMsg>,
-}
+/// A supervisor of this process behind the seam of all supervisors.
+#[derive(Clone, Debug)]
+pub struct LocalSupervisor(pub ActorRef<SupervisorMsg>);
 
-impl ContextLease {
-    /// The lease of a context that was placed.
-    pub fn new(context: ContextId, supervisor: ActorRef<SupervisorMsg>) -> Self {
-        Self { context, supervisor }
+impl SupervisorPort for LocalSupervisor {
+    fn place(&self, request: PlaceRequest) -> BoxFuture<'_, Result<Placement, EncodeError>> {
+        Box::pin(async move { call!(self.0, SupervisorMsg::Place, request).asked()? })
     }
-}
 
-impl Drop for ContextLease {
-    fn drop(&mut self) {
+    fn release(&self, context: ContextId) {
         // A supervisor that is gone has no blocks to free.
-        let _ = self.supervisor.cast(SupervisorMsg::Release(self.context));
+        let _ = self.0.cast(SupervisorMsg::Release(context));
     }
 }
 
@@ -128,17 +129,27 @@ impl Actor for Supervisor {
         match message {
             SupervisorMsg::Place(request, reply) => drop(reply.send(table.place(&request))),
             SupervisorMsg::Release(context) => table.release(context),
+            SupervisorMsg::Join(host, actor, capacity_bytes) => {
+                table.forget(host);
+                table.hosts.insert(host, HostEntry { actor, capacity_bytes, blocks: BTreeMap::new() });
+            }
+            SupervisorMsg::Leave(host) => table.forget(host),
         }
         Ok(())
     }
 }
 
 impl Table {
+    /// Places a context, for the first time or again. What it held before and needs no longer, on a host that does not
+    /// answer above all, is let go. If there is no room, all is as it was.
     fn place(&mut self, request: &PlaceRequest) -> Result<Placement, EncodeError> {
-        let mut loads: Vec<HostLoad> = self.hosts.iter().map(|(&host, entry)| entry.load(host)).collect();
+        let trusted = self.hosts.iter().filter(|(host, _)| !request.suspects.contains(host));
+        let mut loads: Vec<HostLoad> = trusted.map(|(&host, entry)| entry.load(host)).collect();
         let placed = place(&mut loads, &request.needs, request.anchor).map_err(|room| self.full(room))?;
-        let context = ContextId(self.next_context);
-        self.next_context += 1;
+        let context = request.context.unwrap_or(ContextId(self.next_context));
+        // A name from outside is never given a second time.
+        self.next_context = self.next_context.max(context.0 + 1);
+        let before = self.contexts.remove(&context).unwrap_or_default();
         for (need, placed) in request.needs.iter().zip(&placed) {
             self.hold(context, placed.host, need.id, need.bytes);
             // Also where the block is held: should the context that had it encoded go away half-way, this one goes on.
@@ -146,6 +157,7 @@ impl Table {
                 self.hold(context, placed.host, anchor.id, anchor.bytes);
             }
         }
+        self.let_go(context, before);
         tracing::debug!(%context, blocks = placed.len(), held = placed.iter().filter(|p| p.held).count(), "placed");
         Ok(Placement { context, placed })
     }
@@ -159,9 +171,23 @@ impl Table {
     }
 
     fn release(&mut self, context: ContextId) {
+        let held = self.contexts.remove(&context).unwrap_or_default();
+        self.let_go(context, held);
+    }
+
+    /// Forgets a host and what it held.
+    fn forget(&mut self, host: HostId) {
+        self.hosts.remove(&host);
+        for held in self.contexts.values_mut() {
+            held.retain(|&(holder, _)| holder != host);
+        }
+    }
+
+    /// Takes a context off the users of blocks and has those freed that have none left.
+    fn let_go(&mut self, context: ContextId, held: BTreeSet<(HostId, BlockId)>) {
         let mut freed: BTreeMap<HostId, Vec<BlockId>> = BTreeMap::new();
-        for (host, id) in self.contexts.remove(&context).unwrap_or_default() {
-            let entry = self.hosts.get_mut(&host).expect("blocks are placed on hosts of the table");
+        for (host, id) in held {
+            let entry = self.hosts.get_mut(&host).expect("a host that leaves is forgotten by every context");
             let block = entry.blocks.get_mut(&id).expect("a context's blocks are in the table");
             block.users -= 1;
             if block.users == 0 {
@@ -171,7 +197,7 @@ impl Table {
         }
         for (host, ids) in freed {
             tracing::debug!(%context, %host, blocks = ids.len(), "freed");
-            // A host that is gone holds nothing.
+            // A host that has stopped holds nothing.
             let _ = self.hosts[&host].actor.cast(ContextHostMsg::Release(ids));
         }
     }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use stellate_kernels::{KvSpan, Visible};
+use stellate_kernels::{Backend, KvSpan, Visible};
 
 use crate::budget::{BudgetedBlock, KvBudget, StoreFull};
 
@@ -71,7 +71,7 @@ impl Tail {
 
     /// Writes one layer's keys and values `[tokens, kv_heads, head_dim]` behind the complete tokens. The room must
     /// have been reserved; [`advance`](Self::advance) completes them once every layer is written.
-    pub fn write(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
+    pub fn write(&mut self, backend: &dyn Backend, layer: usize, keys: &[f32], values: &[f32]) {
         let width = self.width;
         let tokens = keys.len() / width;
         let mut done = 0;
@@ -79,7 +79,7 @@ impl Tail {
             let (piece, at) = ((self.len + done) / self.piece_tokens, (self.len + done) % self.piece_tokens);
             let run = (self.piece_tokens - at).min(tokens - done);
             let range = done * width..(done + run) * width;
-            self.pieces[piece].write(layer, at, &keys[range.clone()], &values[range]);
+            backend.write(&mut self.pieces[piece], layer, at, &keys[range.clone()], &values[range]);
             done += run;
         }
     }
@@ -127,7 +127,7 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
-    use stellate_kernels::{KvFormat, KvShape};
+    use stellate_kernels::{KvFormat, KvShape, Reference};
 
     use super::*;
 
@@ -146,7 +146,7 @@ mod tests {
         let all = numbers(600);
         for chunk in all.chunks(16 * 150) {
             tail.reserve(chunk.len() / 16).unwrap();
-            tail.write(0, chunk, chunk);
+            tail.write(&Reference, 0, chunk, chunk);
             tail.advance(chunk.len() / 16);
         }
         let mut read = Vec::new();

@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use crate::{KvView, Matrix, Partial};
+use crate::{KvBlock, KvView, Matrix, Partial};
 
 /// Keys of one attention segment: the unit that is evaluated alone and folded in order, by every thread
 /// count alike. Long enough that folding costs nothing, short enough that one long context feeds many threads.
@@ -155,9 +155,7 @@ pub trait Backend: Send + Sync + Debug {
     /// `out = silu(x · gateᵀ) * (x · upᵀ)` for weights of one shape (arXiv 2002.05202): two products and
     /// [`swiglu`](Self::swiglu), with the second product in `scratch`, which grows as needed and holds anything after.
     fn gated(&self, x: &[f32], gate: &Matrix, up: &Matrix, out: &mut [f32], scratch: &mut Vec<f32>) {
-        scratch.resize(out.len(), 0.0);
-        self.matmuls(x, &mut [Product { weight: gate, out }, Product { weight: up, out: scratch }]);
-        self.swiglu(out, scratch);
+        gated_apart(self, x, gate, up, out, scratch);
     }
 
     /// Rows `ids` of `table` `[vocabulary, cols]` in f32, one after another: `out` `[ids, cols]`.
@@ -179,6 +177,11 @@ pub trait Backend: Send + Sync + Debug {
         partial.merge(other);
     }
 
+    /// [`KvBlock::write`] of keys and values `[tokens, kv_heads, head_dim]`: the same bits.
+    fn write(&self, block: &mut KvBlock, layer: usize, at: usize, k: &[f32], v: &[f32]) {
+        block.write(layer, at, k, v);
+    }
+
     /// Adds `bias` `[n]` to every row of `x` `[m, n]`.
     fn add_bias(&self, x: &mut [f32], bias: &[f32]);
 
@@ -194,6 +197,20 @@ pub trait Backend: Send + Sync + Debug {
     /// Rotates every head of `x` `[tokens, heads, head_dim]` in the rotate-half convention: value `i` is paired
     /// with value `i + half` (arXiv 2104.09864).
     fn rope(&self, x: &mut [f32], heads: usize, angles: &RopeAngles);
+}
+
+/// [`Backend::gated`] as its two parts.
+pub(crate) fn gated_apart<B: Backend + ?Sized>(
+    backend: &B,
+    x: &[f32],
+    gate: &Matrix,
+    up: &Matrix,
+    out: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    scratch.resize(out.len(), 0.0);
+    backend.matmuls(x, &mut [Product { weight: gate, out }, Product { weight: up, out: scratch }]);
+    backend.swiglu(out, scratch);
 }
 
 /// Panics unless `q`, `spans` and `out` fit together; returns nothing, for both implementations to share.

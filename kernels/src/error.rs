@@ -47,7 +47,7 @@ pub enum KernelError {
         threads: usize,
         /// The cause.
         #[source]
-        source: rayon::ThreadPoolBuildError,
+        source: std::io::Error,
     },
     /// The rows of a weight cannot be cut into the format's blocks.
     #[error(

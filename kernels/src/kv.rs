@@ -7,6 +7,7 @@
 //! `[32][head_dim][2]`. In 8 bits the numbers lie as in f32, and behind those of each tile its 64 scales in f32.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use half::bf16;
@@ -158,6 +159,18 @@ impl KvBlock {
         self.buffer.bytes()
     }
 
+    /// The memory as it lies, all tiles of it: what a copy of the block on another machine needs. Lanes of a last tile past
+    /// [`KvBlock::len`] hold anything.
+    pub fn raw(&self) -> &[u8] {
+        bytemuck::cast_slice(self.buffer.words())
+    }
+
+    /// The same memory, to be filled with the raw bytes of a block of the same shape and as many tokens. Any bytes are a
+    /// block, though not always one of numbers. Does not change [`KvBlock::len`].
+    pub fn raw_mut(&mut self) -> &mut [u8] {
+        self.buffer.values_mut()
+    }
+
     /// Declares the first `tokens` tokens complete in all layers; also truncates.
     pub fn set_len(&mut self, tokens: usize) {
         assert!(tokens <= self.capacity_tokens, "{tokens} tokens in room for {}", self.capacity_tokens);
@@ -167,16 +180,8 @@ impl KvBlock {
     /// Packs `k` and `v` `[tokens, kv_heads, head_dim]` of one layer at token offset `at`. Does not change
     /// [`KvBlock::len`].
     pub fn write(&mut self, layer: usize, at: usize, k: &[f32], v: &[f32]) {
-        let KvShape { layers, kv_heads, head_dim, format } = self.shape;
-        assert!(layer < layers, "layer {layer} of {layers}");
-        assert_eq!(k.len(), v.len(), "as many keys as values");
-        let tokens = k.len() / (kv_heads * head_dim).max(1);
-        assert_eq!(k.len(), tokens * kv_heads * head_dim, "keys are [tokens, kv_heads, head_dim]");
-        assert!(
-            at + tokens <= self.capacity_tokens,
-            "{at} + {tokens} tokens in room for {}",
-            self.capacity_tokens
-        );
+        let KvShape { kv_heads, head_dim, format, .. } = self.shape;
+        let tokens = self.check_write(layer, at, k, v);
         for token in 0..tokens {
             for kv_head in 0..kv_heads {
                 let row = (token * kv_heads + kv_head) * head_dim;
@@ -191,6 +196,32 @@ impl KvBlock {
                 }
             }
         }
+    }
+
+    /// The number of tokens of `k` and `v`; panics unless they fit.
+    pub(crate) fn check_write(&self, layer: usize, at: usize, k: &[f32], v: &[f32]) -> usize {
+        let KvShape { layers, kv_heads, head_dim, .. } = self.shape;
+        assert!(layer < layers, "layer {layer} of {layers}");
+        assert_eq!(k.len(), v.len(), "as many keys as values");
+        let tokens = k.len() / (kv_heads * head_dim).max(1);
+        assert_eq!(k.len(), tokens * kv_heads * head_dim, "keys are [tokens, kv_heads, head_dim]");
+        assert!(
+            at + tokens <= self.capacity_tokens,
+            "{at} + {tokens} tokens in room for {}",
+            self.capacity_tokens
+        );
+        tokens
+    }
+
+    /// All memory, for tiles to be written apart from each other.
+    pub(crate) fn words_mut(&mut self) -> &mut [f32] {
+        self.buffer.values_mut()
+    }
+
+    /// Which words the tile takes that holds token `token`.
+    pub(crate) fn tile_words(&self, layer: usize, kv_head: usize, token: usize) -> Range<usize> {
+        let start = self.tile_start(layer, kv_head, token) / size_of::<u32>();
+        start..start + 2 * self.shape.tile_bytes() / size_of::<u32>()
     }
 
     /// The first `keys` tokens of one layer. While a chunk is being computed `keys` may exceed
@@ -279,11 +310,11 @@ fn write_q8(tile: &mut [u8], lane: usize, k: &[f32], v: &[f32]) {
 }
 
 /// The scale of one key or value in 8 bits, and what its values are multiplied by before they are rounded.
-fn q8_scale(values: &[f32]) -> (f32, f32) {
-    // Not `max`, which would hide what is no number.
-    let larger =
-        |greatest: f32, value: f32| if value > greatest || value.is_nan() { value } else { greatest };
-    let greatest = values.iter().fold(0.0, |greatest, value| larger(greatest, value.abs()));
+#[inline(always)]
+pub(crate) fn q8_scale(values: &[f32]) -> (f32, f32) {
+    // As whole numbers magnitudes have the same order, and what is no number is beyond all of them.
+    let greatest = values.iter().fold(0, |greatest, value| (value.to_bits() & 0x7fff_ffff).max(greatest));
+    let greatest = f32::from_bits(greatest);
     if greatest < f32::MIN_POSITIVE { (0.0, 0.0) } else { (greatest / Q8_LIMIT, Q8_LIMIT / greatest) }
 }
 
@@ -503,6 +534,22 @@ mod tests {
                 for (wanted, given) in wanted.iter().zip(given) {
                     assert!((wanted - given).abs() <= greatest / 127.0 * 0.5001, "{given}, not {wanted}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_filled_with_the_raw_bytes_of_another_is_the_same_block() {
+        for format in KvFormat::ALL {
+            let shape = KvShape { layers: 2, kv_heads: 2, head_dim: 24, format };
+            let (mut block, mut copy) = (KvBlock::new(shape, 70), KvBlock::new(shape, 70));
+            for layer in 0..2 {
+                block.write(layer, 0, &values(70 * 48, layer), &values(70 * 48, layer + 9));
+            }
+            assert_eq!(block.raw().len(), shape.bytes_for(70));
+            copy.raw_mut().copy_from_slice(block.raw());
+            for layer in 0..2 {
+                assert_eq!(copy.read(layer, 0, 70), block.read(layer, 0, 70), "{format}");
             }
         }
     }

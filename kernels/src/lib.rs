@@ -16,7 +16,7 @@
 //! # Unsafe code
 //!
 //! This is the only crate of the workspace that may use it, and only in the modules that opt in: the
-//! mapped file, the bytes of candle's quantised blocks, and the vector kernels under `cpu`.
+//! mapped file, the bytes of candle's quantised blocks, the threads that share a job, and the vector kernels under `cpu`.
 #![deny(unsafe_code)]
 
 #[cfg(target_endian = "big")]

@@ -1,10 +1,13 @@
 //! The threads of one backend: never rayon's global pool, so that hosts in one process keep to their own cores.
-//! What the items compute is unknown here.
+//! What the items compute is unknown here; how threads wait for work is `crew`'s.
 
+mod crew;
+
+use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use crew::Crew;
 
 use crate::KernelError;
 
@@ -12,17 +15,25 @@ use crate::KernelError;
 /// 10 µs, in which one core does about as much.
 pub(crate) const INLINE_FLOPS: usize = 1 << 19;
 
-/// A fixed set of threads, or none where one thread is enough: then the caller does the work.
-#[derive(Debug)]
+/// The calling thread and helpers for it, none where one thread is enough.
 pub(crate) struct Pool {
     threads: usize,
     cpus: Vec<usize>,
-    pool: Option<ThreadPool>,
+    crew: Option<Crew>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("threads", &self.threads)
+            .field("cpus", &self.cpus)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Pool {
     /// `threads` threads (0: one per listed core, or per core of the machine), pinned to `cpus` in turn unless
-    /// the list is empty. A single thread is the caller's own: see [`Pool::attach`].
+    /// the list is empty. The first of them is the caller's own: see [`Pool::attach`].
     pub(crate) fn new(name: &str, threads: usize, cpus: &[usize]) -> Result<Self, KernelError> {
         check_cpus(cpus)?;
         let threads = match (threads, cpus.len()) {
@@ -30,26 +41,24 @@ impl Pool {
             (0, listed) => listed,
             (given, _) => given,
         };
+        let cpus = cpus.to_vec();
         if threads == 1 {
-            return Ok(Self { threads, cpus: cpus.to_vec(), pool: None });
+            return Ok(Self { threads, cpus, crew: None });
         }
-        let prefix = name.to_owned();
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(move |index| format!("{prefix}-{index}"))
-            .build()
+        let cores = cpus.clone();
+        let pin = move |index: usize| {
+            let core = cores.get((index + 1) % cores.len().max(1));
+            core.is_none_or(|&id| core_affinity::set_for_current(core_affinity::CoreId { id }))
+        };
+        let crew = Crew::new(threads - 1, |index| format!("{name}-{}", index + 1), pin)
             .map_err(|source| KernelError::Threads { threads, source })?;
-        if !cpus.is_empty() {
-            let pin = |id| core_affinity::set_for_current(core_affinity::CoreId { id });
-            let pinned = pool.broadcast(|thread| pin(cpus[thread.index() % cpus.len()]));
-            if pinned.contains(&false) {
-                return Err(KernelError::Pinning { cpus: cpus.to_vec() });
-            }
+        match crew {
+            Some(crew) => Ok(Self { threads, cpus, crew: Some(crew) }),
+            None => Err(KernelError::Pinning { cpus }),
         }
-        Ok(Self { threads, cpus: cpus.to_vec(), pool: Some(pool) })
     }
 
-    /// Binds the calling thread, which does small work itself, to the first of the listed cores.
+    /// Binds the calling thread, which does its part of all work, to the first of the listed cores.
     pub(crate) fn attach(&self) {
         if let Some(&id) = self.cpus.first() {
             // The core was there when the pool was made; without it the thread is merely free to move.
@@ -65,10 +74,10 @@ impl Pool {
     ///
     /// `flops` is the size of the whole: small work stays on the calling thread.
     pub(crate) fn run(&self, items: usize, flops: usize, work: impl Fn(usize) + Sync) {
-        match &self.pool {
-            Some(pool) if items > 1 && flops >= INLINE_FLOPS => {
+        match &self.crew {
+            Some(crew) if items > 1 && flops >= INLINE_FLOPS => {
                 let next = AtomicUsize::new(0);
-                pool.broadcast(|_| {
+                crew.run(&|| {
                     loop {
                         let item = next.fetch_add(1, Ordering::Relaxed);
                         if item >= items {

@@ -210,6 +210,36 @@ fn fused_products_give_the_bits_of_their_parts() {
 }
 
 #[test]
+fn keys_and_values_are_packed_to_the_bits_of_the_plain_way() {
+    for backend in backends() {
+        for (kv_heads, head_dim) in [(1, 2), (3, 64), (2, 30), (8, 128), (2, 200)] {
+            for format in KvFormat::ALL {
+                let shape = KvShape { layers: 2, kv_heads, head_dim, format };
+                let (mut wanted, mut given) = (KvBlock::new(shape, 300), KvBlock::new(shape, 300));
+                for (at, tokens) in [(0, 1), (1, 1), (2, 0), (2, 61), (63, 150), (213, 5), (219, 81), (60, 7)]
+                {
+                    let row = kv_heads * head_dim;
+                    let (mut k, mut v) = (random(tokens * row, 1 + at as u64), random(tokens * row, 2));
+                    // What is too small, too large, and no number.
+                    k.iter_mut().step_by(41).for_each(|value| *value *= 1e-41);
+                    v.iter_mut().step_by(37).for_each(|value| *value *= f32::MAX);
+                    v.iter_mut().skip(row / 2).step_by(501).for_each(|value| *value = f32::NAN);
+                    for layer in 0..2 {
+                        wanted.write(layer, at, &k, &v);
+                        backend.write(&mut given, layer, at, &k, &v);
+                    }
+                }
+                for layer in 0..2 {
+                    let (wanted, given) = (wanted.read(layer, 0, 300), given.read(layer, 0, 300));
+                    let same = bits(&wanted.0) == bits(&given.0) && bits(&wanted.1) == bits(&given.1);
+                    assert!(same, "{kv_heads} heads of {head_dim} in {format}, {}", backend.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn fused_row_operations_give_the_bits_of_their_parts() {
     for backend in backends() {
         let composed = Composed(&backend);

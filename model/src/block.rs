@@ -107,7 +107,7 @@ impl Layout {
 pub struct BlockId([u8; 32]);
 
 impl BlockId {
-    /// The address with these bytes, as another node names it.
+    /// An address from its bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }

@@ -7,11 +7,21 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand};
 use stellate_runtime::config::LogFormat;
 
+use crate::commands::admin::AdminArgs;
+use crate::commands::ask::{AskArgs, ChatArgs};
 use crate::commands::batch::BatchArgs;
 use crate::commands::bench::BenchArgs;
+use crate::commands::cluster::ClusterArgs;
 use crate::commands::completions::CompletionsArgs;
+use crate::commands::context::ContextCommandArgs;
 use crate::commands::demo::DemoArgs;
+use crate::commands::doctor::DoctorArgs;
+use crate::commands::node::{NodeCommandArgs, RebalanceArgs};
 use crate::commands::run::RunArgs;
+use crate::commands::serve::ServeArgs;
+use crate::commands::session::SessionArgs;
+use crate::commands::status::{PsArgs, StatusArgs};
+use crate::commands::token::TokenArgs;
 use crate::settings::{Overrides, words};
 
 const STYLES: Styles = Styles::styled()
@@ -31,8 +41,11 @@ Exit codes:
   1    the work failed
   2    the command line, a setting, or a file that one of them names is wrong
   3    the model cannot be used: missing, damaged or unsupported
-  4    done, but some answers are wrong (demo) or some lines are bad (batch)
-  130  interrupted with Ctrl-C";
+  4    done, but some answers are wrong (demo), some lines are bad (batch) or some checks fail (doctor)
+  5    a node cannot be reached, or the connection to it was lost
+  6    a certificate, an identity folder or a join token is missing, wrong or refused
+  130  interrupted with Ctrl-C
+  143  ended by a second SIGTERM (serve)";
 
 /// Long-context language models by Star Attention: encode a long document once, ask it any number of questions.
 #[derive(Debug, Parser)]
@@ -71,6 +84,32 @@ pub(crate) enum Command {
     Batch(BatchArgs),
     /// Measure speed and memory over context lengths and block sizes
     Bench(BenchArgs),
+    /// Run a node of a cluster until it is told to stop
+    Serve(ServeArgs),
+    /// Found a cluster
+    Cluster(ClusterArgs),
+    /// Make join tokens
+    Token(TokenArgs),
+    /// Make identities for command lines
+    Admin(AdminArgs),
+    /// Encode, list, show and remove contexts of a node
+    Context(ContextCommandArgs),
+    /// Ask a question over a context of a node
+    Ask(AskArgs),
+    /// Chat over a context of a node
+    Chat(ChatArgs),
+    /// List, show and close sessions of a node
+    Session(SessionArgs),
+    /// List what a node holds, a line for each context
+    Ps(PsArgs),
+    /// Show the cluster: nodes, contexts, sessions
+    Status(StatusArgs),
+    /// List, cordon, drain and remove nodes
+    Node(NodeCommandArgs),
+    /// Move blocks to where there is room
+    Rebalance(RebalanceArgs),
+    /// Check certificates, clocks and paths
+    Doctor(DoctorArgs),
     /// Print completions for a shell
     Completions(CompletionsArgs),
 }
@@ -86,7 +125,11 @@ impl Cli {
             Command::Run(args) => args.override_settings(&mut overrides),
             Command::Batch(args) => args.override_settings(&mut overrides),
             Command::Bench(args) => args.override_settings(&mut overrides),
-            Command::Completions(_) => {}
+            Command::Serve(args) => args.override_settings(&mut overrides),
+            Command::Context(args) => args.override_settings(&mut overrides),
+            Command::Ask(args) => args.override_settings(&mut overrides),
+            Command::Chat(args) => args.override_settings(&mut overrides),
+            _ => {}
         }
         overrides
     }

@@ -3,10 +3,13 @@
 use std::io::{ErrorKind, Write as _, stderr};
 use std::process::ExitCode;
 
+use stellate_actors::api::{ErrorCode, RemoteError};
 use stellate_actors::prompt::PromptError;
-use stellate_actors::{AskError, EncodeError, OpenError};
+use stellate_actors::{AskError, EncodeError, OpenError, SessionError};
 use stellate_kernels::KernelError;
 use stellate_runtime::config::SettingsError;
+use stellate_runtime::identity::IdentityFileError;
+use stellate_runtime::transport::JoinError;
 
 use crate::interrupt::Interrupted;
 
@@ -18,6 +21,10 @@ pub(crate) const USAGE: u8 = 2;
 pub(crate) const MODEL: u8 = 3;
 /// Some answers are wrong, or some lines are bad.
 pub(crate) const PARTLY: u8 = 4;
+/// A node cannot be reached, or the connection to it was lost.
+pub(crate) const UNREACHABLE: u8 = 5;
+/// A certificate, an identity folder or a join token is missing, wrong or refused.
+pub(crate) const IDENTITY: u8 = 6;
 /// Ctrl-C, as shells count it: 128 + SIGINT.
 pub(crate) const INTERRUPTED: u8 = 130;
 
@@ -62,6 +69,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return match error {
             OpenError::Checkpoint(_) | OpenError::Prompt(_) => Some(MODEL),
             OpenError::Shape(_) | OpenError::NoHosts => Some(USAGE),
+            OpenError::Remote(error) => code_of_remote(error),
             // `hosts.cpus`, `query.cpus` or STELLATE_CPU_ISA names what this machine lacks.
             OpenError::Backend(
                 KernelError::UnknownCpu { .. }
@@ -76,12 +84,53 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return match error {
             EncodeError::Layout(_) => Some(USAGE),
             EncodeError::Prompt(error) => code_of_prompt(error),
+            EncodeError::Remote(error) => code_of_remote(error),
             _ => None,
         };
     }
+    if let Some(SessionError::Remote(error)) = cause.downcast_ref::<SessionError>() {
+        return code_of_remote(error);
+    }
+    if let Some(error) = cause.downcast_ref::<RemoteError>() {
+        return code_of_remote(error);
+    }
+    if let Some(error) = cause.downcast_ref::<JoinError>() {
+        return code_of_join(error);
+    }
+    if let Some(error) = cause.downcast_ref::<IdentityFileError>() {
+        return match error {
+            IdentityFileError::Exists { .. } => Some(USAGE),
+            IdentityFileError::Io { .. } => None,
+            _ => Some(IDENTITY),
+        };
+    }
     match cause.downcast_ref::<AskError>()? {
+        AskError::Remote(error) => code_of_remote(error),
         AskError::Prompt(error) => code_of_prompt(error),
         AskError::NoTokens | AskError::StopString(_) => Some(USAGE),
+        _ => None,
+    }
+}
+
+/// What another node said, or that it said nothing.
+fn code_of_remote(error: &RemoteError) -> Option<u8> {
+    match error {
+        error if error.is_identity() => Some(IDENTITY),
+        RemoteError::Unreachable(_) | RemoteError::Lost(_) => Some(UNREACHABLE),
+        RemoteError::Refused { code: ErrorCode::Usage | ErrorCode::NotFound, .. } => Some(USAGE),
+        RemoteError::Refused { code: ErrorCode::Model, .. } => Some(MODEL),
+        _ => None,
+    }
+}
+
+fn code_of_join(error: &JoinError) -> Option<u8> {
+    match error {
+        JoinError::TokenExpired
+        | JoinError::OtherCluster { .. }
+        | JoinError::BadServer { .. }
+        | JoinError::Refused(_)
+        | JoinError::BadCertificate(_) => Some(IDENTITY),
+        JoinError::Silent { .. } | JoinError::Failed { .. } => Some(UNREACHABLE),
         _ => None,
     }
 }

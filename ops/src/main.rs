@@ -11,11 +11,15 @@ mod human;
 mod interrupt;
 mod open;
 mod output;
+mod paths;
 mod progress;
+mod remote;
 mod report;
 mod settings;
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -28,6 +32,9 @@ use crate::interrupt::Interrupt;
 
 /// Threads of the async runtime: it passes messages and writes to the terminal; what computes has threads of its own.
 const ASYNC_THREADS: usize = 2;
+
+/// Longest that the end of a connection may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -46,8 +53,13 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the async runtime")?;
     let ended = runtime.block_on(async {
-        let app = App { settings, interrupt: Interrupt::listen() };
-        commands::run(cli.command, &app).await
+        let app = App { settings, interrupt: Interrupt::listen(), client: Arc::default() };
+        let ended = commands::run(cli.command, &app).await;
+        if let Some(client) = app.client.get() {
+            // A node that is gone hears nothing, and nobody waits for it.
+            let _ = tokio::time::timeout(GOODBYE, client.disconnect()).await;
+        }
+        ended
     });
     // A thread that still reads a checkpoint or standard input must not keep an interrupted program.
     runtime.shutdown_background();

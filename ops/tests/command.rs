@@ -16,7 +16,20 @@ fn output(arguments: &[&str]) -> Output {
 #[test]
 fn help_documents_the_exit_codes_and_where_settings_come_from() {
     let text = String::from_utf8(output(&["--help"]).stdout).unwrap();
-    for word in ["Exit codes:", "130", "STELLATE_", "demo", "run", "batch", "bench", "completions"] {
+    for word in [
+        "Exit codes:",
+        "130",
+        "STELLATE_",
+        "demo",
+        "run",
+        "batch",
+        "bench",
+        "completions",
+        "serve",
+        "cluster",
+        "node",
+        "143",
+    ] {
         assert!(text.contains(word), "{word} is not in\n{text}");
     }
 }

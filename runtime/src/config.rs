@@ -23,11 +23,13 @@ mod values;
 mod tests;
 
 pub use error::SettingsError;
-pub use read::{CONFIG_FILE_VARIABLE, DEFAULT_FILE, ENVIRONMENT_PREFIX, Sources};
+pub use read::{
+    ADDRESS_VARIABLE, CONFIG_FILE_VARIABLE, DEFAULT_FILE, ENVIRONMENT_PREFIX, IDENTITY_VARIABLE, Sources,
+};
 pub use settings::{
-    AttentionSettings, ChatSettings, HostSettings, KvSettings, LogSettings, ModelSettings, QuerySettings,
-    SamplingSettings, Settings,
+    AttentionSettings, ChatSettings, ClusterSettings, HostSettings, KvSettings, LogSettings, ModelSettings,
+    NetworkSettings, NodeSettings, QuerySettings, SamplingSettings, Settings,
 };
 pub use values::{
-    AnchorTokens, AttentionMode, Bytes, ContextRole, KvFormat, LogFormat, ValueError, WeightFormat,
+    AnchorTokens, AttentionMode, Bytes, ContextRole, KvFormat, LogFormat, NodeRole, ValueError, WeightFormat,
 };

@@ -4,6 +4,7 @@
 use std::io::{IsTerminal, stderr};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFormat, LogSettings};
@@ -39,6 +40,7 @@ pub enum Installed {
 pub fn init(settings: &LogSettings) -> Result<Installed, TelemetryError> {
     let filter = EnvFilter::try_new(&settings.level)
         .map_err(|source| TelemetryError::Filter { level: settings.level.clone(), source })?;
+    let filter = without_payloads(filter, &settings.level);
     let colours = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(colours);
     let installed = match settings.format {
@@ -46,6 +48,16 @@ pub fn init(settings: &LogSettings) -> Result<Installed, TelemetryError> {
         LogFormat::Json => logs.json().with_ansi(false).flatten_event(true).finish().try_init(),
     };
     Ok(if installed.is_ok() { Installed::Now } else { Installed::Before })
+}
+
+/// Below `info`, `ractor_cluster` prints what messages hold, which are the users' own texts: only whoever names it gets that.
+fn without_payloads(filter: EnvFilter, level: &str) -> EnvFilter {
+    let prints = filter.max_level_hint().is_none_or(|most| most > LevelFilter::INFO);
+    if prints && !level.contains("ractor_cluster") {
+        let directive = "ractor_cluster=info".parse().expect("a directive of module and level");
+        return filter.add_directive(directive);
+    }
+    filter
 }
 
 #[cfg(test)]
@@ -58,6 +70,15 @@ mod tests {
         assert_eq!(init(&settings).unwrap(), Installed::Now);
         settings.format = LogFormat::Human;
         assert_eq!(init(&settings).unwrap(), Installed::Before);
+    }
+
+    #[test]
+    fn what_messages_hold_is_logged_only_by_name() {
+        let filter = |level: &str| without_payloads(EnvFilter::try_new(level).unwrap(), level).to_string();
+        assert!(filter("debug").contains("ractor_cluster=info"));
+        assert!(filter("warn,stellate_actors=trace").contains("ractor_cluster=info"));
+        assert_eq!(filter("warn"), "warn");
+        assert!(!filter("info,ractor_cluster=debug").contains("ractor_cluster=info"));
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub(super) struct Device {
     engine: Engine,
     budget: Arc<KvBudget>,
     stop: CancelToken,
-    blocks: HashMap<BlockId, BudgetedBlock>,
+    /// Sealed, and only read from then on; some of them elsewhere at the same time.
+    blocks: HashMap<BlockId, Arc<BudgetedBlock>>,
     encoding: Option<Encoding>,
     /// Empty: memory for the spans of the next request.
     spans: Vec<KvSpan<'static>>,
@@ -85,9 +86,10 @@ impl Device {
                 drop(reply.send(reserved));
             }
             ContextHostMsg::Seal(id, block, reply) => {
-                self.blocks.entry(id).or_insert(block);
+                self.blocks.entry(id).or_insert_with(|| Arc::new(block));
                 drop(reply.send(Ok(())));
             }
+            ContextHostMsg::Share(id, reply) => drop(reply.send(Ok(self.blocks.get(&id).cloned()))),
             ContextHostMsg::Release(ids) => {
                 for id in ids {
                     self.blocks.remove(&id);
@@ -177,7 +179,7 @@ impl Device {
                     return Ok(Some(Stage::Anchor(encoder)));
                 }
                 let anchor = job.anchor.as_ref().expect("an anchor is encoded for a block behind one");
-                self.blocks.insert(anchor.id, encoder.seal());
+                self.blocks.insert(anchor.id, Arc::new(encoder.seal()));
                 self.block_stage(job, None).map(Some)
             }
             Stage::OwnAnchor(mut encoder) => {
@@ -197,7 +199,7 @@ impl Device {
                 if !encoder.is_done() {
                     return Ok(Some(Stage::Block(encoder, own_anchor)));
                 }
-                self.blocks.insert(job.id, encoder.seal());
+                self.blocks.insert(job.id, Arc::new(encoder.seal()));
                 Ok(None)
             }
         }
@@ -205,6 +207,6 @@ impl Device {
 }
 
 /// The anchor's keys and values: kept under its address, or the head of the context's first block.
-fn held_anchor<'a>(blocks: &'a HashMap<BlockId, BudgetedBlock>, anchor: &Anchor) -> Option<&'a KvBlock> {
-    blocks.get(&anchor.id).or_else(|| blocks.get(&anchor.first_block)).map(|block| &**block)
+fn held_anchor<'a>(blocks: &'a HashMap<BlockId, Arc<BudgetedBlock>>, anchor: &Anchor) -> Option<&'a KvBlock> {
+    blocks.get(&anchor.id).or_else(|| blocks.get(&anchor.first_block)).map(|block| &***block)
 }

@@ -3,10 +3,11 @@
 //! [`crate::path::context`].
 
 mod device;
+mod port;
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Sender, TrySendError, bounded};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use stellate_kernels::KvShape;
@@ -99,6 +100,8 @@ pub enum ContextHostMsg {
     Reserve(BlockId, usize, RpcReplyPort<Result<Reserved, HostError>>),
     /// Hold a block that was computed elsewhere.
     Seal(BlockId, BudgetedBlock, RpcReplyPort<Result<(), HostError>>),
+    /// Give a block to be read elsewhere in the process, if it is held. It stays as it is until the last reader is done.
+    Share(BlockId, RpcReplyPort<Result<Option<Arc<BudgetedBlock>>, HostError>>),
     /// Let go of blocks that no context needs any more.
     Release(Vec<BlockId>),
     /// Hand over releases that found the queue full.
@@ -136,6 +139,11 @@ impl ContextHostHandle {
     /// A link for attention over this host's blocks.
     pub fn link(&self) -> LocalLink {
         LocalLink::new(self.host, self.attends.clone())
+    }
+
+    /// Hands over a job without waiting, or gives it back: the queue is full, or the host has stopped.
+    pub fn offer(&self, job: AttendJob) -> Result<(), TrySendError<AttendJob>> {
+        self.attends.try_send(job)
     }
 }
 
@@ -207,6 +215,7 @@ impl State {
             Err(ContextHostMsg::Encode(_, reply)) => drop(reply.send(Err(error))),
             Err(ContextHostMsg::Reserve(_, _, reply)) => drop(reply.send(Err(error))),
             Err(ContextHostMsg::Seal(_, _, reply)) => drop(reply.send(Err(error))),
+            Err(ContextHostMsg::Share(_, reply)) => drop(reply.send(Err(error))),
             Err(release @ ContextHostMsg::Release(_)) => {
                 self.thread.keep(release);
                 return true;

@@ -1,12 +1,13 @@
 //! The life of a context token (phase 1 of Star Attention, arXiv 2411.17116, section 2.1).
 //!
 //! 1. **tokenise** the text: [`tokenise`];
-//! 2. **cut** the tokens into blocks and **address** each by its content: [`Draft::new`];
+//! 2. **cut** the tokens into blocks and **address** each by its content: [`Manifest::new`];
 //! 3. **place** the blocks on hosts, or be refused with the numbers: [`place`];
 //! 4. **encode** what no host holds yet: [`encode_star`], every host its own blocks side by side with the others and
-//!    with no word between them; or [`encode_exact`], block after block along the path of a query token;
+//!    with no word between them; or [`encode_exact`], block after block along the path of a query token. Where a host
+//!    fails, place again and go on: [`settle`];
 //! 5. on the host, **ensure the anchor** and run the block behind it chunk by chunk: [`BlockEncoder`] (`exact`: [`ExactEncoder`]);
-//! 6. **seal** the block into the host's bounded store, and hand out the **manifest**: [`encode`].
+//! 6. **seal** the block into the host's bounded store, write the **manifest** down and hand it out: [`encode`].
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,32 +15,41 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use ractor::call;
 use stellate_kernels::{KvBlock, KvSpan, Visible};
-use stellate_model::block::{Addresser, Attention, Before, BlockId, Layout};
+use stellate_model::block::{Attention, BlockId, Layout};
 use stellate_model::decoder::Decoder;
 use stellate_model::observe::{Operation, Phase, Work};
 
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cancel::CancelToken;
-use crate::context_host::{ContextHostMsg, EncodeJob, Encoded, HostError, Reserved};
+use crate::context_host::{EncodeJob, Encoded, HostError, Reserved};
+use crate::directory::Hosts;
 use crate::engine::Engine;
 use crate::error::{Asked, EncodeError};
 use crate::fanout::{Fanout, FanoutError};
 use crate::fleet::Fleet;
-use crate::manifest::{Manifest, ManifestBlock};
+use crate::journal::ContextRecord;
+use crate::lease::ContextLease;
+use crate::link::HostId;
+use crate::manifest::{ContextId, Manifest};
+use crate::path::heal::{Effort, settle};
 use crate::path::query::forward;
-use crate::placement::{AnchorNeed, Need};
+use crate::placement::{AnchorNeed, Need, Placed};
+use crate::port::HostPort;
 use crate::progress::EncodeMeter;
-use crate::prompt::ContextSource;
+use crate::prompt::{ContextSource, Prompting};
 use crate::query_host::{ExactJob, QueryHostMsg};
 use crate::speculate::ContextIndex;
-use crate::supervisor::{ContextLease, PlaceRequest, Placement, SupervisorMsg};
+use crate::supervisor::PlaceRequest;
 use crate::tail::Tail;
+use crate::whereabouts::Whereabouts;
 
 /// A context to encode.
 #[derive(Debug)]
 pub struct EncodeRequest {
     /// Its text or tokens.
     pub source: ContextSource,
+    /// How questions over it are put.
+    pub prompting: Prompting,
     /// Its shape.
     pub layout: Layout,
     /// Told of every chunk of tokens that is done.
@@ -48,11 +58,15 @@ pub struct EncodeRequest {
     pub cancel: CancelToken,
 }
 
-/// A context whose blocks are all sealed, and what keeps them.
+/// A context that can be asked, and what keeps it.
 #[derive(Debug)]
 pub struct EncodedContext {
     /// Its tokens and blocks.
     pub manifest: Arc<Manifest>,
+    /// How questions over it are put.
+    pub prompting: Prompting,
+    /// Where its blocks lie.
+    pub whereabouts: Whereabouts,
     /// Where runs of its tokens stand, for guesses at answers that copy them.
     pub index: ContextIndex,
     /// Keeps the blocks; dropped with the last user of the context.
@@ -61,26 +75,32 @@ pub struct EncodedContext {
 
 /// Encodes a context: the whole path. On an error nothing is kept and every other context is as it was.
 pub async fn encode(fleet: &Fleet, request: EncodeRequest) -> Result<EncodedContext, EncodeError> {
-    let EncodeRequest { source, layout, mut meter, cancel } = request;
+    let EncodeRequest { source, prompting, layout, meter, cancel } = request;
     layout.validate()?;
     let _cancelled_if_dropped = cancel.on_drop();
     let ids = tokenise(fleet, source).await?;
     fleet.decoder.check_ids(&ids)?;
     fleet.decoder.config().check_context(ids.len())?;
 
-    let draft = Draft::new(&fleet.addresser, layout, ids);
-    let (placement, lease) = place(fleet, &draft).await?;
-    let manifest = Arc::new(draft.into_manifest(&placement));
-    meter.start(manifest.tokens(), manifest.blocks.len());
-    let ids = Arc::clone(&manifest.ids);
-    let index = tokio::task::spawn_blocking(move || ContextIndex::new(&ids));
-    match layout.attention {
-        Attention::Star { .. } => encode_star(fleet, &manifest, &meter, &cancel).await?,
-        Attention::Exact => encode_exact(fleet, &manifest, &meter, &cancel).await?,
-    }
+    // Where contexts outlive the process, their names do; else the supervisor names them.
+    let name = match &fleet.journal {
+        Some(journal) => Some(ContextId(journal.name().await?)),
+        None => None,
+    };
+    let draft = Manifest::new(&fleet.addresser, name.unwrap_or(ContextId(0)), layout, ids);
+    let placement = fleet.supervisor.place(place_request(fleet, &draft, name, Vec::new())).await?;
+    let lease = ContextLease::new(placement.context, Arc::clone(&fleet.supervisor));
+    let manifest = Arc::new(Manifest { id: placement.context, ..draft });
+    let index = index_of(&manifest);
+    let effort = Effort { manifest: &manifest, meter: &meter, cancel: &cancel, is_heal: false };
+    let placed = settle(fleet, effort, Some(placement.placed), Vec::new()).await?;
     tracing::info!(context = %manifest.id, tokens = manifest.tokens(), blocks = manifest.blocks.len(), "context encoded");
     let index = index.await.map_err(|_| EncodeError::Stopped)?;
-    Ok(EncodedContext { manifest, index, lease })
+    if let Some(journal) = &fleet.journal {
+        journal.context_created(ContextRecord::of(&manifest, prompting)).await?;
+        lease.keep();
+    }
+    Ok(EncodedContext { manifest, prompting, whereabouts: Whereabouts::at(placed), index, lease })
 }
 
 /// Stage 1: the text's tokens, off the network threads; given tokens go on as they are.
@@ -90,63 +110,49 @@ async fn tokenise(fleet: &Fleet, source: ContextSource) -> Result<Arc<[u32]>, En
     Ok(task.await.map_err(|_| EncodeError::Stopped)??.into())
 }
 
-/// Stage 2: a context cut into addressed blocks, not yet placed.
-#[derive(Debug)]
-struct Draft {
-    layout: Layout,
-    ids: Arc<[u32]>,
-    blocks: Vec<BlockId>,
-    anchor: Option<BlockId>,
+/// The index of a context's tokens, made beside other work.
+pub(crate) fn index_of(manifest: &Manifest) -> tokio::task::JoinHandle<ContextIndex> {
+    let ids = Arc::clone(&manifest.ids);
+    tokio::task::spawn_blocking(move || ContextIndex::new(&ids))
 }
 
-impl Draft {
-    fn new(addresser: &Addresser, layout: Layout, ids: Arc<[u32]>) -> Self {
-        let blocks = addresser.address_all(&layout, &ids);
-        let anchor = match layout.anchor_tokens(ids.len()) {
-            0 => None,
-            tokens => Some(addresser.address(Before::Anchor(&[]), &ids[..tokens], 0)),
-        };
-        Self { layout, ids, blocks, anchor }
-    }
-
-    fn place_request(&self, fleet: &Fleet) -> PlaceRequest {
-        let bytes_for = |tokens| fleet.kv_shape.bytes_for(tokens);
-        let ranges = self.layout.cut(self.ids.len());
-        let needs = self.blocks.iter().zip(ranges).map(|(&id, range)| Need {
-            id,
-            bytes: bytes_for(range.len()),
-            anchored: self.anchor.is_some() && range.start > 0,
-        });
-        // An anchor that is computed again behind every block is kept nowhere.
-        let kept = self.anchor.filter(|_| !fleet.recompute_anchor);
-        let anchor = kept.map(|id| AnchorNeed {
-            id,
-            bytes: bytes_for(self.layout.anchor_tokens(self.ids.len())),
-            first_block: self.blocks[0],
-        });
-        PlaceRequest { context: None, suspects: Vec::new(), needs: needs.collect(), anchor }
-    }
-
-    fn into_manifest(self, placement: &Placement) -> Manifest {
-        let ranges = self.layout.cut(self.ids.len());
-        let blocks = self.blocks.iter().zip(ranges).zip(&placement.placed);
-        let blocks = blocks
-            .map(|((&id, range), placed)| ManifestBlock {
-                id,
-                range,
-                host: placed.host,
-                anchor_copy: placed.anchor_copy,
-            })
-            .collect();
-        Manifest { id: placement.context, layout: self.layout, ids: self.ids, blocks, anchor: self.anchor }
-    }
+/// Stage 3: what the supervisor must find room for. `context` is the name of a context that it may know already, and
+/// `suspects` are hosts that do not answer.
+pub(crate) fn place_request(
+    fleet: &Fleet,
+    manifest: &Manifest,
+    context: Option<ContextId>,
+    suspects: Vec<HostId>,
+) -> PlaceRequest {
+    let bytes_for = |tokens| fleet.kv_shape.bytes_for(tokens);
+    let needs = manifest.blocks.iter().map(|block| Need {
+        id: block.id,
+        bytes: bytes_for(block.range.len()),
+        anchored: manifest.anchor.is_some() && block.range.start > 0,
+    });
+    // An anchor that is computed again behind every block is kept nowhere.
+    let kept = manifest.anchor.filter(|_| !fleet.recompute_anchor);
+    let anchor = kept.map(|id| AnchorNeed {
+        id,
+        bytes: bytes_for(manifest.layout.anchor_tokens(manifest.tokens())),
+        first_block: manifest.blocks[0].id,
+    });
+    PlaceRequest { context, suspects, needs: needs.collect(), anchor }
 }
 
-/// Stage 3: a host for every block, with its room promised, and the lease that gives the room back.
-async fn place(fleet: &Fleet, draft: &Draft) -> Result<(Placement, ContextLease), EncodeError> {
-    let placement = call!(fleet.supervisor, SupervisorMsg::Place, draft.place_request(fleet)).asked()??;
-    let lease = ContextLease::new(placement.context, fleet.supervisor.clone());
-    Ok((placement, lease))
+/// Stage 4: has every block encoded that is not there, where it was placed.
+pub(crate) async fn encode_missing(
+    fleet: &Fleet,
+    manifest: &Arc<Manifest>,
+    placed: &[Placed],
+    meter: &EncodeMeter,
+    cancel: &CancelToken,
+) -> Result<(), EncodeError> {
+    meter.start(manifest.tokens(), manifest.blocks.len());
+    match manifest.layout.attention {
+        Attention::Star { .. } => encode_star(fleet, manifest, placed, meter, cancel).await,
+        Attention::Exact => encode_exact(fleet, manifest, placed, meter, cancel).await,
+    }
 }
 
 /// Stage 4, `star`: each host encodes its blocks in order, all hosts at once. A host that holds a block already says so
@@ -154,6 +160,7 @@ async fn place(fleet: &Fleet, draft: &Draft) -> Result<(Placement, ContextLease)
 async fn encode_star(
     fleet: &Fleet,
     manifest: &Manifest,
+    placed: &[Placed],
     meter: &EncodeMeter,
     cancel: &CancelToken,
 ) -> Result<(), EncodeError> {
@@ -163,28 +170,31 @@ async fn encode_star(
         first_block: manifest.blocks[0].id,
         is_kept: false,
     });
-    let hosts = fleet.hosts.iter().map(|(&host, actor)| {
-        let blocks = manifest.blocks.iter().filter(move |block| block.host == host);
-        let anchor = &anchor;
+    let hosts = fleet.hosts.snapshot();
+    let used: std::collections::BTreeSet<HostId> = placed.iter().map(|placed| placed.host).collect();
+    let of_hosts = used.into_iter().map(|host| {
+        let blocks = manifest.blocks.iter().zip(placed).filter(move |(_, placed)| placed.host == host);
+        let (anchor, hosts) = (&anchor, &hosts);
         async move {
-            for block in blocks {
+            let port = reach(hosts, host)?;
+            for (block, placed) in blocks {
                 let anchor = anchor.clone().filter(|_| block.range.start > 0);
                 let job = EncodeJob {
                     id: block.id,
                     ids: manifest.ids[block.range.clone()].into(),
                     position: block.range.start,
-                    anchor: anchor.map(|anchor| Anchor { is_kept: block.anchor_copy, ..anchor }),
+                    anchor: anchor.map(|anchor| Anchor { is_kept: placed.anchor_copy, ..anchor }),
                     recompute_anchor: fleet.recompute_anchor,
                     meter: meter.clone(),
                     cancel: cancel.clone(),
                 };
-                let encoded = call!(actor, ContextHostMsg::Encode, job).asked()??;
+                let encoded = port.encode(job).await?;
                 meter.sealed(block.range.len(), encoded == Encoded::Held);
             }
             Ok::<(), EncodeError>(())
         }
     });
-    try_join_all(hosts).await.map(|_| ())
+    try_join_all(of_hosts).await.map(|_| ())
 }
 
 /// Stage 4, `exact`: block after block, each computed by the query host, which asks the hosts of all earlier blocks,
@@ -192,25 +202,35 @@ async fn encode_star(
 async fn encode_exact(
     fleet: &Fleet,
     manifest: &Arc<Manifest>,
+    placed: &[Placed],
     meter: &EncodeMeter,
     cancel: &CancelToken,
 ) -> Result<(), EncodeError> {
     let _one_at_a_time = fleet.exact_gate.lock().await;
-    for (index, block) in manifest.blocks.iter().enumerate() {
-        let tokens = block.range.len();
-        let host = &fleet.hosts[&block.host];
-        match call!(host, ContextHostMsg::Reserve, block.id, tokens).asked()?? {
+    let whereabouts = Arc::new(Whereabouts::at(placed.to_vec()));
+    for (index, (block, placed)) in manifest.blocks.iter().zip(placed).enumerate() {
+        let (hosts, tokens) = (fleet.hosts.snapshot(), block.range.len());
+        let host = reach(&hosts, placed.host)?;
+        match host.reserve(block.id, tokens).await? {
             Reserved::Held => meter.sealed(tokens, true),
             Reserved::Room(room) => {
-                let (manifest, meter, cancel) = (Arc::clone(manifest), meter.clone(), cancel.clone());
-                let job = ExactJob { manifest, index, room, meter: meter.clone(), cancel };
+                let (manifest, whereabouts) = (Arc::clone(manifest), Arc::clone(&whereabouts));
+                let (meter, cancel) = (meter.clone(), cancel.clone());
+                let job = ExactJob { manifest, whereabouts, index, room, meter: meter.clone(), cancel };
                 let sealed = call!(fleet.query, QueryHostMsg::EncodeExact, job).asked()??;
-                call!(host, ContextHostMsg::Seal, block.id, sealed).asked()??;
+                host.seal(block.id, sealed).await?;
                 meter.sealed(tokens, false);
             }
         }
     }
     Ok(())
+}
+
+/// The way to a host.
+fn reach(hosts: &Hosts, host: HostId) -> Result<&Arc<dyn HostPort>, HostError> {
+    let gone =
+        || HostError::Unreachable { host, cause: "it is not among the hosts that are there".to_owned() };
+    hosts.get(&host).ok_or_else(gone)
 }
 
 /// The first tokens of a context, which every later block is encoded behind.
@@ -278,6 +298,11 @@ impl ExactEncoder {
         Self { ids, range, fanout, tail: Tail::within(room) }
     }
 
+    /// Goes on behind the blocks that `fanout` reaches, which are the same as before, elsewhere.
+    pub fn reroute(&mut self, fanout: Fanout) {
+        self.fanout = fanout;
+    }
+
     /// Whether every token is encoded.
     pub fn is_done(&self) -> bool {
         self.tail.len() == self.range.len()
@@ -315,7 +340,7 @@ fn encode_chunk(
     decoder.start(backend, pass, ids, position);
     for layer in 0..last {
         decoder.project(backend, layer, pass);
-        block.write(layer, at, pass.key(), pass.value());
+        backend.write(block, layer, at, pass.key(), pass.value());
         pass.done(Operation::KvWrite, Work::default);
         let own = KvSpan {
             keys: block.view(layer, at + ids.len()),
@@ -331,7 +356,7 @@ fn encode_chunk(
     }
     // Of the last layer only keys and values are kept: nothing reads what it would give to a next one.
     decoder.project_keys(backend, last, pass);
-    block.write(last, at, pass.key(), pass.value());
+    backend.write(block, last, at, pass.key(), pass.value());
     pass.done(Operation::KvWrite, Work::default);
     block.set_len(at + ids.len());
 }

@@ -7,7 +7,11 @@
 //!    the layer: [`forward`];
 //! 4. **sample** from the last token's logits and **emit** the token; where guesses at the next tokens were fed behind it,
 //!    go on for as long as they hold: [`TurnRun::step`];
-//! 5. **log** the turn in its session: [`TurnRun::finish`].
+//! 5. **log** the turn in its session: [`TurnRun::finish`]; once the log is durable, tell the report:
+//!    [`TurnRun::conclude`].
+//!
+//! A step whose attention is not to be had leaves the turn as it was before the step, to be asked again once the context
+//! is [healed](crate::path::heal).
 
 use std::ops::Range;
 use std::time::Duration;
@@ -60,7 +64,7 @@ pub fn forward(
             true => decoder.project(backend, layer, pass),
             false => decoder.project_keys(backend, layer, pass),
         }
-        tail.write(layer, pass.key(), pass.value());
+        tail.write(backend, layer, pass.key(), pass.value());
         pass.done(Operation::KvWrite, Work::default);
         if asked.is_empty() {
             break;
@@ -91,14 +95,28 @@ pub fn forward(
     Ok(decoder.logits(backend, pass))
 }
 
+/// Feeds the next chunk of what the turns so far have fed and the session's tail lacks. On an error the tail is as it was.
+pub fn restore(engine: &mut Engine, session: &mut SessionState) -> Result<(), AskError> {
+    let chunk = session.lacking(engine.chunk_tokens);
+    session.tail.reserve(chunk.len())?;
+    let position = session.position();
+    let fanout = session.fanout.as_mut().ok_or(FanoutError::Unplaced)?;
+    forward(engine, fanout, &mut session.tail, &chunk, position, 0..0)?;
+    Ok(())
+}
+
 /// What a step of a turn led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// There is more to do.
     Again,
     /// The listener has not taken the last events yet: nothing was done.
     Waiting,
-    /// The turn has ended.
+    /// The step's attention was not to be had, for a reason that can be mended: nothing was done.
+    Faulted(FanoutError),
+    /// The turn is over and logged in its session: time to [`TurnRun::conclude`] it.
+    Finished,
+    /// The turn has failed, and its listener was told.
     Ended,
 }
 
@@ -141,6 +159,8 @@ pub struct TurnRun {
     query_tokens: usize,
     query_logits: Vec<f32>,
     first_token: Duration,
+    /// What is told once the turn is over.
+    report: Option<Box<TurnReport>>,
 }
 
 /// What a turn began with: what it goes back to when it fails.
@@ -165,17 +185,19 @@ impl TurnRun {
         }
         options.sampling.validate()?;
         let stops = StopStrings::new(options.stop.iter().cloned())?;
-        let feed = prompter.query_ids(session.prompting, &input, session.is_new(), session.pending)?;
+        let feed =
+            prompter.query_ids(session.context.prompting, &input, session.is_new(), session.pending)?;
         if feed.is_empty() {
             return Err(AskError::Empty);
         }
         engine.decoder.check_ids(&feed)?;
-        engine.decoder.config().check_context(session.position() + feed.len() + options.max_tokens)?;
+        let position = session.context_tokens() + session.logged_tokens();
+        engine.decoder.config().check_context(position + feed.len() + options.max_tokens)?;
         let history = match options.sampling.repetition_penalty {
             1.0 => Vec::new(),
             _ => session.history(&feed),
         };
-        let before = Before { tail_tokens: session.tail.len(), pending: session.pending, asked };
+        let before = Before { tail_tokens: session.logged_tokens(), pending: session.pending, asked };
         Ok(Self {
             query_tokens: feed.len(),
             recent: session.recent(&feed, RECENT_TOKENS),
@@ -195,6 +217,7 @@ impl TurnRun {
             text: String::new(),
             query_logits: Vec::new(),
             first_token: Duration::ZERO,
+            report: None,
         })
     }
 
@@ -222,6 +245,7 @@ impl TurnRun {
         match self.advance(engine, session, prompter, clock) {
             Ok(None) => Step::Again,
             Ok(Some(finish)) => self.finish(session, finish, clock),
+            Err(AskError::Fanout(fault)) if fault.is_mendable() => Step::Faulted(fault),
             Err(error) => {
                 self.fail(session, error);
                 Step::Ended
@@ -231,8 +255,7 @@ impl TurnRun {
 
     /// Ends the turn with an error: the session is as it was before the question.
     pub fn fail(&mut self, session: &mut SessionState, error: AskError) {
-        session.tail.truncate(self.before.tail_tokens);
-        session.pending = self.before.pending;
+        self.take_back(session);
         match error {
             // Its own session ended it.
             AskError::Closed => tracing::debug!(%error, "turn ended"),
@@ -240,6 +263,12 @@ impl TurnRun {
         }
         // A full or closed queue belongs to a listener that is gone or that will find the stream ended.
         let _ = self.events.try_send(Err(error));
+    }
+
+    /// The session's own keys and values are as they were before the question, or as far as they have been restored.
+    fn take_back(&self, session: &mut SessionState) {
+        session.tail.truncate(self.before.tail_tokens.min(session.tail.len()));
+        session.pending = self.before.pending;
     }
 
     /// Feeds the next chunk and samples from it: one token, and one more behind every guess that holds. Tells whether
@@ -307,7 +336,8 @@ impl TurnRun {
         };
         session.tail.reserve(chunk.len())?;
         let position = session.position();
-        let mut logits = forward(engine, &mut session.fanout, &mut session.tail, &chunk, position, rows)?;
+        let fanout = session.fanout.as_mut().ok_or(FanoutError::Unplaced)?;
+        let mut logits = forward(engine, fanout, &mut session.tail, &chunk, position, rows)?;
         self.fed = end;
         if all_rows {
             self.query_logits.extend_from_slice(&logits);
@@ -372,13 +402,12 @@ impl TurnRun {
         outcome.text
     }
 
-    /// Stage 5: ends the turn, logs it in the session and tells the report. A turn cancelled within its question never
+    /// Stage 5: ends the turn and logs it in the session. A turn cancelled within its question never
     /// happened; one cancelled within its answer keeps what was said.
     fn finish(&mut self, session: &mut SessionState, finish: FinishReason, clock: &dyn Clock) -> Step {
         let query_ids = self.feed[..self.query_tokens].to_vec();
         if self.ids.is_empty() {
-            session.tail.truncate(self.before.tail_tokens);
-            session.pending = self.before.pending;
+            self.take_back(session);
         } else {
             session.log(TurnRecord { query_ids: query_ids.clone(), ids: self.ids.clone(), finish });
         }
@@ -398,7 +427,22 @@ impl TurnRun {
             ids: std::mem::take(&mut self.ids),
             query_logits: self.options.logits.then(|| std::mem::take(&mut self.query_logits).into()),
         };
-        let _ = self.events.try_send(Ok(TurnEvent::Finished(Box::new(report))));
-        Step::Ended
+        self.report = Some(Box::new(report));
+        Step::Finished
+    }
+
+    /// The turn's place in the log of its session and its entry there; none if it never happened.
+    pub fn entry(&self, session: &SessionState) -> Option<(u64, TurnRecord)> {
+        let is_logged = self.report.as_ref().is_some_and(|report| !report.ids.is_empty());
+        let index = session.turns().len() as u64 - u64::from(is_logged);
+        session.turns().last().filter(|_| is_logged).map(|turn| (index, turn.clone()))
+    }
+
+    /// Tells the report of a turn that is over.
+    pub fn conclude(&mut self) {
+        if let Some(report) = self.report.take() {
+            // A full or closed queue belongs to a listener that is gone or that will find the stream ended.
+            let _ = self.events.try_send(Ok(TurnEvent::Finished(report)));
+        }
     }
 }

@@ -1,31 +1,35 @@
 //! The query host's device thread: it owns the sessions and computes. Turns share it fairly: each that has something to do
 //! takes one step (a chunk of a question or a token of an answer) a round, and so does the `exact` block under way.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use ractor::{ActorRef, RpcReplyPort};
-use stellate_model::block::BlockId;
 use stellate_runtime::clock::Clock;
 
-use super::{ExactJob, QueryHostArgs, QueryHostMsg, SessionLease};
+use super::slot::{Means, Slot, routes};
+use super::{Errands, ExactJob, OpenSession, QueryHostArgs, QueryHostMsg, SessionLease};
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cancel::CancelToken;
-use crate::context_host::ContextHostHandle;
+use crate::catalogue::Catalogue;
+use crate::directory::Directory;
 use crate::engine::Engine;
 use crate::error::{AskError, EncodeError, SessionError};
-use crate::fanout::{Fanout, Route};
-use crate::link::HostId;
-use crate::manifest::Manifest;
+use crate::fanout::{Fanout, FanoutError};
+use crate::journal::JournalError;
+use crate::manifest::{ContextId, Manifest};
 use crate::path::context::{EncodedContext, ExactEncoder};
-use crate::path::query::{Step, TurnRequest, TurnRun};
-use crate::prompt::{Prompter, Prompting};
+use crate::path::query::{Step, TurnRequest};
+use crate::placement::Placed;
+use crate::progress::EncodeMeter;
+use crate::prompt::Prompter;
 use crate::session::{SessionId, SessionState};
 use crate::tail::Tail;
+use crate::whereabouts::{Moved, Whereabouts};
 
-/// How long the thread rests when every turn waits for its listener: far below what a listener notices.
+/// How long the thread rests when every turn waits for its listener or for its context: far below what a listener notices.
 const LISTENER_POLL: Duration = Duration::from_millis(1);
 
 /// The state of a query host, all of it on its own thread.
@@ -34,35 +38,46 @@ pub(super) struct Device {
     engine: Engine,
     prompter: Arc<Prompter>,
     clock: Arc<dyn Clock>,
-    hosts: BTreeMap<HostId, ContextHostHandle>,
+    hosts: Arc<Directory>,
+    contexts: Arc<Catalogue>,
+    errands: Errands,
+    is_durable: bool,
     budget: Arc<KvBudget>,
     max_sessions: usize,
     actor: ActorRef<QueryHostMsg>,
     stop: CancelToken,
     sessions: BTreeMap<SessionId, Slot>,
     next_session: u64,
+    healing: BTreeSet<ContextId>,
     exact: VecDeque<Exact>,
-}
-
-/// A session and the turn that it answers.
-#[derive(Debug)]
-struct Slot {
-    session: SessionState,
-    run: Option<TurnRun>,
 }
 
 /// An `exact` block being computed.
 #[derive(Debug)]
 struct Exact {
     encoder: ExactEncoder,
-    job: ExactProgress,
+    route: ExactRoute,
+    meter: EncodeMeter,
+    cancel: CancelToken,
     reply: RpcReplyPort<Result<BudgetedBlock, EncodeError>>,
 }
 
+/// The blocks before an `exact` block, and where they lay when the way to them was last looked up.
 #[derive(Debug)]
-struct ExactProgress {
-    meter: crate::progress::EncodeMeter,
-    cancel: CancelToken,
+struct ExactRoute {
+    manifest: Arc<Manifest>,
+    whereabouts: Arc<Whereabouts>,
+    index: usize,
+    version: u64,
+}
+
+impl ExactRoute {
+    fn fanout(&mut self, hosts: &Directory) -> Result<Fanout, FanoutError> {
+        let places = self.whereabouts.now();
+        self.version = places.version;
+        let routes = routes(hosts, &self.manifest, &places, self.index)?;
+        Ok(Fanout::in_block_order(routes, self.manifest.cover(self.index)))
+    }
 }
 
 impl Device {
@@ -76,13 +91,17 @@ impl Device {
             engine: args.engine,
             prompter: args.prompter,
             clock: args.clock,
-            hosts: args.hosts.into_iter().map(|host| (host.host, host)).collect(),
+            hosts: args.hosts,
+            contexts: args.contexts,
+            errands: args.errands,
+            is_durable: args.is_durable,
             budget,
             max_sessions: args.max_sessions,
             actor,
             stop,
             sessions: BTreeMap::new(),
             next_session: 1,
+            healing: BTreeSet::new(),
             exact: VecDeque::new(),
         }
     }
@@ -97,10 +116,9 @@ impl Device {
             }
             let has_exact = self.advance_exact();
             let message = match self.step_turns() {
-                Some(Step::Again | Step::Ended) => continue,
-                _ if has_exact => continue,
-                Some(Step::Waiting) => work.recv_timeout(LISTENER_POLL),
-                None => work.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(Step::Waiting) if !has_exact => work.recv_timeout(LISTENER_POLL),
+                None if !has_exact => work.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                _ => continue,
             };
             match message {
                 Ok(message) => self.handle(message),
@@ -113,119 +131,153 @@ impl Device {
     fn handle(&mut self, message: QueryHostMsg) {
         match message {
             QueryHostMsg::EncodeExact(job, reply) => self.begin_exact(job, reply),
-            QueryHostMsg::Open(context, prompting, reply) => drop(reply.send(self.open(context, prompting))),
+            QueryHostMsg::Open(request, reply) => drop(reply.send(self.open(request))),
             QueryHostMsg::Ask(session, request) => self.ask(session, request),
             QueryHostMsg::Turns(session, reply) => {
-                let turns = self.sessions.get(&session).map(|slot| slot.session.turns().to_vec());
+                let turns = self.sessions.get(&session).map(|slot| slot.session().turns().to_vec());
                 drop(reply.send(turns.unwrap_or_default()));
             }
             QueryHostMsg::Close(session) => {
-                if let Some(Slot { mut session, run: Some(mut run) }) = self.sessions.remove(&session) {
-                    run.fail(&mut session, AskError::Closed);
+                if self.sessions.get_mut(&session).is_some_and(Slot::close) {
+                    self.sessions.remove(&session);
                 }
             }
+            QueryHostMsg::Moved(moved, reply) => {
+                self.switch(&moved);
+                drop(reply.send(()));
+            }
+            QueryHostMsg::Rerouted(context, placed) => self.reroute(&context, placed),
+            QueryHostMsg::Written(session, outcome) => self.written(session, outcome),
             QueryHostMsg::Retry => {}
         }
     }
 
-    fn open(
-        &mut self,
-        context: Arc<EncodedContext>,
-        prompting: Prompting,
-    ) -> Result<SessionLease, SessionError> {
+    fn open(&mut self, request: OpenSession) -> Result<SessionLease, SessionError> {
+        let OpenSession { context, id, turns } = request;
         if self.sessions.len() >= self.max_sessions {
             return Err(SessionError::TooMany { max_sessions: self.max_sessions });
         }
-        let id = SessionId(self.next_session);
-        self.next_session += 1;
-        let manifest = &context.manifest;
-        let blocks = manifest.blocks.len();
-        let fanout = Fanout::new(self.routes(manifest, blocks), manifest.cover(blocks));
-        let tail = Tail::growing(Arc::clone(&self.budget));
-        let session = SessionState::new(context, prompting, fanout, tail);
-        self.sessions.insert(id, Slot { session, run: None });
+        let id = id.unwrap_or(SessionId(self.next_session));
+        if self.sessions.contains_key(&id) {
+            return Err(SessionError::AlreadyOpen { session: id });
+        }
+        self.next_session = self.next_session.max(id.0 + 1);
+        let session = SessionState::new(context, Tail::growing(Arc::clone(&self.budget)), turns);
+        self.sessions.insert(id, Slot::new(id, session));
         Ok(SessionLease { session: id, query: self.actor.clone() })
-    }
-
-    /// The routes to the first `blocks` blocks of a context.
-    fn routes(&self, manifest: &Manifest, blocks: usize) -> Vec<Route> {
-        let route = |(host, blocks): (HostId, Vec<BlockId>)| Route {
-            link: Box::new(self.hosts[&host].link()),
-            blocks: blocks.into(),
-        };
-        manifest.by_host(blocks).into_iter().map(route).collect()
     }
 
     fn ask(&mut self, session: SessionId, request: TurnRequest) {
         let events = request.events.clone();
-        let begun = match self.sessions.get_mut(&session) {
+        let asked = self.with_sessions(|sessions, means| match sessions.get_mut(&session) {
             None => Err(AskError::Closed),
-            Some(slot) => {
-                // The listener of a cancelled turn may ask again before the thread came round to notice.
-                if slot.run.as_ref().is_some_and(TurnRun::is_cancelled) {
-                    slot.step(&mut self.engine, &self.prompter, &*self.clock);
-                }
-                slot.begin(request, &self.prompter, &self.engine)
-            }
-        };
-        if let Err(error) = begun {
+            Some(slot) => slot.ask(request, means),
+        });
+        if let Err(error) = asked {
             // A stream of its own, empty so far: there is room.
             let _ = events.try_send(Err(error));
         }
     }
 
-    /// One step of every turn. Tells the liveliest outcome, or `None` without a turn.
+    /// A turn is durable, or could not be written down.
+    fn written(&mut self, session: SessionId, outcome: Result<(), JournalError>) {
+        let Some(slot) = self.sessions.get_mut(&session) else { return };
+        let next = slot.written(outcome);
+        if slot.is_closed() {
+            self.sessions.remove(&session);
+        }
+        if let Some(request) = next {
+            self.ask(session, request);
+        }
+    }
+
+    /// A block lies elsewhere. No step is under way: the next ones go there.
+    fn switch(&self, moved: &Moved) {
+        for context in self.contexts.all() {
+            if context.whereabouts.moved(&context.manifest, moved) {
+                tracing::debug!(context = %context.manifest.id, ?moved, "a route is switched");
+            }
+        }
+        for Exact { route, .. } in &self.exact {
+            route.whereabouts.moved(&route.manifest, moved);
+        }
+    }
+
+    /// A context has been healed, or not: the turns that waited go on, or end.
+    fn reroute(&mut self, context: &Arc<EncodedContext>, placed: Result<Vec<Placed>, Arc<EncodeError>>) {
+        self.healing.remove(&context.manifest.id);
+        let failed = match placed {
+            Ok(placed) => {
+                context.whereabouts.set(placed);
+                None
+            }
+            Err(error) => Some(error),
+        };
+        self.sessions.values_mut().for_each(|slot| slot.healed(context, failed.as_ref()));
+    }
+
+    /// One step of every turn. Tells the liveliest outcome, or `None` if there is nothing to do before a message comes.
     fn step_turns(&mut self) -> Option<Step> {
-        let (engine, prompter, clock) = (&mut self.engine, &self.prompter, &*self.clock);
-        let steps = self.sessions.values_mut().filter_map(|slot| slot.step(engine, prompter, clock));
-        steps.reduce(|a, b| if a == Step::Waiting { b } else { a })
+        self.with_sessions(|sessions, means| {
+            let steps = sessions.values_mut().filter_map(|slot| slot.step(means));
+            steps.reduce(|a, b| if a == Step::Waiting { b } else { a })
+        })
+    }
+
+    fn with_sessions<T>(
+        &mut self,
+        act: impl FnOnce(&mut BTreeMap<SessionId, Slot>, &mut Means<'_>) -> T,
+    ) -> T {
+        let mut means = Means {
+            engine: &mut self.engine,
+            prompter: &self.prompter,
+            clock: &*self.clock,
+            hosts: &self.hosts,
+            errands: &self.errands,
+            is_durable: self.is_durable,
+            healing: &mut self.healing,
+        };
+        act(&mut self.sessions, &mut means)
     }
 
     fn begin_exact(&mut self, job: ExactJob, reply: RpcReplyPort<Result<BudgetedBlock, EncodeError>>) {
-        let ExactJob { manifest, index, room, meter, cancel } = job;
-        let fanout = Fanout::in_block_order(self.routes(&manifest, index), manifest.cover(index));
-        let range = manifest.blocks[index].range.clone();
-        let encoder = ExactEncoder::new(Arc::clone(&manifest.ids), range, fanout, room);
-        self.exact.push_back(Exact { encoder, job: ExactProgress { meter, cancel }, reply });
+        let ExactJob { manifest, whereabouts, index, room, meter, cancel } = job;
+        let mut route = ExactRoute { manifest, whereabouts, index, version: 0 };
+        let fanout = match route.fanout(&self.hosts) {
+            Ok(fanout) => fanout,
+            Err(error) => return drop(reply.send(Err(error.into()))),
+        };
+        let range = route.manifest.blocks[index].range.clone();
+        let encoder = ExactEncoder::new(Arc::clone(&route.manifest.ids), range, fanout, room);
+        self.exact.push_back(Exact { encoder, route, meter, cancel, reply });
     }
 
     /// One chunk of the `exact` block under way. Tells whether there was one.
     fn advance_exact(&mut self) -> bool {
-        let Some(Exact { mut encoder, job, reply }) = self.exact.pop_front() else { return false };
-        if job.cancel.is_cancelled() {
-            drop(reply.send(Err(EncodeError::Cancelled)));
+        let Some(mut exact) = self.exact.pop_front() else { return false };
+        if exact.cancel.is_cancelled() {
+            drop(exact.reply.send(Err(EncodeError::Cancelled)));
             return true;
         }
-        match encoder.step(&mut self.engine) {
-            Ok(tokens) => job.meter.encoded(tokens),
+        match self.step_exact(&mut exact) {
+            Ok(tokens) => exact.meter.encoded(tokens),
             Err(error) => {
-                drop(reply.send(Err(error.into())));
+                drop(exact.reply.send(Err(error.into())));
                 return true;
             }
         }
-        if encoder.is_done() {
-            drop(reply.send(Ok(encoder.seal())));
+        if exact.encoder.is_done() {
+            drop(exact.reply.send(Ok(exact.encoder.seal())));
         } else {
-            self.exact.push_front(Exact { encoder, job, reply });
+            self.exact.push_front(exact);
         }
         true
     }
-}
 
-impl Slot {
-    fn begin(&mut self, request: TurnRequest, prompter: &Prompter, engine: &Engine) -> Result<(), AskError> {
-        if self.run.is_some() {
-            return Err(AskError::Busy);
+    fn step_exact(&mut self, exact: &mut Exact) -> Result<usize, FanoutError> {
+        if exact.route.whereabouts.version() != exact.route.version {
+            exact.encoder.reroute(exact.route.fanout(&self.hosts)?);
         }
-        self.run = Some(TurnRun::begin(request, &self.session, prompter, engine)?);
-        Ok(())
-    }
-
-    fn step(&mut self, engine: &mut Engine, prompter: &Prompter, clock: &dyn Clock) -> Option<Step> {
-        let step = self.run.as_mut()?.step(engine, &mut self.session, prompter, clock);
-        if step == Step::Ended {
-            self.run = None;
-        }
-        Some(step)
+        exact.encoder.step(&mut self.engine)
     }
 }

@@ -1,7 +1,10 @@
 //! The query host: an actor that owns a device thread, which owns the sessions. The actor only hands work over; how turns
-//! share the thread is in [`device`], what a turn does in [`crate::path::query`].
+//! share the thread is in [`device`], what a session does there in [`slot`], what a turn does in [`crate::path::query`].
+//! What takes its time elsewhere (a context to be healed, a turn to be written down) is done by [`errands`].
 
 mod device;
+mod errands;
+mod slot;
 
 use std::sync::Arc;
 
@@ -12,22 +15,30 @@ use stellate_runtime::clock::Clock;
 
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cancel::CancelToken;
-use crate::context_host::ContextHostHandle;
+use crate::catalogue::Catalogue;
 use crate::device_thread::{DeviceThread, RETRY};
+use crate::directory::Directory;
 use crate::engine::Engine;
 use crate::error::{AskError, EncodeError, SessionError};
+use crate::journal::JournalError;
 use crate::manifest::Manifest;
 use crate::path::context::EncodedContext;
 use crate::path::query::TurnRequest;
+use crate::placement::Placed;
 use crate::progress::EncodeMeter;
-use crate::prompt::{Prompter, Prompting};
+use crate::prompt::Prompter;
 use crate::session::{SessionId, TurnRecord};
+use crate::whereabouts::{Moved, Whereabouts};
+
+pub use errands::{Errand, Errands, errands, run_errands};
 
 /// A block of an `exact` context, to be computed along the path of a query token.
 #[derive(Debug)]
 pub struct ExactJob {
     /// The context.
     pub manifest: Arc<Manifest>,
+    /// Where the blocks before it lie.
+    pub whereabouts: Arc<Whereabouts>,
     /// Which of its blocks.
     pub index: usize,
     /// Room for it, of the store of the host that will hold it.
@@ -38,20 +49,37 @@ pub struct ExactJob {
     pub cancel: CancelToken,
 }
 
+/// A session to open.
+#[derive(Debug)]
+pub struct OpenSession {
+    /// What it is over.
+    pub context: Arc<EncodedContext>,
+    /// Its name, if it has one already; else the query host names it.
+    pub id: Option<SessionId>,
+    /// What was asked and answered in it before.
+    pub turns: Vec<TurnRecord>,
+}
+
 /// What a query host is asked.
 #[derive(Debug, RactorMessage)]
 pub enum QueryHostMsg {
     /// Compute a block of an `exact` context.
     EncodeExact(ExactJob, RpcReplyPort<Result<BudgetedBlock, EncodeError>>),
     /// Open a session over a context.
-    Open(Arc<EncodedContext>, Prompting, RpcReplyPort<Result<SessionLease, SessionError>>),
+    Open(OpenSession, RpcReplyPort<Result<SessionLease, SessionError>>),
     /// Answer a question. What goes wrong is told in the answer's own stream.
     Ask(SessionId, TurnRequest),
     /// The log of a session; nothing if it is closed.
     Turns(SessionId, RpcReplyPort<Vec<TurnRecord>>),
     /// Close a session.
     Close(SessionId),
-    /// Hand over closes that found the queue full.
+    /// A block lies elsewhere. Answered when no step asks for it in its old place any more.
+    Moved(Moved, RpcReplyPort<()>),
+    /// A context's blocks lie so from now on, or could not be brought back.
+    Rerouted(Arc<EncodedContext>, Result<Vec<Placed>, Arc<EncodeError>>),
+    /// The last turn of a session is durable, or could not be written down.
+    Written(SessionId, Result<(), JournalError>),
+    /// Hand over messages that found the queue full.
     Retry,
 }
 
@@ -86,7 +114,13 @@ pub struct QueryHostArgs {
     /// Measures turns.
     pub clock: Arc<dyn Clock>,
     /// The context hosts.
-    pub hosts: Vec<ContextHostHandle>,
+    pub hosts: Arc<Directory>,
+    /// The contexts of the node.
+    pub contexts: Arc<Catalogue>,
+    /// What is to be done elsewhere.
+    pub errands: Errands,
+    /// Whether a turn ends only once it is written down.
+    pub is_durable: bool,
     /// The shape of the node's keys and values.
     pub kv_shape: KvShape,
     /// Bytes that the tails of all sessions may take.
@@ -152,8 +186,8 @@ impl Actor for QueryHost {
     }
 }
 
-/// Hands a message to the device thread, or refuses it if the queue is full; a close is kept instead. Tells whether one
-/// was just kept or is still kept by a retry.
+/// Hands a message to the device thread, or refuses it if the queue is full; what must not be lost is kept instead: at most
+/// a few messages for each session. Tells whether one was just kept or is still kept by a retry.
 fn hand_over(thread: &mut DeviceThread<QueryHostMsg>, message: QueryHostMsg) -> bool {
     let queue = thread.queue_jobs();
     let message = match message {
@@ -162,16 +196,17 @@ fn hand_over(thread: &mut DeviceThread<QueryHostMsg>, message: QueryHostMsg) -> 
     };
     match message {
         // Without a reply the asker of a log learns that there is none.
-        Ok(()) | Err(QueryHostMsg::Retry | QueryHostMsg::Turns(..)) => {}
+        // Nor is a move acknowledged: who misses it asks in the old place, and heals.
+        Ok(()) | Err(QueryHostMsg::Retry | QueryHostMsg::Turns(..) | QueryHostMsg::Moved(..)) => {}
         Err(QueryHostMsg::EncodeExact(_, reply)) => {
             drop(reply.send(Err(EncodeError::Overloaded { queue })));
         }
-        Err(QueryHostMsg::Open(_, _, reply)) => drop(reply.send(Err(SessionError::Overloaded { queue }))),
+        Err(QueryHostMsg::Open(_, reply)) => drop(reply.send(Err(SessionError::Overloaded { queue }))),
         Err(QueryHostMsg::Ask(_, request)) => {
             drop(request.events.try_send(Err(AskError::Overloaded { queue })));
         }
-        Err(close @ QueryHostMsg::Close(_)) => {
-            thread.keep(close);
+        Err(kept @ (QueryHostMsg::Close(_) | QueryHostMsg::Rerouted(..) | QueryHostMsg::Written(..))) => {
+            thread.keep(kept);
             return true;
         }
     }

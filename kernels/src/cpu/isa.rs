@@ -1,5 +1,5 @@
 //! The instruction sets: their names, what this machine has, and the table of kernels compiled for each. The
-//! kernels themselves are in `strips`, `softmax`, `quantised` and `vector`.
+//! kernels themselves are in `strips`, `softmax`, `quantised`, `pack` and `vector`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,6 +7,7 @@ use std::str::FromStr;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::lanes::{Lanes, Plain};
+use super::pack::{self, PackTile};
 use super::quantised::{self, FewRows, Unpack};
 use super::softmax::AttendTile;
 use super::strips::Strips;
@@ -142,6 +143,8 @@ struct Table {
     pair_bytes: unsafe fn(&[i8], usize, &mut [u32]),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     swiglu: unsafe fn(&mut [f32], &[f32]),
+    rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pack: unsafe fn(PackTile<'_>),
 }
 
 /// Calls a kernel of the table.
@@ -248,6 +251,16 @@ impl Kernels {
     pub(super) fn swiglu(self, gate: &mut [f32], up: &[f32]) {
         call!(self.swiglu(gate, up))
     }
+
+    /// See [`pack::rotate`].
+    pub(super) fn rotate(self, heads: &mut [f32], cos: &[f32], sin: &[f32]) {
+        call!(self.rotate(heads, cos, sin))
+    }
+
+    /// See [`pack::pack`].
+    pub(super) fn pack(self, job: PackTile<'_>) {
+        call!(self.pack(job))
+    }
 }
 
 /// Compiles every kernel in registers of `$lanes`, `$panel` of them side by side, with the given features on. A set
@@ -273,6 +286,8 @@ macro_rules! compile {
                 pair_bytes,
                 rms_norm,
                 swiglu,
+                rotate,
+                pack,
             };
 
             $(#[$features])?
@@ -328,6 +343,14 @@ macro_rules! compile {
             $(#[$features])?
             fn swiglu(gate: &mut [f32], up: &[f32]) {
                 vector::swiglu::<$lanes>(gate, up)
+            }
+            $(#[$features])?
+            fn rotate(heads: &mut [f32], cos: &[f32], sin: &[f32]) {
+                pack::rotate(heads, cos, sin)
+            }
+            $(#[$features])?
+            fn pack(job: PackTile<'_>) {
+                pack::pack(job)
             }
         }
     };

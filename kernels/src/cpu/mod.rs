@@ -13,12 +13,14 @@ mod fused;
 mod isa;
 mod lanes;
 mod micro;
+mod pack;
 mod product;
 mod quantised;
 mod shared;
 mod softmax;
 mod strip;
 mod strips;
+mod targets;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -28,10 +30,11 @@ use std::sync::Arc;
 
 pub use isa::Isa;
 use isa::Kernels;
+use targets::{Target, Targets};
 
-use crate::backend::{check_attend, check_embed, check_matmul, check_rope, check_rows};
+use crate::backend::{check_attend, check_embed, check_matmul, check_rope, check_rows, gated_apart};
 use crate::pool::Pool;
-use crate::{Backend, KernelError, KvSpan, Matrix, Partial, Queries, RopeAngles};
+use crate::{Backend, KernelError, KvBlock, KvSpan, Matrix, Partial, Product, Queries, RopeAngles};
 
 /// The environment variable that forces an [`Isa`], for tests and comparisons.
 pub const ISA_VARIABLE: &str = "STELLATE_CPU_ISA";
@@ -99,6 +102,26 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// Products of `m` rows with some weights: in one go, where these are alike.
+    fn multiply(&self, x: &[f32], m: usize, targets: Targets<'_>) {
+        let (kernels, pool) = (self.kernels, &self.pool);
+        match (targets, targets.first()) {
+            (Targets::Apart([first, rest @ ..]), _)
+                if !rest.iter().all(|target| fused::are_alike(first.weight, target.weight)) =>
+            {
+                for target in std::iter::once(first).chain(rest) {
+                    self.multiply(x, m, Targets::Apart(std::slice::from_ref(target)));
+                }
+            }
+            (_, Some(first)) if first.format().block_len() > 1 => {
+                quantised::matmuls(kernels, pool, x, m, targets);
+            }
+            _ => product::matmuls(kernels, pool, x, m, targets),
+        }
+    }
+}
+
 impl fmt::Debug for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Cpu({})", self.name)
@@ -128,7 +151,40 @@ impl Backend for Cpu {
 
     fn matmul(&self, x: &[f32], weight: &Matrix, out: &mut [f32]) {
         let m = check_matmul(x, weight, out);
-        product::matmul(self.kernels, &self.pool, x, m, weight, out);
+        self.multiply(x, m, Targets::Apart(&[Target::new(weight, out)]));
+    }
+
+    fn matmuls(&self, x: &[f32], products: &mut [Product<'_>]) {
+        for pair in products.windows(2) {
+            assert_eq!(
+                pair[0].weight.cols(),
+                pair[1].weight.cols(),
+                "the weights have the columns of one input"
+            );
+        }
+        let Some(m) = products.iter().map(|product| check_matmul(x, product.weight, product.out)).next()
+        else {
+            return;
+        };
+        // In threes, the most that a decoder has of one input, so that nothing is allocated.
+        for three in products.chunks_mut(3) {
+            match three {
+                [a] => self.multiply(x, m, Targets::Apart(&[Target::of(a)])),
+                [a, b] => self.multiply(x, m, Targets::Apart(&[Target::of(a), Target::of(b)])),
+                [a, b, c] => {
+                    self.multiply(x, m, Targets::Apart(&[Target::of(a), Target::of(b), Target::of(c)]))
+                }
+                _ => unreachable!("one to three"),
+            }
+        }
+    }
+
+    fn gated(&self, x: &[f32], gate: &Matrix, up: &Matrix, out: &mut [f32], scratch: &mut Vec<f32>) {
+        let m = check_matmul(x, gate, out);
+        if !fused::are_alike(gate, up) || gate.rows() != up.rows() {
+            return gated_apart(self, x, gate, up, out, scratch);
+        }
+        self.multiply(x, m, Targets::Gated { gate: &Target::new(gate, out), up });
     }
 
     fn embed(&self, table: &Matrix, ids: &[u32], out: &mut [f32]) {
@@ -176,6 +232,10 @@ impl Backend for Cpu {
         });
     }
 
+    fn write(&self, block: &mut KvBlock, layer: usize, at: usize, k: &[f32], v: &[f32]) {
+        fused::write(self.kernels, &self.pool, block, layer, at, k, v);
+    }
+
     fn rope(&self, x: &mut [f32], heads: usize, angles: &RopeAngles) {
         check_rope(x, heads, angles);
         let (half, token_values) = (angles.half, heads * 2 * angles.half);
@@ -185,8 +245,7 @@ impl Backend for Cpu {
         self.pool.run_rows(x, token_values, VALUES_PER_ITEM, FLOPS_PER_VALUE, |at, x| {
             for (index, token) in x.chunks_exact_mut(token_values).enumerate() {
                 let pairs = (at / token_values + index) * half..(at / token_values + index + 1) * half;
-                let (cos, sin) = (&angles.cos[pairs.clone()], &angles.sin[pairs]);
-                token.chunks_exact_mut(2 * half).for_each(|head| rotate(head, cos, sin));
+                self.kernels.rotate(token, &angles.cos[pairs.clone()], &angles.sin[pairs]);
             }
         });
     }
@@ -195,12 +254,5 @@ impl Backend for Cpu {
 fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
-    }
-}
-
-fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let (first, second) = head.split_at_mut(cos.len());
-    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }

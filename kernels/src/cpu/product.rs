@@ -1,14 +1,14 @@
-//! Products with packed and quantised weights: how the work is cut into items for the threads.
+//! Products with packed weights: how the work is cut into items for the threads.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::isa::Kernels;
 use super::micro::MICRO_ROWS;
-use super::quantised;
 use super::shared::{Block, SharedRows};
 use super::strips::{Lines, Strips, TILE_ROWS};
-use crate::matrix::{ROWS_PER_PANEL, Storage};
+use super::targets::Targets;
+use crate::matrix::ROWS_PER_PANEL;
 use crate::pool::Pool;
 use crate::{Matrix, WeightFormat};
 
@@ -45,31 +45,28 @@ thread_local! {
     static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// `out [m, rows] = x [m, cols] · weightᵀ`.
-pub(super) fn matmul(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight: &Matrix, out: &mut [f32]) {
-    match &weight.storage {
-        Storage::Packed(_) => {
-            let (rows, cols) = (weight.rows(), weight.cols());
-            if m == 0 || rows == 0 {
-                return;
-            }
-            let part = m.div_ceil(m.div_ceil(MOST_ROWS)).next_multiple_of(LEAST_ROWS_PER_ITEM);
-            for (index, out) in out.chunks_mut(part * rows).enumerate() {
-                let m = out.len() / rows;
-                let x = &x[index * part * cols..][..m * cols];
-                Product::new(kernels, pool, m, weight).run(x, out);
-            }
-        }
-        Storage::Blocks(_) => quantised::matmul(kernels, pool, x, m, weight, out),
+/// The products of `x` `[m, cols]` with packed weights of one format and one number of columns.
+pub(super) fn matmuls(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, targets: Targets<'_>) {
+    let Some(weight) = targets.first() else { return };
+    let part = m.div_ceil(m.div_ceil(MOST_ROWS).max(1)).next_multiple_of(LEAST_ROWS_PER_ITEM);
+    for start in (0..m).step_by(part.max(1)) {
+        let rows = start..m.min(start + part);
+        let x = &x[start * weight.cols()..rows.end * weight.cols()];
+        Product::new(kernels, pool, rows, weight, targets).run(x);
     }
 }
 
-/// A product with a packed weight. The depth is cut into passes: the inputs are packed as `[passes][strips][rows of a
+/// Products with packed weights. The depth is cut into passes: the inputs are packed as `[passes][strips][rows of a
 /// strip][steps of the pass]` once, and then meet panel after panel.
 struct Product<'a> {
     kernels: Kernels,
     pool: &'a Pool,
-    weight: &'a Matrix,
+    targets: Targets<'a>,
+    format: WeightFormat,
+    cols: usize,
+    /// Rows of the outputs.
+    range: Range<usize>,
+    /// How many these are.
     m: usize,
     /// Whether inputs are rounded to bf16, in words of pairs.
     rounds: bool,
@@ -84,23 +81,43 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    fn new(kernels: Kernels, pool: &'a Pool, m: usize, weight: &'a Matrix) -> Self {
-        let bf16 = weight.format() == WeightFormat::Bf16;
+    fn new(
+        kernels: Kernels,
+        pool: &'a Pool,
+        range: Range<usize>,
+        weight: &Matrix,
+        targets: Targets<'a>,
+    ) -> Self {
+        let (format, cols, m) = (weight.format(), weight.cols(), range.len());
+        let bf16 = format == WeightFormat::Bf16;
         let rounds = bf16 && kernels.dots();
-        let steps = if rounds { weight.cols().div_ceil(2) } else { weight.cols() };
+        let steps = if rounds { cols.div_ceil(2) } else { cols };
         let strip_rows = if rounds && kernels.tiles() { TILE_ROWS } else { MICRO_ROWS };
         let steps_per_line = if bf16 && !rounds { 2 } else { 1 };
         // A lone strip passes the whole panel at once: the sums never leave the registers.
         let pass = if m <= strip_rows { steps.max(1) } else { LINES_PER_PASS * steps_per_line };
-        Self { kernels, pool, weight, m, rounds, strip_rows, steps, steps_per_line, pass }
+        Self {
+            kernels,
+            pool,
+            targets,
+            format,
+            cols,
+            range,
+            m,
+            rounds,
+            strip_rows,
+            steps,
+            steps_per_line,
+            pass,
+        }
     }
 
-    fn run(&self, x: &[f32], out: &mut [f32]) {
+    fn run(&self, x: &[f32]) {
         PACKED.with_borrow_mut(|packed| {
             let len = self.strips() * self.strip_rows * self.steps;
             let packed = aligned(packed, len);
             self.pack(x, packed);
-            self.multiply(packed, out);
+            self.multiply(packed);
         });
     }
 
@@ -124,7 +141,7 @@ impl<'a> Product<'a> {
 
     /// Copies the inputs to where the strips want them, or rounds them there.
     fn pack(&self, x: &[f32], packed: &mut [f32]) {
-        let cols = self.weight.cols();
+        let cols = self.cols;
         let flops = FLOPS_PER_PACKED * packed.len();
         let packed = SharedRows::new(packed);
         self.pool.run(self.strips(), flops, |strip| {
@@ -146,72 +163,77 @@ impl<'a> Product<'a> {
         });
     }
 
-    fn multiply(&self, packed: &[f32], out: &mut [f32]) {
-        let rows = self.weight.rows();
-        let panels = rows.div_ceil(ROWS_PER_PANEL);
+    fn multiply(&self, packed: &[f32]) {
+        let panels = self.targets.panels();
         let wanted = if self.pool.threads() == 1 { 1 } else { ITEMS_PER_THREAD * self.pool.threads() };
-        let group = (panels / wanted).clamp(1, PANELS_PER_ITEM);
+        // The inputs of a lone strip are next to nothing: it shares none of their loads.
+        let most = if self.m <= self.strip_rows { 1 } else { PANELS_PER_ITEM };
+        let group = (panels / wanted).clamp(1, most).next_multiple_of(self.targets.inseparable());
         let groups = panels.div_ceil(group);
-        let parts = wanted.div_ceil(groups).clamp(1, self.m.div_ceil(LEAST_ROWS_PER_ITEM));
+        let parts = wanted.div_ceil(groups.max(1)).clamp(1, self.m.div_ceil(LEAST_ROWS_PER_ITEM));
         let part_rows = self.m.div_ceil(parts).next_multiple_of(LEAST_ROWS_PER_ITEM);
         let parts = self.m.div_ceil(part_rows);
-        let out = SharedRows::new(out);
-        self.pool.run(groups * parts, 2 * self.m * rows * self.weight.cols(), |item| {
+        self.pool.run(groups * parts, 2 * self.m * self.targets.rows() * self.cols, |item| {
             let (group_index, part) = (item / parts, item % parts);
             let panels = group_index * group..panels.min((group_index + 1) * group);
             let rows = part * part_rows..self.m.min((part + 1) * part_rows);
-            self.run_item(packed, panels, rows, &out);
+            self.run_item(packed, panels, rows);
         });
     }
 
     /// Some panels with some of the input rows. Blocks of passes whose inputs fit a cache meet one panel after the other;
-    /// the sums wait side by side, since in `out`, whose rows lie far apart, they would displace each other from the caches.
-    fn run_item(&self, packed: &[f32], panels: Range<usize>, part: Range<usize>, out: &SharedRows<'_>) {
-        let (rows, first, count) = (self.weight.rows(), part.start, part.len());
-        let block = (INPUT_BYTES_PER_BLOCK / (count * self.pass * size_of::<f32>())).max(1);
+    /// the sums wait side by side, since in the output, whose rows lie far apart, they would displace each other from the
+    /// caches.
+    fn run_item(&self, packed: &[f32], panels: Range<usize>, part: Range<usize>) {
+        let (first, count) = (part.start, part.len());
+        let rows = self.range.start + part.start..self.range.start + part.end;
+        let (block, len) =
+            ((INPUT_BYTES_PER_BLOCK / (count * self.pass * size_of::<f32>())).max(1), count * ROWS_PER_PANEL);
         SCRATCH.with_borrow_mut(|(sums, widened)| {
-            let sums = aligned(sums, panels.len() * count * ROWS_PER_PANEL);
+            let sums = aligned(sums, panels.len() * len);
             for block_start in (0..self.passes()).step_by(block) {
                 let passes = block_start..self.passes().min(block_start + block);
-                for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(count * ROWS_PER_PANEL)) {
-                    let column = panel * ROWS_PER_PANEL;
-                    let width = (rows - column).min(ROWS_PER_PANEL);
-                    // SAFETY: items are distinct pairs of panels and rows, so their blocks of `out` are apart; this
-                    // borrow ends before the item's next one.
-                    let mut target = unsafe { out.block(first * rows + column, count, width, rows) };
-                    if self.passes() == 1 && width == ROWS_PER_PANEL {
-                        self.meet(packed, first, 0, panel, target, widened);
-                        continue;
+                for (index, place) in panels.clone().enumerate() {
+                    if self.passes() == 1 {
+                        // SAFETY: items are distinct pairs of panels and rows, so their places are apart; this borrow
+                        // ends before the item's next one.
+                        if let Some(target) = unsafe { self.targets.direct(place, &rows) } {
+                            self.meet(packed, first, 0, place, target, widened);
+                            continue;
+                        }
                     }
-                    let mut sums = Block::new(sums, count, ROWS_PER_PANEL, ROWS_PER_PANEL);
+                    let sums = &mut sums[..(index + 1) * len];
+                    let mut own = Block::new(&mut sums[index * len..], count, ROWS_PER_PANEL, ROWS_PER_PANEL);
                     for pass in passes.clone() {
-                        self.meet(packed, first, pass, panel, sums.reborrow(), widened);
+                        self.meet(packed, first, pass, place, own.reborrow(), widened);
                     }
                     if passes.end == self.passes() {
-                        target.copy_from(&sums);
+                        // SAFETY: as above.
+                        unsafe { self.targets.deliver(self.kernels, place, &rows, sums) }
                     }
                 }
             }
         });
     }
 
-    /// Adds the products of one pass of the strips from row `first` on with one panel to `sums [count, 64]`; the first
+    /// Adds the products of one pass of the strips from row `first` on with panel `place` to `sums [count, 64]`; the first
     /// pass stands alone.
     fn meet(
         &self,
         packed: &[f32],
         first: usize,
         pass: usize,
-        panel: usize,
+        place: usize,
         sums: Block<'_>,
         widened: &mut Vec<f32>,
     ) {
         let steps = self.steps_of(pass);
-        let words = self.weight.panel_words(panel);
+        let (weight, panel) = self.targets.panel(place);
+        let words = weight.panel_words(panel);
         let from = steps.start / self.steps_per_line * ROWS_PER_PANEL;
         let to = steps.end.div_ceil(self.steps_per_line) * ROWS_PER_PANEL;
         let lines = &words[from..to];
-        let b = match self.weight.format() {
+        let b = match self.format {
             WeightFormat::F32 => Lines::Floats(bytemuck::cast_slice(lines)),
             _ if self.rounds => Lines::Pairs(lines),
             _ if self.m < WIDEN_FROM_ROWS => Lines::Widened(lines),
@@ -221,8 +243,7 @@ impl<'a> Product<'a> {
                 Lines::Floats(widened)
             }
         };
-        let depth =
-            if self.rounds { self.weight.cols().min(2 * steps.end) - 2 * steps.start } else { steps.len() };
+        let depth = if self.rounds { self.cols.min(2 * steps.end) - 2 * steps.start } else { steps.len() };
         self.kernels.strips(Strips {
             depth,
             a: &packed[self.start_of(first / self.strip_rows, &steps)..],

@@ -106,7 +106,8 @@ fn expected(key: &str, default: &ValueKind) -> String {
         ValueKind::Boolean(_) => "true or false",
         ValueKind::I64(_) => return expected_count(key),
         ValueKind::Float(_) => "a number",
-        ValueKind::Array(_) => "a list of CPU numbers as cluster.toml shows it",
+        ValueKind::Array(_) if key.ends_with("cpus") => "a list of CPU numbers as cluster.toml shows it",
+        ValueKind::Array(_) => "a list of texts as cluster.toml shows it",
         _ => "a text",
     };
     expected.to_owned()

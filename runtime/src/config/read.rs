@@ -16,9 +16,16 @@ pub const DEFAULT_FILE: &str = "cluster.toml";
 pub const ENVIRONMENT_PREFIX: &str = "STELLATE_";
 /// Names the settings file; no setting, in spite of the prefix.
 pub const CONFIG_FILE_VARIABLE: &str = "STELLATE_CONFIG";
+/// Names the folder of a command line's own identity; no setting, since it is the user's and not a node's.
+pub const IDENTITY_VARIABLE: &str = "STELLATE_IDENTITY";
+/// Names the node that a command line asks; no setting either.
+pub const ADDRESS_VARIABLE: &str = "STELLATE_ADDRESS";
 /// No setting either: `stellate-kernels` reads it, for tests and comparisons. Its name stands here once more because this
 /// crate may not depend on that one.
 const ISA_VARIABLE: &str = "STELLATE_CPU_ISA";
+
+/// Variables with the prefix that are no settings.
+const NO_SETTINGS: [&str; 4] = [CONFIG_FILE_VARIABLE, IDENTITY_VARIABLE, ADDRESS_VARIABLE, ISA_VARIABLE];
 
 /// `cluster.toml` as it was when the program was built: every setting and its default.
 const DEFAULTS: &str = include_str!("../../../cluster.toml");
@@ -128,7 +135,7 @@ fn file_layer(keys: &Keys, path: &Path) -> Result<Layer, SettingsError> {
 fn environment_layer(keys: &Keys, environment: &[(String, String)]) -> Result<Layer, SettingsError> {
     let mut found = Vec::new();
     for (name, text) in environment {
-        if name == CONFIG_FILE_VARIABLE || name == ISA_VARIABLE {
+        if NO_SETTINGS.contains(&name.as_str()) {
             continue;
         }
         let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };

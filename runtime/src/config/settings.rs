@@ -1,11 +1,15 @@
 //! The sections of the settings as plain data. Nothing here reads files or checks ranges, and no default is written
 //! here: `cluster.toml` is compiled in and parsed once, so the file that users read cannot drift from the program.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{AnchorTokens, AttentionMode, Bytes, ContextRole, KvFormat, LogFormat, WeightFormat};
+use super::values::{
+    AnchorTokens, AttentionMode, Bytes, ContextRole, KvFormat, LogFormat, NodeRole, WeightFormat,
+};
 
 /// Every setting of a node. [`Settings::default`] is `cluster.toml` as it is in the repository.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +29,12 @@ pub struct Settings {
     pub sampling: SamplingSettings,
     /// How contexts and questions are put into the model's chat template.
     pub chat: ChatSettings,
+    /// What this node is in its cluster.
+    pub node: NodeSettings,
+    /// Where it listens and looks for others.
+    pub network: NetworkSettings,
+    /// What all nodes of a cluster should agree on.
+    pub cluster: ClusterSettings,
     /// What is logged, and how.
     pub log: LogSettings,
 }
@@ -161,6 +171,51 @@ pub struct ChatSettings {
     pub system_prompt: String,
 }
 
+/// `[node]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSettings {
+    /// Its name when it founds or joins a cluster; empty for the machine's.
+    pub name: String,
+    /// What it is there for, at least one; see [`NodeSettings::has_role`].
+    pub roles: Vec<NodeRole>,
+    /// The folder of its identity and its durable store; empty for the user's own.
+    pub data_dir: PathBuf,
+}
+
+impl NodeSettings {
+    /// Whether the node has a role.
+    pub fn has_role(&self, role: NodeRole) -> bool {
+        self.roles.contains(&role)
+    }
+}
+
+/// `[network]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSettings {
+    /// Where to listen for the cluster (UDP).
+    pub listen: SocketAddr,
+    /// Where nodes without a certificate join (UDP), on the node that holds the CA.
+    pub join_listen: SocketAddr,
+    /// Where others reach this node; empty to find out.
+    pub advertise: Vec<SocketAddr>,
+    /// Addresses or names of nodes.
+    pub seeds: Vec<String>,
+    /// Names in DNS whose addresses or services are nodes.
+    pub dns: Vec<String>,
+    /// Whether to use multicast DNS.
+    pub mdns: bool,
+}
+
+/// `[cluster]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSettings {
+    /// The name of the node that places blocks; empty for the one with the role and the lowest id.
+    pub supervisor: String,
+}
+
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -198,5 +253,8 @@ section_defaults! {
     query: QuerySettings,
     sampling: SamplingSettings,
     chat: ChatSettings,
+    node: NodeSettings,
+    network: NetworkSettings,
+    cluster: ClusterSettings,
     log: LogSettings,
 }

@@ -57,6 +57,20 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
             max_tokens: 256,
         },
         chat: ChatSettings { context_role: ContextRole::Auto, system_prompt: String::new() },
+        node: NodeSettings {
+            name: String::new(),
+            roles: vec![NodeRole::Context, NodeRole::Query, NodeRole::Supervisor],
+            data_dir: PathBuf::new(),
+        },
+        network: NetworkSettings {
+            listen: ([0, 0, 0, 0], 7400).into(),
+            join_listen: ([0, 0, 0, 0], 7401).into(),
+            advertise: vec![],
+            seeds: vec![],
+            dns: vec![],
+            mdns: false,
+        },
+        cluster: ClusterSettings { supervisor: String::new() },
         log: LogSettings { level: "warn".to_owned(), format: LogFormat::Human },
     };
     assert_eq!(Settings::default(), expected);
@@ -73,14 +87,16 @@ fn every_setting_can_be_given_by_the_environment_and_by_a_flag() {
     let keys = keys::Keys::of(&table);
     for (key, value) in keys::leaves(&table) {
         let text = match value.kind {
-            ::config::ValueKind::Array(_) => "[]".to_owned(),
+            ::config::ValueKind::Array(texts) => {
+                format!("{:?}", texts.into_iter().map(|text| text.to_string()).collect::<Vec<_>>())
+            }
             kind => kind.to_string(),
         };
         let variable = format!("{ENVIRONMENT_PREFIX}{}", key.to_uppercase().replace('.', "__"));
         let sources = environment(&[(&variable, &text)]).with_override(&key, &text);
         assert_eq!(Settings::read(&sources).unwrap(), Settings::default(), "{key}");
     }
-    assert_eq!(keys.names().count(), 29, "a new setting needs its row in the test of defaults too");
+    assert_eq!(keys.names().count(), 39, "a new setting needs its row in the test of defaults too");
 }
 
 #[test]
@@ -184,6 +200,8 @@ fn variables_of_other_programs_and_those_that_are_no_settings_are_passed_over() 
         ("stellate_hosts__count", "x"),
         (CONFIG_FILE_VARIABLE, "else.toml"),
         ("STELLATE_CPU_ISA", "scalar"),
+        (IDENTITY_VARIABLE, "folder"),
+        (ADDRESS_VARIABLE, "127.0.0.1:7400"),
     ]);
     assert_eq!(Settings::read(&sources).unwrap(), Settings::default());
 }
@@ -264,6 +282,11 @@ fn a_value_that_breaks_a_rule_is_named_with_what_is_expected() {
         (vec![("sampling.min_p", "1")], vec!["`sampling.min_p`"]),
         (vec![("sampling.repetition_penalty", "0")], vec!["`sampling.repetition_penalty`"]),
         (vec![("sampling.max_tokens", "0")], vec!["`sampling.max_tokens`"]),
+        (vec![("node.name", "Node_1")], vec!["`node.name`", "Node_1", "lower-case"]),
+        (vec![("node.roles", "[]")], vec!["`node.roles`", "at least one"]),
+        (vec![("network.join_listen", "0.0.0.0:7400")], vec!["`network.join_listen`", "network.listen"]),
+        (vec![("network.advertise", "[\"0.0.0.0:7400\"]")], vec!["`network.advertise`", "nobody can dial"]),
+        (vec![("cluster.supervisor", "-")], vec!["`cluster.supervisor`"]),
         (vec![("log.level", "info,=")], vec!["`log.level`", "\"info\""]),
     ] {
         let sources = overrides

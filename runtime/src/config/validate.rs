@@ -4,6 +4,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::error::SettingsError;
 use super::settings::Settings;
+use crate::identity::NodeName;
 
 /// More context hosts in one process than this is surely a slip: each has its own thread pool and reserves memory.
 const MAX_HOSTS: usize = 256;
@@ -19,6 +20,11 @@ const MAX_QUEUE: usize = 65_536;
 const MAX_GUESS: usize = 64;
 /// The longest block, chunk or answer in tokens, far above any model's context.
 const MAX_TOKENS: usize = 1 << 28;
+
+/// The most addresses that a node's record has room for.
+const MAX_ADVERTISED: usize = 8;
+/// The most seeds and names: each is asked again and again, and one that answers is enough.
+const MAX_PLACES: usize = 64;
 
 /// A setting that counts something.
 struct Count {
@@ -60,6 +66,7 @@ impl Settings {
         self.validate_threads()?;
         self.validate_relations()?;
         self.validate_sampling()?;
+        self.validate_cluster()?;
         if let Err(error) = EnvFilter::try_new(&self.log.level) {
             return invalid(
                 "log.level",
@@ -139,6 +146,49 @@ impl Settings {
             );
         }
         Ok(())
+    }
+
+    fn validate_cluster(&self) -> Result<(), SettingsError> {
+        for (key, name) in [("node.name", &self.node.name), ("cluster.supervisor", &self.cluster.supervisor)]
+        {
+            if !name.is_empty()
+                && let Err(error) = name.parse::<NodeName>()
+            {
+                return invalid(key, error.to_string());
+            }
+        }
+        if self.node.roles.is_empty() {
+            return invalid(
+                "node.roles",
+                "found none, expected at least one, as in [\"context\"]".to_owned(),
+            );
+        }
+        let network = &self.network;
+        if network.listen == network.join_listen && network.listen.port() != 0 {
+            return invalid(
+                "network.join_listen",
+                "found the same as network.listen; use another port".to_owned(),
+            );
+        }
+        for (key, count, most) in [
+            ("network.advertise", network.advertise.len(), MAX_ADVERTISED),
+            ("network.seeds", network.seeds.len(), MAX_PLACES),
+            ("network.dns", network.dns.len(), MAX_PLACES),
+        ] {
+            if count > most {
+                return invalid(key, format!("found {count}, expected at most {most}"));
+            }
+        }
+        let nowhere = network.advertise.iter().find(|at| at.ip().is_unspecified() || at.port() == 0);
+        match nowhere {
+            Some(at) => invalid(
+                "network.advertise",
+                format!(
+                    "found {at}, which nobody can dial, expected an address with a port, as in \"10.0.0.1:7400\""
+                ),
+            ),
+            None => Ok(()),
+        }
     }
 
     fn validate_sampling(&self) -> Result<(), SettingsError> {

@@ -110,6 +110,18 @@ words! {
 }
 
 words! {
+    /// What a node is there for.
+    NodeRole {
+        /// Holds blocks.
+        Context = "context",
+        /// Runs sessions.
+        Query = "query",
+        /// May place blocks.
+        Supervisor = "supervisor",
+    }
+}
+
+words! {
     /// Where the context stands in the chat template.
     ContextRole {
         /// In the user's first message, before the first question.

@@ -7,6 +7,8 @@ use std::time::SystemTime;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{CipherSuite, ClientConfig, ServerConfig};
 
@@ -124,6 +126,23 @@ pub(crate) fn join_client_config(
     config.alpn_protocols = vec![JOIN_ALPN.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
+}
+
+/// For a port that nobody is meant to use: it has no certificate to show, so that no handshake ever succeeds.
+pub(crate) fn nobody_config() -> Result<ServerConfig, TlsError> {
+    Ok(ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(NoCertificate)))
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl ResolvesServerCert for NoCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
+    }
 }
 
 /// A resumed session is not verified again, so a revoked node could come back with a ticket: there are none. Nor is there

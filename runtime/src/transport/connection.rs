@@ -173,7 +173,7 @@ impl Connection {
     }
 
     /// Tells this connection from all others of the process.
-    pub(super) fn number(&self) -> usize {
+    pub(crate) fn number(&self) -> usize {
         self.quic.stable_id()
     }
 

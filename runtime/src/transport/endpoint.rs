@@ -172,8 +172,29 @@ impl Endpoint {
         &self.shared.revocations
     }
 
+    /// Uses a newer certificate of this node for all connections from now on. Those that live go on.
+    ///
+    /// # Errors
+    /// TLS does not work with it; the one in use stays.
+    pub fn use_credentials(&self, credentials: Arc<Credentials>) -> Result<(), EndpointError> {
+        self.shared.replace_credentials(credentials)
+    }
+
+    /// Waits until the peers of all connections that were closed have been told, or have had the time. Meant for when none is
+    /// open: it waits for those as well.
+    pub async fn idle(&self) {
+        let shared = self.shared.clone();
+        let _ = self.shared.network.run(async move { shared.quic.wait_idle().await }).await;
+    }
+
     /// Closes all connections and the socket, and waits until the peers have been told.
     pub async fn close(self) {
+        self.close_connections().await;
+    }
+
+    /// Closes all connections, takes no new ones, and waits until the peers have been told. The socket is free for others
+    /// once this object is gone.
+    pub(crate) async fn close_connections(&self) {
         let shared = self.shared.clone();
         shared.quic.close(CloseCode::Done.into(), b"");
         // None: the network thread has ended, and with it the socket.

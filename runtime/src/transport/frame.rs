@@ -28,7 +28,7 @@ pub const MAGIC: [u8; 4] = *b"STLF";
 /// Length of what stands before the header.
 pub const PREAMBLE_BYTES: usize = 24;
 
-/// What a frame is about. Kinds below [`FrameKind::FIRST_FREE`] belong to the transport.
+/// What a frame is about. Kinds below [`FrameKind::FIRST_FREE`] belong to this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrameKind(pub u16);
 
@@ -42,6 +42,12 @@ impl FrameKind {
     pub(super) const JOIN_REPLY: Self = Self(4);
     pub(super) const RENEW: Self = Self(5);
     pub(super) const RENEW_REPLY: Self = Self(6);
+    /// A whole roster of membership, on a stream of its own.
+    pub(crate) const ROSTER: Self = Self(7);
+    /// The list of the revoked, as the CA has signed it, on a stream of its own.
+    pub(crate) const REVOCATIONS: Self = Self(8);
+    /// From here on the stream belongs to a session of actors.
+    pub(crate) const SESSION: Self = Self(9);
 }
 
 /// A type that can be the header of a frame: a plain struct or enum that derives [`wincode::SchemaRead`] and

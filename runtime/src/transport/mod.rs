@@ -54,5 +54,6 @@ pub use options::{MAX_MTU_BYTES, OptionsError, TransportOptions};
 pub use payload::{Payload, PayloadShapeError};
 pub use registry::IncompatiblePeer;
 pub use renewal::RenewError;
+pub(crate) use renewal::{decode_revocations, encode_revocations};
 pub use stream::{FrameReceiver, FrameSender, StreamError};
 pub use thread::{NetworkHandle, NetworkThread};

@@ -110,7 +110,7 @@ async fn exchange(
 }
 
 /// The list in the payload of a reply; none if it is empty.
-pub(super) fn decode_revocations(bytes: &[u8]) -> Result<Option<SignedRevocations>, RenewError> {
+pub(crate) fn decode_revocations(bytes: &[u8]) -> Result<Option<SignedRevocations>, RenewError> {
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -119,7 +119,7 @@ pub(super) fn decode_revocations(bytes: &[u8]) -> Result<Option<SignedRevocation
 }
 
 /// The list as the payload of a reply.
-pub(super) fn encode_revocations(revocations: Option<SignedRevocations>) -> Vec<u8> {
+pub(crate) fn encode_revocations(revocations: Option<SignedRevocations>) -> Vec<u8> {
     let encode = |list| wincode::serialize(&list).expect("a signed list is within the codec's limit");
     revocations.map(encode).unwrap_or_default()
 }

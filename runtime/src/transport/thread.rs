@@ -86,6 +86,11 @@ impl NetworkHandle {
         }
     }
 
+    /// Its runtime, for code that blocks elsewhere on what needs no timers and no sockets.
+    pub(crate) fn runtime(&self) -> Handle {
+        self.0.clone()
+    }
+
     /// Enters the runtime, for code that makes sockets and timers.
     pub(super) fn enter(&self) -> tokio::runtime::EnterGuard<'_> {
         self.0.enter()

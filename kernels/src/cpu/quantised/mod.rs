@@ -12,6 +12,7 @@ mod kernel;
 mod x86;
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 pub(super) use kernel::MOST_FEW_ROWS;
@@ -19,9 +20,9 @@ use kernel::{COLUMNS_UNIT, Lines};
 pub(super) use kernel::{FewRows, Unpack, few_rows, has_few_rows, unpack};
 
 use super::isa::Kernels;
-use super::shared::{Block, SharedRows};
+use super::shared::Block;
 use super::strips::{self, Strips};
-use crate::Matrix;
+use super::targets::Targets;
 use crate::matrix::ROWS_PER_PANEL;
 use crate::pool::Pool;
 
@@ -49,7 +50,9 @@ const FLOPS_PER_ROUNDED: usize = 4;
 /// A cache line of scratch, so that vectors never straddle two.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-struct CacheLine([u32; 16]);
+struct CacheLine([u32; WORDS_PER_LINE]);
+
+const WORDS_PER_LINE: usize = 16;
 
 thread_local! {
     /// The calling thread's inputs in bf16 pairs.
@@ -67,15 +70,13 @@ enum Inputs<'a> {
     Pairs(&'a [u32]),
 }
 
-/// `out [m, rows] = x [m, cols] · weightᵀ` for a quantised weight.
-pub(super) fn matmul(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight: &Matrix, out: &mut [f32]) {
-    if weight.cols() == 0 {
-        return out.fill(0.0);
-    }
-    if !kernels.dots() {
-        return multiply(kernels, pool, Inputs::F32(x), m, weight, out);
-    }
+/// The products of `x` `[m, cols]` with quantised weights of one number of columns, in any formats.
+pub(super) fn matmuls(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, targets: Targets<'_>) {
+    let Some(weight) = targets.first() else { return };
     let (cols, words) = (weight.cols(), weight.cols() / 2);
+    if !kernels.dots() {
+        return Product { kernels, pool, inputs: Inputs::F32(x), m, cols, targets }.run();
+    }
     ROUNDED.with_borrow_mut(|pairs| {
         if pairs.len() < m * words {
             pairs.resize(m * words, 0);
@@ -86,7 +87,7 @@ pub(super) fn matmul(kernels: Kernels, pool: &Pool, x: &[f32], m: usize, weight:
                 kernels.round(&x[row * cols..(row + 1) * cols], pairs);
             }
         });
-        multiply(kernels, pool, Inputs::Pairs(pairs), m, weight, out);
+        Product { kernels, pool, inputs: Inputs::Pairs(pairs), m, cols, targets }.run();
     });
 }
 
@@ -99,77 +100,71 @@ fn item_shape(m: usize, panels: usize, threads: usize) -> (usize, usize) {
     (rows, if m > MOST_FEW_ROWS { most.clamp(1, MOST_PANELS_PER_ITEM) } else { 1 })
 }
 
-fn multiply(kernels: Kernels, pool: &Pool, inputs: Inputs<'_>, m: usize, weight: &Matrix, out: &mut [f32]) {
-    let (rows, cols) = (weight.rows(), weight.cols());
-    if m == 0 || rows == 0 {
-        return;
-    }
-    let panels = rows.div_ceil(ROWS_PER_PANEL);
-    let (per_part, per_group) = item_shape(m, panels, pool.threads());
-    let (parts, groups) = (m.div_ceil(per_part), panels.div_ceil(per_group));
-    let out = SharedRows::new(out);
-    pool.run(parts * groups, 2 * m * rows * cols, |item| {
-        // Neighbouring items share their input rows.
-        let (part, group) = (item / groups, item % groups);
-        let first = part * per_part;
-        let item = Item { kernels, inputs, weight, first, count: (m - first).min(per_part), out: &out };
-        let first_panel = group * per_group;
-        item.run(first_panel..panels.min(first_panel + per_group));
-    });
-}
-
-/// Some input rows, and the output's place for them.
-struct Item<'a> {
+/// Products with quantised weights.
+struct Product<'a> {
     kernels: Kernels,
+    pool: &'a Pool,
     inputs: Inputs<'a>,
-    weight: &'a Matrix,
-    first: usize,
-    count: usize,
-    out: &'a SharedRows<'a>,
+    m: usize,
+    cols: usize,
+    targets: Targets<'a>,
 }
 
-impl Item<'_> {
-    /// Computes the columns of the output that belong to `panels`. No other item has them for these rows.
-    fn run(&self, panels: std::ops::Range<usize>) {
-        let rows = self.weight.rows();
+impl Product<'_> {
+    fn run(&self) {
+        let panels = self.targets.panels();
+        if self.m == 0 || panels == 0 {
+            return;
+        }
+        let (per_part, per_group) = item_shape(self.m, panels, self.pool.threads());
+        let per_group = per_group.next_multiple_of(self.targets.inseparable());
+        let (parts, groups) = (self.m.div_ceil(per_part), panels.div_ceil(per_group));
+        self.pool.run(parts * groups, 2 * self.m * self.targets.rows() * self.cols, |item| {
+            // Neighbouring items share their input rows.
+            let (part, group) = (item / groups, item % groups);
+            let rows = part * per_part..self.m.min((part + 1) * per_part);
+            self.run_item(group * per_group..panels.min((group + 1) * per_group), rows);
+        });
+    }
+
+    /// Some panels with some of the input rows.
+    fn run_item(&self, panels: Range<usize>, rows: Range<usize>) {
         SCRATCH.with_borrow_mut(|(sums, lines)| {
-            let whole = panels.end * ROWS_PER_PANEL <= rows;
-            sums.resize(if whole { sums.len() } else { sums.len().max(self.count * 4) }, CacheLine::zeroed());
+            let len = rows.len() * ROWS_PER_PANEL;
+            let lacking = (panels.len() * len / WORDS_PER_LINE).max(sums.len());
+            sums.resize(lacking, CacheLine::zeroed());
             let sums: &mut [f32] = bytemuck::cast_slice_mut(sums);
-            if let (Inputs::F32(x), true) = (self.inputs, self.count <= self.kernels.most_few_rows()) {
-                for panel in panels.clone() {
-                    let x = &x[self.first * self.weight.cols()..];
-                    let c = self.target(panel, sums);
-                    let (format, cols) = (self.weight.format(), self.weight.cols());
-                    self.kernels.few_rows(FewRows {
-                        format,
-                        panel: self.weight.panel_regions(panel),
-                        x,
-                        cols,
-                        c,
-                    });
+            match self.inputs {
+                Inputs::F32(x) if rows.len() <= self.kernels.most_few_rows() => {
+                    for (index, place) in panels.enumerate() {
+                        let ((weight, panel), cols) = (self.targets.panel(place), self.cols);
+                        let (format, panel) = (weight.format(), weight.panel_regions(panel));
+                        let x = &x[rows.start * cols..];
+                        self.with_target(place, index, &rows, sums, true, |c| {
+                            self.kernels.few_rows(FewRows { format, panel, x, cols, c });
+                        });
+                    }
                 }
-            } else {
-                lines.resize(LINES_PER_SLICE * ROWS_PER_PANEL / 16, CacheLine::zeroed());
-                self.by_slices(panels.clone(), sums, bytemuck::cast_slice_mut(lines));
-            }
-            if !whole {
-                self.copy_last(panels.end - 1, sums);
+                _ => {
+                    lines.resize(LINES_PER_SLICE * ROWS_PER_PANEL / WORDS_PER_LINE, CacheLine::zeroed());
+                    self.by_slices(panels, &rows, sums, bytemuck::cast_slice_mut(lines));
+                }
             }
         });
     }
 
     /// Slice after slice of the columns, and in each panel after panel: the inputs of a slice stay in the cache.
-    fn by_slices(&self, panels: std::ops::Range<usize>, sums: &mut [f32], lines: &mut [u32]) {
-        let cols = self.weight.cols();
+    fn by_slices(&self, panels: Range<usize>, rows: &Range<usize>, sums: &mut [f32], lines: &mut [u32]) {
+        let cols = self.cols;
         let per_line = if matches!(self.inputs, Inputs::F32(_)) { 1 } else { 2 };
         for start in (0..cols).step_by(LINES_PER_SLICE * per_line) {
             let depth = (cols - start).min(LINES_PER_SLICE * per_line);
             let lines = &mut lines[..depth / per_line * ROWS_PER_PANEL];
-            for panel in panels.clone() {
+            for (index, place) in panels.clone().enumerate() {
+                let (weight, panel) = self.targets.panel(place);
                 let unpack = |lines| Unpack {
-                    format: self.weight.format(),
-                    panel: self.weight.panel_regions(panel),
+                    format: weight.format(),
+                    panel: weight.panel_regions(panel),
                     columns: start..start + depth,
                     lines,
                 };
@@ -177,39 +172,45 @@ impl Item<'_> {
                     Inputs::F32(x) => {
                         let lines: &mut [f32] = bytemuck::cast_slice_mut(lines);
                         self.kernels.unpack(unpack(Lines::F32(lines)));
-                        (&x[self.first * cols + start..], cols, strips::Lines::Floats(lines))
+                        (&x[rows.start * cols + start..], cols, strips::Lines::Floats(lines))
                     }
                     Inputs::Pairs(x) => {
                         self.kernels.unpack(unpack(Lines::Pairs(lines)));
-                        let a = &x[(self.first * cols + start) / 2..];
+                        let a = &x[(rows.start * cols + start) / 2..];
                         (bytemuck::cast_slice(a), cols / 2, strips::Lines::Pairs(lines))
                     }
                 };
-                let (c, accumulate) = (self.target(panel, sums), start > 0);
-                // The lines were unpacked into a near cache: there is nothing to ask the memory for.
-                self.kernels.strips(Strips { depth, a, a_row, b, c, accumulate, ahead: &[] });
+                let (accumulate, last) = (start > 0, start + depth == cols);
+                self.with_target(place, index, rows, sums, last, |c| {
+                    // The lines were unpacked into a near cache: there is nothing to ask the memory for.
+                    self.kernels.strips(Strips { depth, a, a_row, b, c, accumulate, ahead: &[] });
+                });
             }
         }
     }
 
-    /// Where the sums of a panel go: to the output, or for a panel that is not whole to `sums`.
-    fn target<'a>(&'a self, panel: usize, sums: &'a mut [f32]) -> Block<'a> {
-        let (rows, column) = (self.weight.rows(), panel * ROWS_PER_PANEL);
-        if column + ROWS_PER_PANEL <= rows {
-            // SAFETY: items are distinct pairs of rows and panels, so what they borrow is apart; an item's borrow of
-            // one panel ends before its next.
-            unsafe { self.out.block(self.first * rows + column, self.count, ROWS_PER_PANEL, rows) }
-        } else {
-            Block::new(sums, self.count, ROWS_PER_PANEL, ROWS_PER_PANEL)
+    /// Adds to the products with panel `place`, in their place where they can be, else in `sums`: from there they are taken
+    /// to their place after the `last` addition. `index` is the panel's among those of its item.
+    fn with_target(
+        &self,
+        place: usize,
+        index: usize,
+        rows: &Range<usize>,
+        sums: &mut [f32],
+        last: bool,
+        add: impl FnOnce(Block<'_>),
+    ) {
+        // SAFETY: items are distinct pairs of rows and panels, so what they borrow is apart; an item's borrow of one
+        // panel ends before its next.
+        if let Some(target) = unsafe { self.targets.direct(place, rows) } {
+            return add(target);
         }
-    }
-
-    fn copy_last(&self, panel: usize, sums: &[f32]) {
-        let (rows, column) = (self.weight.rows(), panel * ROWS_PER_PANEL);
-        for (row, sums) in sums.chunks_exact(ROWS_PER_PANEL).enumerate().take(self.count) {
-            // SAFETY: a part of what is this item's alone, as in `target`; the borrow ends before the next.
-            let target = unsafe { self.out.row((self.first + row) * rows + column, rows - column) };
-            target.copy_from_slice(&sums[..rows - column]);
+        let len = rows.len() * ROWS_PER_PANEL;
+        let sums = &mut sums[..(index + 1) * len];
+        add(Block::new(&mut sums[index * len..], rows.len(), ROWS_PER_PANEL, ROWS_PER_PANEL));
+        if last {
+            // SAFETY: as above.
+            unsafe { self.targets.deliver(self.kernels, place, rows, sums) }
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::output;
 
 /// A turn as `--json` tells it.
 #[derive(Debug, Serialize)]
-pub(super) struct TurnOutput {
+pub(crate) struct TurnOutput {
     query: String,
     text: String,
     ids: Vec<u32>,
@@ -19,7 +19,7 @@ pub(super) struct TurnOutput {
 }
 
 impl TurnOutput {
-    pub(super) fn new(query: &str, report: TurnReport) -> Self {
+    pub(crate) fn new(query: &str, report: TurnReport) -> Self {
         let TurnReport { text, ids, query_ids, finish, usage, speculation, timings, .. } = report;
         Self { query: query.to_owned(), text, ids, query_ids, finish, usage, speculation, timings }
     }
@@ -27,7 +27,7 @@ impl TurnOutput {
 
 /// Follows a turn to its end; if `shown`, its text goes to standard output as it comes, without white space before the
 /// first word and with a line's end behind the last.
-pub(super) async fn follow(mut turn: Turn, shown: bool) -> anyhow::Result<TurnReport> {
+pub(crate) async fn follow(mut turn: Turn, shown: bool) -> anyhow::Result<TurnReport> {
     let mut begun = false;
     while let Some(event) = turn.next().await {
         match event? {

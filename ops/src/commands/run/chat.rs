@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
 use rustyline::{Config, Editor};
-use stellate_actors::{AskOptions, Context, FinishReason, Session, TurnReport};
+use stellate_actors::{AskOptions, FinishReason, Session, TurnReport};
 
 use super::answer;
 use crate::app::App;
@@ -40,8 +40,7 @@ enum Typed {
 /// # Errors
 /// The terminal cannot be read; the node has stopped; `Interrupted` after Ctrl-C twice. A question that cannot be
 /// answered is told and the chat goes on.
-pub(super) async fn chat(app: &App, context: &Context, options: AskOptions) -> anyhow::Result<ExitCode> {
-    let session = context.session().await?;
+pub(crate) async fn chat(app: &App, session: &Session, options: AskOptions) -> anyhow::Result<ExitCode> {
     let config = Config::builder().max_history_size(HISTORY_LINES)?.auto_add_history(true).build();
     let history = MemHistory::with_config(&config);
     let mut prompt: Prompt = Editor::with_history(config, history)?;
@@ -68,7 +67,7 @@ pub(super) async fn chat(app: &App, context: &Context, options: AskOptions) -> a
                     output::line(&format!("there is no {word}; /help tells what there is"))?;
                 }
                 question => {
-                    let report = ask(app, &session, question, options.clone()).await?;
+                    let report = ask(app, session, question, options.clone()).await?;
                     interrupted = report.as_ref().is_some_and(|r| r.finish == FinishReason::Cancelled);
                     last = report.or(last);
                 }

@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::exit::UsageError;
 
 /// Whether the path stands for standard input.
-pub(super) fn is_stdin(path: &Path) -> bool {
+pub(crate) fn is_stdin(path: &Path) -> bool {
     path == Path::new("-")
 }
 
@@ -18,7 +18,7 @@ pub(super) fn is_stdin(path: &Path) -> bool {
 ///
 /// # Errors
 /// `UsageError` for a file that cannot be read or is no text; `Interrupted` while standard input is read.
-pub(super) async fn read(app: &App, paths: &[PathBuf], raw: bool) -> anyhow::Result<String> {
+pub(crate) async fn read(app: &App, paths: &[PathBuf], raw: bool) -> anyhow::Result<String> {
     let paths = paths.to_vec();
     let reading = tokio::task::spawn_blocking(move || {
         paths

@@ -1,9 +1,9 @@
 //! `stellate run`: questions over documents, given on the command line or typed in a chat, each a turn of one session.
 //! Reading the documents is in `documents.rs`, printing an answer as it is made in `answer.rs`, the chat in `chat.rs`.
 
-mod answer;
-mod chat;
-mod documents;
+pub(crate) mod answer;
+pub(crate) mod chat;
+pub(crate) mod documents;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -144,7 +144,8 @@ async fn run_on(args: &RunArgs, app: &App, node: &Node, text: String) -> anyhow:
     ));
     let options = open::ask_options(&app.settings, &args.sampling.stop);
     if args.query.is_empty() {
-        return chat::chat(app, &context, options).await;
+        let session = context.session().await?;
+        return chat::chat(app, &session, options).await;
     }
     let turns = ask_all(args, app, &context, options).await?;
     if args.json {

@@ -1,0 +1,385 @@
+//! The client's side: one connection to a node of another process, dialled again when it was lost, and a stream for each
+//! request. Contexts and sessions over it are in `remote.rs`.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use stellate_runtime::encoding;
+use stellate_runtime::identity::{Credentials, Revocations};
+use stellate_runtime::transport::{
+    CloseCode, Connection, ConnectionClass, DialError, Endpoint, EndpointSetup, FrameReceiver, FrameSender,
+    NetworkThread, PathStats, Payload, Peer, Target,
+};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, OnceCell};
+use wincode::SchemaReadOwned;
+use wincode::config::DefaultConfig;
+
+use super::cluster::{Check, DrainRequest, IssuedToken, NodeInfo, RebalancePlan};
+use super::convert;
+use super::fault::{Fault, RemoteError};
+use super::info::{About, ContextInfo, SessionInfo, Status, TurnInfo};
+use super::remote::{Moves, RemoteContext, RemoteSession};
+use super::wire::{CANCELLED, EVENT, Event, REQUEST, Request};
+use crate::error::{EncodeError, OpenError};
+use crate::handle::{Context, Session};
+use crate::manifest::ContextId;
+use crate::node::Node;
+use crate::progress::EncodeMeter;
+use crate::prompt::{ContextSource, Prompting};
+use crate::session::SessionId;
+use stellate_model::block::Layout;
+
+/// A connection to a node of another process. Clones are the same connection. Contexts and sessions that are opened over it
+/// stay when it ends; see [`Client::remove_context`] and [`Client::close_session`].
+#[derive(Clone, Debug)]
+pub struct Client(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    address: SocketAddr,
+    // Before the thread that drives it.
+    endpoint: Endpoint,
+    _network: NetworkThread,
+    /// Where answers are followed.
+    runtime: Handle,
+    live: Mutex<Option<Connection>>,
+    /// The node that was there first: sessions are its own.
+    peer: OnceCell<Peer>,
+}
+
+impl Node {
+    /// The node of another process at `address`, which is asked in the name of `identity`. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenError::Remote`] if it cannot be reached or one side refuses the other's certificate.
+    pub async fn connect(address: SocketAddr, identity: Arc<Credentials>) -> Result<Self, OpenError> {
+        Ok(Client::connect(address, identity).await?.node())
+    }
+}
+
+impl Client {
+    /// Connects to the node at `address` in the name of `identity`. Call it within a tokio runtime.
+    pub async fn connect(address: SocketAddr, identity: Arc<Credentials>) -> Result<Self, RemoteError> {
+        let local = |error: &dyn std::fmt::Display| RemoteError::Local(error.to_string());
+        let revocations = Revocations::new(identity.ca()).map_err(|error| local(&error))?;
+        let from: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        Self::connect_with(address, EndpointSetup::new(from, identity, revocations)).await
+    }
+
+    /// [`connect`](Self::connect) with options of the transport.
+    pub async fn connect_with(address: SocketAddr, setup: EndpointSetup) -> Result<Self, RemoteError> {
+        let local = |error: &dyn std::fmt::Display| RemoteError::Local(error.to_string());
+        let network = NetworkThread::start("stellate-client").map_err(|error| local(&error))?;
+        let (endpoint, _) = Endpoint::bind(&network.handle(), setup).map_err(|error| local(&error))?;
+        let client = Self(Arc::new(Shared {
+            address,
+            endpoint,
+            _network: network,
+            runtime: Handle::current(),
+            live: Mutex::default(),
+            peer: OnceCell::new(),
+        }));
+        client.connection().await?;
+        Ok(client)
+    }
+
+    /// The node: contexts are encoded and questions asked as on a node of this process.
+    pub fn node(&self) -> Node {
+        Node::there(self.clone())
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+
+    /// Who is there, by its certificate.
+    pub fn peer(&self) -> &Peer {
+        self.0.peer.get().expect("a client is made once it has connected")
+    }
+
+    /// Measures of the connection's path.
+    pub async fn path(&self) -> Result<PathStats, RemoteError> {
+        Ok(self.connection().await?.stats())
+    }
+
+    /// Ends the connection, and waits until the node was told.
+    pub async fn disconnect(&self) {
+        if let Some(connection) = self.0.live.lock().await.take() {
+            connection.close(CloseCode::Done);
+            drop(connection);
+            self.0.endpoint.idle().await;
+        }
+    }
+
+    /// What runs there.
+    pub async fn about(&self) -> Result<About, RemoteError> {
+        self.body(Request::About).await
+    }
+
+    /// The cluster as the node sees it.
+    pub async fn status(&self) -> Result<Status, RemoteError> {
+        self.body(Request::Status).await
+    }
+
+    /// The contexts that the node keeps.
+    pub async fn contexts(&self) -> Result<Vec<ContextInfo>, RemoteError> {
+        self.body(Request::Contexts).await
+    }
+
+    /// A context by its name.
+    pub async fn context(&self, id: ContextId) -> Result<Context, RemoteError> {
+        let mut call = self.call(Request::Context(id), &[]).await?;
+        match call.event().await? {
+            (Event::Context(head), payload) => {
+                call.end();
+                let context = self.remote_context(&head, &payload)?;
+                let meter = EncodeMeter::default();
+                Ok(context.into_context(self.node(), Prompting::Chat, &meter))
+            }
+            (event, _) => Err(call.unexpected(event)),
+        }
+    }
+
+    /// Removes a context. Refused while sessions over it are open.
+    pub async fn remove_context(&self, id: ContextId) -> Result<(), RemoteError> {
+        self.done(Request::RemoveContext(id)).await
+    }
+
+    /// The sessions that are open.
+    pub async fn sessions(&self) -> Result<Vec<SessionInfo>, RemoteError> {
+        self.body(Request::Sessions).await
+    }
+
+    /// A session by its name.
+    pub async fn session(&self, id: SessionId) -> Result<Session, RemoteError> {
+        let id = self.named_session(Request::Session(id)).await??;
+        Ok(Session::there(self.node(), RemoteSession::new(self.clone(), id)))
+    }
+
+    /// The turns of a session, in words.
+    pub async fn turns(&self, id: SessionId) -> Result<Vec<TurnInfo>, RemoteError> {
+        self.body(Request::Turns(id)).await
+    }
+
+    /// Closes a session.
+    pub async fn close_session(&self, id: SessionId) -> Result<(), RemoteError> {
+        self.done(Request::CloseSession(id)).await
+    }
+
+    /// The nodes of the cluster.
+    pub async fn nodes(&self) -> Result<Vec<NodeInfo>, RemoteError> {
+        self.body(Request::Nodes).await
+    }
+
+    /// Lets a node take no new blocks, or take them again.
+    pub async fn set_cordon(&self, node: &str, cordoned: bool) -> Result<NodeInfo, RemoteError> {
+        self.body(Request::Cordon { node: node.to_owned(), cordoned }).await
+    }
+
+    /// Moves everything off a node, and tells of it. Dropping what is returned stops watching only.
+    pub async fn drain(&self, request: DrainRequest) -> Result<Moves, RemoteError> {
+        Ok(Moves::new(self.call(Request::Drain(request), &[]).await?))
+    }
+
+    /// Removes a node for good.
+    pub async fn remove_node(&self, node: &str, force: bool) -> Result<(), RemoteError> {
+        self.done(Request::Remove { node: node.to_owned(), force }).await
+    }
+
+    /// What a rebalancing would do now.
+    pub async fn rebalance_plan(&self) -> Result<RebalancePlan, RemoteError> {
+        self.body(Request::Plan).await
+    }
+
+    /// Rebalances; as [`drain`](Self::drain).
+    pub async fn rebalance(&self) -> Result<Moves, RemoteError> {
+        Ok(Moves::new(self.call(Request::Rebalance, &[]).await?))
+    }
+
+    /// Makes a join token.
+    pub async fn create_token(&self, ttl: Duration, uses: u32) -> Result<IssuedToken, RemoteError> {
+        self.body(Request::CreateToken { ttl_s: ttl.as_secs(), uses }).await
+    }
+
+    /// The cluster's own checks.
+    pub async fn doctor(&self) -> Result<Vec<Check>, RemoteError> {
+        self.body(Request::Doctor).await
+    }
+
+    pub(crate) async fn encode(
+        &self,
+        source: ContextSource,
+        layout: Layout,
+        meter: &EncodeMeter,
+    ) -> Result<RemoteContext, EncodeError> {
+        let (source, payload) = convert::source_parts(source);
+        self.encoded(Request::Encode { source, layout: layout.into() }, &payload, meter).await
+    }
+
+    /// Follows an encoding to its end. Dropping the future cancels it.
+    pub(super) async fn encoded(
+        &self,
+        request: Request,
+        payload: &[u8],
+        meter: &EncodeMeter,
+    ) -> Result<RemoteContext, EncodeError> {
+        let mut call = self.call(request, payload).await?;
+        loop {
+            match call.event().await? {
+                (Event::Progress(progress), _) => meter.report(progress.into()),
+                (Event::Context(head), payload) => {
+                    call.end();
+                    let context = self.remote_context(&head, &payload)?;
+                    meter.report(head.progress.into());
+                    return Ok(context);
+                }
+                (Event::Failed(fault), _) => {
+                    call.end();
+                    return Err(fault.into());
+                }
+                (event, _) => return Err(call.unexpected(event).into()),
+            }
+        }
+    }
+
+    fn remote_context(
+        &self,
+        head: &super::wire::ContextHead,
+        payload: &Payload,
+    ) -> Result<RemoteContext, RemoteError> {
+        let (manifest, places) = convert::manifest(head, payload)?;
+        Ok(RemoteContext::new(self.clone(), manifest, places, head.kv_bytes))
+    }
+
+    /// The session that a request names.
+    pub(super) async fn named_session(
+        &self,
+        request: Request,
+    ) -> Result<Result<SessionId, Fault>, RemoteError> {
+        let mut call = self.call(request, &[]).await?;
+        match call.event().await? {
+            (Event::Session(id), _) => {
+                call.end();
+                Ok(Ok(id))
+            }
+            (Event::Failed(fault), _) => {
+                call.end();
+                Ok(Err(fault))
+            }
+            (event, _) => Err(call.unexpected(event)),
+        }
+    }
+
+    pub(super) async fn body<T>(&self, request: Request) -> Result<T, RemoteError>
+    where
+        T: SchemaReadOwned<DefaultConfig, Dst = T>,
+    {
+        let mut call = self.call(request, &[]).await?;
+        match call.event().await? {
+            (Event::Body, payload) => {
+                call.end();
+                let decoded = encoding::decode(payload.as_bytes());
+                decoded.map_err(|error| RemoteError::Protocol(error.to_string()))
+            }
+            (event, _) => Err(call.unexpected(event)),
+        }
+    }
+
+    pub(super) async fn done(&self, request: Request) -> Result<(), RemoteError> {
+        let mut call = self.call(request, &[]).await?;
+        match call.event().await? {
+            (Event::Done, _) => {
+                call.end();
+                Ok(())
+            }
+            (event, _) => Err(call.unexpected(event)),
+        }
+    }
+
+    /// Sends a request on a stream of its own.
+    pub(super) async fn call(&self, request: Request, payload: &[u8]) -> Result<Call, RemoteError> {
+        let connection = self.connection().await?;
+        let (sender, receiver) = connection.open().await.map_err(RemoteError::Lost)?;
+        let mut call = Call { sender, receiver, ended: false };
+        call.sender.send(REQUEST, &request, &[payload]).await?;
+        Ok(call)
+    }
+
+    /// Where work goes that nobody waits for.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.0.runtime.spawn(work);
+    }
+
+    /// The live connection, dialled again if it was lost.
+    async fn connection(&self) -> Result<Connection, RemoteError> {
+        let mut live = self.0.live.lock().await;
+        if let Some(connection) = live.as_ref().filter(|connection| connection.is_open()) {
+            return Ok(connection.clone());
+        }
+        let target = Target::seed(self.0.address);
+        let connection = self.0.endpoint.dial(target, ConnectionClass::Admin).await?;
+        let first = self.0.peer.get_or_init(|| async { connection.peer().clone() }).await;
+        if first.id != connection.peer().id {
+            let Peer { id: found, name: found_name, .. } = connection.peer().clone();
+            connection.close(CloseCode::UnexpectedPeer);
+            return Err(DialError::UnexpectedPeer { address: self.0.address, found, found_name }.into());
+        }
+        *live = Some(connection.clone());
+        Ok(connection)
+    }
+}
+
+/// A request under way. Dropped before its end, it is given up.
+#[derive(Debug)]
+pub(super) struct Call {
+    sender: FrameSender,
+    receiver: FrameReceiver,
+    ended: bool,
+}
+
+impl Call {
+    /// The next event. Cancelling the wait loses nothing.
+    pub(super) async fn event(&mut self) -> Result<(Event, Payload), RemoteError> {
+        let frame = self.receiver.expect().await?;
+        let event = frame.expect(EVENT)?;
+        Ok((event, frame.payload))
+    }
+
+    /// The last event has come.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// Asks for the end; the last event is still to come.
+    pub(super) fn cancel(&mut self) {
+        self.sender.reset(CANCELLED);
+    }
+
+    /// What it means that `event` came where another one belongs: a refusal, as a rule.
+    pub(super) fn unexpected(&mut self, event: Event) -> RemoteError {
+        match event {
+            Event::Failed(fault) => {
+                self.ended = true;
+                fault.into()
+            }
+            event => RemoteError::Protocol(format!("an event that has no place here: {event:.40?}")),
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if self.ended {
+            self.sender.finish();
+        } else {
+            self.sender.reset(CANCELLED);
+            self.receiver.stop(CloseCode::Done);
+        }
+    }
+}

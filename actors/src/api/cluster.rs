@@ -1,0 +1,271 @@
+//! What administrators ask of a cluster: the questions and answers as they travel, and the seam ([`ClusterAdmin`]) that the
+//! daemon fills. Which node decides what is the daemon's business.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use tokio::sync::mpsc;
+use wincode::{SchemaRead, SchemaWrite};
+
+use super::fault::ErrorCode;
+
+/// The state of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// It has a certificate and is not yet used.
+    Joining,
+    /// It takes blocks.
+    Active,
+    /// It keeps what it has and takes no new blocks.
+    Cordoned,
+    /// Its blocks are moving off.
+    Draining,
+    /// It holds nothing more and can be stopped.
+    Drained,
+    /// It has said goodbye.
+    Left,
+    /// Nothing was heard of it for a while.
+    Suspect,
+    /// It is held for dead.
+    Down,
+    /// It runs another model or format, and gets no blocks.
+    Incompatible,
+}
+
+impl NodeState {
+    /// The word for it, as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Active => "active",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Left => "left",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+            Self::Incompatible => "incompatible",
+        }
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A node of the cluster, as the node that was asked knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, SchemaRead, SchemaWrite)]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: String,
+    /// Its id, in hexadecimal digits.
+    pub id: String,
+    /// Where it listens.
+    pub address: String,
+    /// Its state.
+    pub state: NodeState,
+    /// Why it is in that state, where that is worth saying.
+    pub why: Option<String>,
+    /// What it does: `context`, `query`, `supervisor`.
+    pub roles: Vec<String>,
+    /// What it computes with, as in `1xCPU avx512, 8 threads`.
+    pub devices: String,
+    /// The program's version.
+    pub version: String,
+    /// Bytes of keys and values that it may hold.
+    pub capacity_bytes: u64,
+    /// Bytes of keys and values that it holds.
+    pub used_bytes: u64,
+    /// Blocks that it holds.
+    pub blocks: u64,
+    /// Sessions open on it.
+    pub sessions: u64,
+    /// Round-trip time from the node that was asked, in microseconds; none to itself.
+    pub rtt_us: Option<u64>,
+}
+
+/// A node to be emptied.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
+pub struct DrainRequest {
+    /// The node's name or id.
+    pub node: String,
+    /// What is not moved by then is computed again elsewhere; none waits for as long as it takes.
+    pub deadline_s: Option<u64>,
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+/// One thing that happened, or would happen, to a block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct Planned {
+    /// The block, by the first digits of its address.
+    pub block: String,
+    /// A context that it is a part of.
+    pub context: Option<String>,
+    /// Its tokens.
+    pub tokens: u64,
+    /// Its bytes.
+    pub bytes: u64,
+    /// The node that has it.
+    pub from: String,
+    /// The node that gets it.
+    pub to: String,
+    /// `move` or `recompute`.
+    pub how: String,
+    /// Why it moves.
+    pub why: String,
+}
+
+/// What happens while blocks move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct MoveEvent {
+    /// Wall time, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// What.
+    #[serde(flatten)]
+    pub kind: MoveKind,
+}
+
+/// See [`MoveEvent`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum MoveKind {
+    /// A node takes no new blocks from now on.
+    Cordoned {
+        /// Its name.
+        node: String,
+    },
+    /// A block has moved, or would.
+    Block(Planned),
+    /// A session is touched: it goes on once a block of its context was computed again.
+    Session {
+        /// Its name.
+        session: String,
+        /// How.
+        effect: String,
+    },
+    /// All is done.
+    Complete {
+        /// Blocks moved.
+        moved: u64,
+        /// Blocks computed again.
+        recomputed: u64,
+    },
+}
+
+/// What a rebalancing would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct RebalancePlan {
+    /// The moves, in their order.
+    pub moves: Vec<Planned>,
+    /// Why there are no more, or none.
+    pub why: String,
+}
+
+/// A new join token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct IssuedToken {
+    /// What may be shown of it.
+    pub id: String,
+    /// The line to hand over: a secret.
+    pub token: String,
+    /// When it ends, in seconds since 1970.
+    pub expires_s: u64,
+    /// Nodes that it brings in at most.
+    pub uses: u64,
+    /// Where nodes join with it.
+    pub join_address: String,
+}
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// As it should be.
+    Good,
+    /// It works, and someone should look at it.
+    Warning,
+    /// It does not work.
+    Bad,
+}
+
+/// One check of `doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct Check {
+    /// The node, or the pair of nodes as `a -> b`.
+    pub node: String,
+    /// What was looked at: `certificate`, `clock`, `reachability`, `mtu`, `rtt`, `bandwidth`.
+    pub what: String,
+    /// How it came out.
+    pub finding: Finding,
+    /// The figures, and what to do.
+    pub detail: String,
+}
+
+/// The cluster did not do what it was asked. It is as it was, unless the message says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClusterError {
+    /// No node has this name or id.
+    #[error("there is no node `{node}`; `stellate node ls` lists them")]
+    UnknownNode {
+        /// What was asked for.
+        node: String,
+    },
+    /// It would do harm.
+    #[error("{0}")]
+    Refused(String),
+    /// This node cannot do it; another one can.
+    #[error("{0}")]
+    NotHere(String),
+    /// It went wrong on the way.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl ClusterError {
+    pub(super) fn code(&self) -> ErrorCode {
+        match self {
+            Self::UnknownNode { .. } => ErrorCode::NotFound,
+            Self::Refused(_) => ErrorCode::Refused,
+            Self::NotHere(_) => ErrorCode::Unavailable,
+            Self::Failed(_) => ErrorCode::Failed,
+        }
+    }
+}
+
+/// What the daemon does for administrators. Every answer is about the whole cluster; nodes are named by name or id.
+pub trait ClusterAdmin: fmt::Debug + Send + Sync + 'static {
+    /// The nodes, in the order of their names.
+    fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeInfo>, ClusterError>>;
+
+    /// Lets a node take no new blocks, or take them again. Gives the node as it is then.
+    fn set_cordon(&self, node: String, cordoned: bool) -> BoxFuture<'_, Result<NodeInfo, ClusterError>>;
+
+    /// Moves everything off a node. `events` is told of each step; that nobody listens any more stops nothing. Refused
+    /// before anything moves if the others lack room.
+    fn drain(
+        &self,
+        request: DrainRequest,
+        events: mpsc::Sender<MoveEvent>,
+    ) -> BoxFuture<'_, Result<(), ClusterError>>;
+
+    /// Removes a node for good and revokes its key. Refused while it holds blocks, unless `force`.
+    fn remove(&self, node: String, force: bool) -> BoxFuture<'_, Result<(), ClusterError>>;
+
+    /// What a rebalancing would do now.
+    fn plan(&self) -> BoxFuture<'_, Result<RebalancePlan, ClusterError>>;
+
+    /// Does it; `events` as in [`drain`](Self::drain).
+    fn rebalance(&self, events: mpsc::Sender<MoveEvent>) -> BoxFuture<'_, Result<(), ClusterError>>;
+
+    /// Makes a join token.
+    fn create_token(&self, ttl: Duration, uses: u32) -> BoxFuture<'_, Result<IssuedToken, ClusterError>>;
+
+    /// Looks at certificates, clocks and paths between nodes.
+    fn doctor(&self) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>>;
+}

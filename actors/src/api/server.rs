@@ -1,0 +1,352 @@
+//! The server's side: takes the streams of one connection, reads one request of each and answers it. Work that takes its
+//! time (encodings, turns, moves of blocks) is in `work.rs`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use stellate_runtime::encoding;
+use stellate_runtime::transport::{
+    CloseCode, Closed, Connection, FrameReceiver, FrameSender, Payload, StreamError,
+};
+use tokio::sync::{Semaphore, watch};
+use wincode::SchemaWrite;
+use wincode::config::DefaultConfig;
+
+use super::cluster::ClusterAdmin;
+use super::convert;
+use super::fault::{ErrorCode, Fault};
+use super::info::{About, ContextInfo, SessionInfo, Status, TurnInfo};
+use super::shelf::Shelf;
+use super::wire::{EVENT, Event, REQUEST, Request};
+use super::work;
+use crate::error::{ContextError, SessionError};
+use crate::handle::{Context, Session};
+use crate::manifest::ContextId;
+use crate::node::Node;
+use crate::session::SessionId;
+use stellate_model::block::Attention;
+
+/// Requests of one connection that are being read at once: their payloads are held in memory while they arrive.
+pub const MAX_READING: usize = 4;
+
+/// Longest that a request may take to arrive.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A node as it is served. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Api(pub(super) Arc<Shared>);
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) node: Node,
+    pub(super) shelf: Shelf,
+    pub(super) cluster: Arc<dyn ClusterAdmin>,
+    model: String,
+    running: watch::Sender<usize>,
+    leaving: AtomicBool,
+}
+
+/// One turn or encoding under way; dropped when it has ended.
+#[derive(Debug)]
+pub(super) struct Running(Api);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.0.running.send_modify(|running| *running -= 1);
+    }
+}
+
+impl Api {
+    /// Serves `node`, whose model people call `model`.
+    pub fn new(node: Node, model: String, cluster: Arc<dyn ClusterAdmin>) -> Self {
+        let (running, leaving) = (watch::Sender::new(0), AtomicBool::new(false));
+        Self(Arc::new(Shared { node, shelf: Shelf::default(), cluster, model, running, leaving }))
+    }
+
+    /// The contexts and sessions that are kept for clients.
+    pub fn shelf(&self) -> &Shelf {
+        &self.0.shelf
+    }
+
+    /// Takes no new encodings, sessions and turns from now on, and waits until those under way have ended.
+    pub async fn finish(&self) {
+        self.0.leaving.store(true, Ordering::SeqCst);
+        let ended = self.0.running.subscribe().wait_for(|running| *running == 0).await.is_ok();
+        debug_assert!(ended, "the sender is held by self");
+    }
+
+    /// Turns and encodings under way.
+    pub fn running(&self) -> usize {
+        *self.0.running.borrow()
+    }
+
+    pub(super) fn begin(&self) -> Result<Running, Fault> {
+        // Counted first: whoever waits for none then either sees this one, or this one sees that it is too late.
+        self.0.running.send_modify(|running| *running += 1);
+        let running = Running(self.clone());
+        if self.0.leaving.load(Ordering::SeqCst) { Err(Fault::leaving()) } else { Ok(running) }
+    }
+
+    fn about(&self) -> About {
+        let decoder = self.0.node.decoder();
+        let kv_format = self.0.node.session_store().shape().format.to_string();
+        let since_1970 =
+            self.0.node.cast().clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        About {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            model: self.0.model.clone(),
+            fingerprint: decoder.fingerprint().to_string(),
+            vocab_tokens: decoder.config().vocab_size as u64,
+            kv_format,
+            wall_ms: since_1970.as_millis() as u64,
+        }
+    }
+
+    async fn status(&self) -> Result<Status, Fault> {
+        let (contexts, sessions) = self.0.shelf.counts();
+        Ok(Status {
+            about: self.about(),
+            nodes: self.0.cluster.nodes().await.map_err(|error| Fault::from(&error))?,
+            contexts: contexts as u64,
+            sessions: sessions as u64,
+            running: self.running() as u64,
+            leaving: self.0.leaving.load(Ordering::SeqCst),
+        })
+    }
+
+    /// Lets a context go, in memory and on disk.
+    async fn remove_context(&self, id: ContextId) -> Result<(), Fault> {
+        self.0.shelf.remove_context(id)?;
+        match self.0.node.remove_context(id).await {
+            // A node without a journal remembers none.
+            Ok(()) | Err(ContextError::Unknown { .. }) => Ok(()),
+            Err(error) => Err(Fault::new(ErrorCode::Failed, error.to_string())),
+        }
+    }
+
+    /// Lets a session go, in memory and on disk.
+    async fn close_session(&self, id: SessionId) -> Result<(), Fault> {
+        self.0.shelf.close_session(id)?;
+        match self.0.node.remove_session(id).await {
+            // A node without a journal remembers none.
+            Ok(()) | Err(SessionError::Unknown { .. }) => Ok(()),
+            Err(error) => Err(Fault::from(&error)),
+        }
+    }
+
+    async fn session_info(&self, context: ContextId, session: &Session) -> Result<SessionInfo, Fault> {
+        let turns = session.turns().await.map_err(|error| Fault::from(&error))?;
+        let tokens: usize = turns.iter().map(|turn| turn.query_ids.len() + turn.ids.len()).sum();
+        Ok(SessionInfo { id: session.id(), context, turns: turns.len() as u64, tokens: tokens as u64 })
+    }
+
+    async fn turns(&self, session: &Session) -> Result<Vec<TurnInfo>, Fault> {
+        let turns = session.turns().await.map_err(|error| Fault::from(&error))?;
+        let tokenizer = self.0.node.prompter().tokenizer().ok();
+        let words = |ids: &[u32]| tokenizer.and_then(|tokenizer| tokenizer.decode(ids, true).ok());
+        let info = |turn: crate::session::TurnRecord| TurnInfo {
+            query: words(&turn.query_ids).unwrap_or_default(),
+            text: words(&turn.ids).unwrap_or_default(),
+            finish: convert::finish_word(turn.finish).to_owned(),
+            query_ids: turn.query_ids,
+            ids: turn.ids,
+        };
+        Ok(turns.into_iter().map(info).collect())
+    }
+}
+
+fn context_info(context: &Context, sessions: usize) -> ContextInfo {
+    let manifest = context.manifest();
+    let hosts = manifest.by_host(&context.places(), manifest.blocks.len()).unwrap_or_default();
+    ContextInfo {
+        id: manifest.id,
+        tokens: manifest.tokens() as u64,
+        blocks: manifest.blocks.len() as u64,
+        block_tokens: manifest.layout.block_tokens as u64,
+        attention: manifest.layout.attention.to_string(),
+        anchor_tokens: match manifest.layout.attention {
+            Attention::Star { anchor_tokens } => Some(anchor_tokens as u64),
+            Attention::Exact => None,
+        },
+        hosts: hosts.keys().map(ToString::to_string).collect(),
+        kv_bytes: context.kv_bytes() as u64,
+        sessions: sessions as u64,
+    }
+}
+
+/// Answers the requests of one connection until it ends. Call it within a tokio runtime that is not the network's.
+pub async fn serve_api(connection: Connection, api: Api) {
+    let reading = Arc::new(Semaphore::new(MAX_READING));
+    let reason = loop {
+        match connection.accept().await {
+            Ok((sender, receiver)) => {
+                let (api, connection, reading) = (api.clone(), connection.clone(), reading.clone());
+                tokio::spawn(async move {
+                    let mut call = Served { sender, receiver };
+                    if let Err(error) = call.serve(&api, &reading).await {
+                        give_up(&connection, &error);
+                    }
+                });
+            }
+            Err(reason) => break reason,
+        }
+    };
+    if !matches!(reason, Closed::ByPeer { code: CloseCode::Done } | Closed::Here) {
+        tracing::debug!(peer = %connection.peer().name, %reason, "an admin connection has ended");
+    }
+}
+
+/// What a failed stream means for its connection.
+fn give_up(connection: &Connection, error: &StreamError) {
+    match error {
+        // Boundaries are lost, or the peer means something else by its frames: there is nothing to talk about.
+        StreamError::Frame(_) => {
+            tracing::warn!(peer = %connection.peer().name, %error, "an admin request broke the protocol");
+            connection.close(CloseCode::ProtocolViolation);
+        }
+        error => tracing::debug!(peer = %connection.peer().name, %error, "an admin request was given up"),
+    }
+}
+
+/// A request being served: the two halves of its stream.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) sender: FrameSender,
+    pub(super) receiver: FrameReceiver,
+}
+
+impl Served {
+    async fn serve(&mut self, api: &Api, reading: &Semaphore) -> Result<(), StreamError> {
+        let read = async {
+            // The semaphore is never closed.
+            let _permit = reading.acquire().await;
+            self.receiver.expect().await
+        };
+        let Ok(frame) = tokio::time::timeout(READ_TIMEOUT, read).await else {
+            self.sender.reset(super::wire::CANCELLED);
+            return Ok(());
+        };
+        let frame = frame?;
+        let request: Request = frame.expect(REQUEST)?;
+        match self.answer(api, request, &frame.payload).await? {
+            Ok(()) => {}
+            Err(fault) => self.event(&Event::Failed(fault)).await?,
+        }
+        self.sender.finish();
+        Ok(())
+    }
+
+    /// Answers a request. The outer error is the stream's, the inner one the request's.
+    async fn answer(
+        &mut self,
+        api: &Api,
+        request: Request,
+        payload: &Payload,
+    ) -> Result<Result<(), Fault>, StreamError> {
+        match request {
+            Request::Encode { .. }
+            | Request::Append { .. }
+            | Request::OpenSession(_)
+            | Request::Ask { .. } => work::run(self, api, request, payload).await,
+            Request::Drain(_) | Request::Rebalance => work::watch_moves(self, api, request).await,
+            Request::Context(id) => match api.0.shelf.context(id) {
+                Ok(context) => self.context(&context).await,
+                Err(fault) => Ok(Err(fault)),
+            },
+            Request::Session(id) => match api.0.shelf.session(id) {
+                Ok((_, session)) => self.event(&Event::Session(session.id())).await.map(Ok),
+                Err(fault) => Ok(Err(fault)),
+            },
+            Request::RemoveContext(id) => self.done(api.remove_context(id).await).await,
+            Request::CloseSession(id) => self.done(api.close_session(id).await).await,
+            Request::Remove { node, force } => {
+                let removed = api.0.cluster.remove(node, force).await;
+                self.done(removed.map_err(|error| Fault::from(&error))).await
+            }
+            request => match body(api, request).await {
+                Ok(bytes) => self.send(&Event::Body, &[&bytes]).await.map(Ok),
+                Err(fault) => Ok(Err(fault)),
+            },
+        }
+    }
+
+    async fn done(&mut self, result: Result<(), Fault>) -> Result<Result<(), Fault>, StreamError> {
+        match result {
+            Ok(()) => self.event(&Event::Done).await.map(Ok),
+            Err(fault) => Ok(Err(fault)),
+        }
+    }
+
+    pub(super) async fn context(&mut self, context: &Context) -> Result<Result<(), Fault>, StreamError> {
+        match convert::context_parts(
+            context.manifest(),
+            &context.places(),
+            context.kv_bytes(),
+            context.progress(),
+        ) {
+            Ok((head, ids, blocks)) => self.send(&Event::Context(head), &[&ids, &blocks]).await.map(Ok),
+            Err(fault) => Ok(Err(fault)),
+        }
+    }
+
+    pub(super) async fn event(&mut self, event: &Event) -> Result<(), StreamError> {
+        self.send(event, &[]).await
+    }
+
+    pub(super) async fn send(&mut self, event: &Event, parts: &[&[u8]]) -> Result<(), StreamError> {
+        self.sender.send(EVENT, event, parts).await
+    }
+}
+
+/// Completes when the client has given its request up, and not before.
+pub(super) async fn given_up(receiver: &mut FrameReceiver) {
+    if let Ok(None) = receiver.receive().await {
+        // It only has no more to say.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The answer to a question that takes no time.
+async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
+    let cluster = &api.0.cluster;
+    let refused = |error: super::ClusterError| Fault::from(&error);
+    match request {
+        Request::About => bytes(&api.about()),
+        Request::Status => bytes(&api.status().await?),
+        Request::Contexts => {
+            let contexts = api.0.shelf.contexts();
+            bytes(
+                &contexts
+                    .iter()
+                    .map(|(context, sessions)| context_info(context, *sessions))
+                    .collect::<Vec<_>>(),
+            )
+        }
+        Request::Sessions => {
+            let mut infos = Vec::new();
+            for (context, session) in api.0.shelf.sessions() {
+                infos.push(api.session_info(context, &session).await?);
+            }
+            bytes(&infos)
+        }
+        Request::Turns(id) => bytes(&api.turns(&api.0.shelf.session(id)?.1).await?),
+        Request::Nodes => bytes(&cluster.nodes().await.map_err(refused)?),
+        Request::Cordon { node, cordoned } => {
+            bytes(&cluster.set_cordon(node, cordoned).await.map_err(refused)?)
+        }
+        Request::Plan => bytes(&cluster.plan().await.map_err(refused)?),
+        Request::CreateToken { ttl_s, uses } => {
+            bytes(&cluster.create_token(Duration::from_secs(ttl_s), uses).await.map_err(refused)?)
+        }
+        Request::Doctor => bytes(&cluster.doctor().await.map_err(refused)?),
+        _ => unreachable!("answered by its own event"),
+    }
+}
+
+fn bytes<T>(value: &T) -> Result<Vec<u8>, Fault>
+where
+    T: SchemaWrite<DefaultConfig, Src = T>,
+{
+    encoding::encode(value).map_err(Fault::malformed)
+}

@@ -1,0 +1,100 @@
+//! What a node remembers of its contexts and sessions over its own end: what is written down, and when. How it is stored
+//! is in [`store`]; a node without a journal remembers nothing.
+
+mod store;
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use stellate_model::block::{BlockId, Layout};
+use stellate_runtime::store::HandleError;
+
+use crate::manifest::{ContextId, Manifest};
+use crate::prompt::Prompting;
+use crate::session::{SessionId, TurnRecord};
+
+pub use store::StoreJournal;
+
+/// A journal failed. What it had acknowledged before is still there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// The store failed or refused; whether the entry is there is then unknown.
+    #[error(transparent)]
+    Store(#[from] HandleError),
+    /// An entry is not what was written.
+    #[error("{what} is damaged ({problem}); remove it, or put a copy of the data folder back")]
+    Damaged {
+        /// Which entry.
+        what: String,
+        /// What was found.
+        problem: String,
+    },
+}
+
+/// A context as it is written down: enough to encode it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContextRecord {
+    /// Its name.
+    pub id: ContextId,
+    /// Its shape.
+    pub layout: Layout,
+    /// How questions over it are put.
+    pub prompting: Prompting,
+    /// The addresses of its blocks, in order.
+    pub blocks: Vec<BlockId>,
+    /// Its tokens.
+    pub ids: Arc<[u32]>,
+}
+
+impl ContextRecord {
+    /// A context as it is to be written down.
+    pub fn of(manifest: &Manifest, prompting: Prompting) -> Self {
+        Self {
+            id: manifest.id,
+            layout: manifest.layout,
+            prompting,
+            blocks: manifest.blocks.iter().map(|block| block.id).collect(),
+            ids: Arc::clone(&manifest.ids),
+        }
+    }
+}
+
+/// A session as it is written down, beside the log of its turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// Its name.
+    pub id: SessionId,
+    /// The context that it is over.
+    pub context: ContextId,
+}
+
+/// What comes of a request to a journal.
+pub type Journaled<'a, T> = BoxFuture<'a, Result<T, JournalError>>;
+
+/// Remembers contexts and sessions. Each write is acknowledged once it is durable.
+pub trait Journal: fmt::Debug + Send + Sync + 'static {
+    /// A number for a context or a session that was never given before.
+    fn name(&self) -> Journaled<'_, u64>;
+    /// A context has been encoded.
+    fn context_created(&self, context: ContextRecord) -> Journaled<'_, ()>;
+    /// A context is not wanted any more, and no session over it. Tells which sessions there were; nothing if there is no
+    /// such context.
+    fn context_removed(&self, context: ContextId) -> Journaled<'_, Option<Vec<SessionId>>>;
+    /// A session has been opened.
+    fn session_opened(&self, session: SessionRecord) -> Journaled<'_, ()>;
+    /// A session is not wanted any more. Tells whether there was one.
+    fn session_closed(&self, session: SessionId) -> Journaled<'_, bool>;
+    /// A session has been asked: its turn of this number, the first being 0. The same again is refused.
+    fn turn_appended(&self, session: SessionId, index: u64, turn: TurnRecord) -> Journaled<'_, ()>;
+    /// The names of all contexts.
+    fn contexts(&self) -> Journaled<'_, Vec<ContextId>>;
+    /// A context, if there is one of that name.
+    fn context(&self, id: ContextId) -> Journaled<'_, Option<ContextRecord>>;
+    /// All sessions.
+    fn sessions(&self) -> Journaled<'_, Vec<SessionRecord>>;
+    /// A session and its turns, if there is one of that name.
+    fn session(&self, id: SessionId) -> Journaled<'_, Option<(SessionRecord, Vec<TurnRecord>)>>;
+}

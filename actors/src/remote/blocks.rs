@@ -1,0 +1,338 @@
+//! Blocks on their way between nodes, over bulk connections: who has one serves it from any offset on, who wants one takes
+//! it straight into the memory it will lie in, and who has computed one for another host puts it there. Whether a block
+//! should move is decided elsewhere.
+//!
+//! Bytes leave as they lie, without a copy; arriving ones are copied once, on a thread that may block, which also hashes them.
+//! The hash comes after the last byte, since it is computed meanwhile. Nothing that did not hash right is ever sealed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ractor::call;
+use stellate_model::block::BlockId;
+use stellate_runtime::transport::{CloseCode, Closed, Connection, FrameReceiver, FrameSender, StreamError};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+use super::frames::{
+    BLOCK, BlockHead, DONE, Done, FETCH, Fetch, NO_TRANSFER, NoTransfer, PIECE, PIECE_BYTES, PUT, PUT_REPLY,
+    Piece, Put, PutReply,
+};
+pub use super::landing::Landing;
+use super::serve::LocalHosts;
+use crate::budget::{BudgetedBlock, StoreFull};
+use crate::context_host::{ContextHostMsg, HostError, Reserved};
+use crate::link::HostId;
+
+/// Transfers of one connection under way; a host takes one at a time, a node a few.
+const MAX_TRANSFERS: usize = 8;
+
+/// Longest silence within a transfer. The room of one that stalls is given back.
+pub(super) const STALL: Duration = Duration::from_secs(15);
+
+/// A block did not arrive whole. What arrived is kept: fetching goes on behind it, from the same host or another one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The way broke.
+    #[error("the copy of a block was cut off: {0}; fetch the rest")]
+    Interrupted(String),
+    /// The other side has no such block, or does not give it.
+    #[error("the block is not to be had: {0}; ask another host or encode it again")]
+    Refused(String),
+    /// The bytes are not those that were sent. They were thrown away.
+    #[error("the copy of a block has another hash than the block; fetch it again")]
+    Hash,
+}
+
+/// A block was not put into another host. That host holds nothing of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PutError {
+    /// The way broke.
+    #[error("the copy of a block was cut off: {0}; put it again")]
+    Interrupted(String),
+    /// The host has no room.
+    #[error(transparent)]
+    Full(StoreFull),
+    /// The host does not take it.
+    #[error("the host does not take the block: {0}")]
+    Refused(String),
+}
+
+impl From<StreamError> for FetchError {
+    fn from(error: StreamError) -> Self {
+        Self::Interrupted(error.to_string())
+    }
+}
+
+impl From<Closed> for FetchError {
+    fn from(closed: Closed) -> Self {
+        Self::Interrupted(closed.to_string())
+    }
+}
+
+impl From<StreamError> for PutError {
+    fn from(error: StreamError) -> Self {
+        Self::Interrupted(error.to_string())
+    }
+}
+
+impl From<Closed> for PutError {
+    fn from(closed: Closed) -> Self {
+        Self::Interrupted(closed.to_string())
+    }
+}
+
+/// What a refusal says.
+fn describe(reason: NoTransfer) -> &'static str {
+    match reason {
+        NoTransfer::HostGone => "the host has stopped, or is not of that node",
+        NoTransfer::NoSuchBlock => "the host does not hold it",
+        NoTransfer::Shape => "the host runs another model or format",
+        NoTransfer::Full(..) => "the host has no room",
+        NoTransfer::Overloaded => "the node has too many transfers under way; try again in a moment",
+        NoTransfer::Hash => "other bytes arrived than were sent; try again",
+    }
+}
+
+/// Fetches what `landing` lacks of block `id` from `host`, a context host of the peer, at `rate` bytes a second at most.
+/// Failed, it leaves in the landing what has arrived, and can be called again with any connection and any host that holds the
+/// block. If the future is dropped on its way, the landing is of no more use.
+pub async fn fetch_block(
+    connection: &Connection,
+    host: HostId,
+    id: BlockId,
+    landing: &mut Landing,
+    rate: Option<u64>,
+) -> Result<(), FetchError> {
+    let (mut sender, mut receiver) = connection.open().await?;
+    let offset = landing.arrived_bytes() as u64;
+    let fetch = Fetch { host: host.0, id: *id.as_bytes(), offset, rate: rate.unwrap_or(0) };
+    sender.send(FETCH, &fetch, &[]).await?;
+    sender.finish();
+    let head = in_time(receiver.expect()).await?;
+    if head.kind == NO_TRANSFER {
+        let reason: NoTransfer = head.header().map_err(StreamError::from)?;
+        return Err(FetchError::Refused(describe(reason).to_owned()));
+    }
+    let head: BlockHead = head.expect(BLOCK).map_err(StreamError::from)?;
+    if !head.is_of(landing.shape(), landing.tokens(), offset) {
+        return Err(FetchError::Refused("it is of another shape".to_owned()));
+    }
+    landing.receive(&mut receiver).await
+}
+
+/// Puts a block that was computed here into `host`, a context host of the peer, which then holds it.
+pub async fn put_block(
+    connection: &Connection,
+    host: HostId,
+    id: BlockId,
+    block: Arc<BudgetedBlock>,
+    rate: Option<u64>,
+) -> Result<(), PutError> {
+    let (mut sender, mut receiver) = connection.open().await?;
+    let head = BlockHead::new(block.shape(), block.len(), 0);
+    sender.send(PUT, &Put { host: host.0, id: *id.as_bytes(), head }, &[]).await?;
+    if take_put_reply(&mut receiver).await? == PutReply::Held {
+        return Ok(());
+    }
+    send_pieces(&mut sender, block, 0, rate.unwrap_or(0)).await?;
+    sender.finish();
+    match take_put_reply(&mut receiver).await? {
+        PutReply::Held => Ok(()),
+        PutReply::Ready => Err(PutError::Interrupted("it wants the bytes twice".to_owned())),
+    }
+}
+
+async fn take_put_reply(receiver: &mut FrameReceiver) -> Result<PutReply, PutError> {
+    let frame = in_time(receiver.expect()).await?;
+    if frame.kind == NO_TRANSFER {
+        return Err(match frame.header().map_err(StreamError::from)? {
+            NoTransfer::Full(needed, free) => {
+                PutError::Full(StoreFull { needed_tokens: needed as usize, free_tokens: free as usize })
+            }
+            reason => PutError::Refused(describe(reason).to_owned()),
+        });
+    }
+    Ok(frame.expect(PUT_REPLY).map_err(StreamError::from)?)
+}
+
+/// Fails where the peer is silent for too long.
+pub(super) async fn in_time<T>(
+    receiving: impl Future<Output = Result<T, StreamError>>,
+) -> Result<T, StreamError> {
+    timeout(STALL, receiving).await.unwrap_or(Err(StreamError::Closed(Closed::TimedOut)))
+}
+
+/// Sends a block's bytes from `offset` on, and their hash.
+async fn send_pieces(
+    sender: &mut FrameSender,
+    block: Arc<BudgetedBlock>,
+    offset: usize,
+    rate: u64,
+) -> Result<(), StreamError> {
+    let hashed = Arc::clone(&block);
+    let hash = tokio::task::spawn_blocking(move || *blake3::hash(hashed.raw()).as_bytes());
+    let bytes = Bytes::from_owner(Raw(block));
+    let start = Instant::now();
+    for at in (offset..bytes.len()).step_by(PIECE_BYTES) {
+        if rate > 0 {
+            let due = Duration::from_secs_f64((at - offset) as f64 / rate as f64);
+            tokio::time::sleep_until(start + due).await;
+        }
+        let piece = bytes.slice(at..(at + PIECE_BYTES).min(bytes.len()));
+        let header = Piece { offset: at as u64 };
+        in_time(sender.send_bytes(PIECE, &header, piece)).await?;
+    }
+    let hash = hash.await.map_err(|_| StreamError::Finished)?;
+    sender.send(DONE, &Done { hash }, &[]).await
+}
+
+/// A block's memory, kept until its last byte is acknowledged.
+struct Raw(Arc<BudgetedBlock>);
+
+impl AsRef<[u8]> for Raw {
+    fn as_ref(&self) -> &[u8] {
+        self.0.raw()
+    }
+}
+
+/// Serves the blocks of a node's context hosts, and takes blocks for them.
+#[derive(Clone, Debug)]
+pub struct BlockServer {
+    hosts: LocalHosts,
+    transfers: Arc<Semaphore>,
+    max_rate: Option<u64>,
+}
+
+impl BlockServer {
+    /// A server for `hosts`. No transfer goes faster than `max_rate` bytes a second.
+    pub fn new(hosts: LocalHosts, max_rate: Option<u64>) -> Self {
+        Self { hosts, transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)), max_rate }
+    }
+
+    /// Serves what the peer asks on a bulk connection, until the connection is gone. Of all connections together,
+    /// only so many transfers are under way as there may be.
+    pub async fn serve(self, connection: Connection) {
+        let peer = connection.peer().id;
+        while let Ok((mut sender, mut receiver)) = connection.accept().await {
+            let server = self.clone();
+            tokio::spawn(async move {
+                match server.serve_stream(&mut sender, &mut receiver).await {
+                    Ok(None) => sender.finish(),
+                    Ok(Some(reason)) => {
+                        let _ = sender.send(NO_TRANSFER, &reason, &[]).await;
+                        sender.finish();
+                        receiver.stop(CloseCode::Done);
+                    }
+                    Err(error) => {
+                        tracing::debug!(node = %peer.short(), %error, "a transfer has ended");
+                        sender.reset(0);
+                        receiver.stop(CloseCode::Done);
+                    }
+                }
+            });
+        }
+    }
+
+    async fn serve_stream(
+        &self,
+        sender: &mut FrameSender,
+        receiver: &mut FrameReceiver,
+    ) -> Result<Option<NoTransfer>, StreamError> {
+        let request = in_time(receiver.expect()).await?;
+        let Ok(_permit) = self.transfers.try_acquire() else { return Ok(Some(NoTransfer::Overloaded)) };
+        if request.kind == FETCH {
+            return self.serve_fetch(sender, request.header()?).await;
+        }
+        self.serve_put(sender, receiver, request.expect(PUT)?).await
+    }
+
+    async fn serve_fetch(
+        &self,
+        sender: &mut FrameSender,
+        fetch: Fetch,
+    ) -> Result<Option<NoTransfer>, StreamError> {
+        let id = BlockId::from_bytes(fetch.id);
+        let Some(host) = self.hosts.hosts.get(&HostId(fetch.host)) else {
+            return Ok(Some(NoTransfer::HostGone));
+        };
+        let block = match call!(host.actor, ContextHostMsg::Share, id) {
+            Err(_) => return Ok(Some(NoTransfer::HostGone)),
+            Ok(Err(error)) => return Ok(Some(refusal(&error))),
+            Ok(Ok(None)) => return Ok(Some(NoTransfer::NoSuchBlock)),
+            Ok(Ok(Some(block))) => block,
+        };
+        let offset = usize::try_from(fetch.offset).unwrap_or(usize::MAX);
+        // A sealed block is as large as its tokens need; another copy is laid out by that.
+        if offset > block.bytes() || block.bytes() != block.shape().bytes_for(block.len()) {
+            return Ok(Some(NoTransfer::Shape));
+        }
+        sender.send(BLOCK, &BlockHead::new(block.shape(), block.len(), fetch.offset), &[]).await?;
+        send_pieces(sender, block, offset, self.rate(fetch.rate)).await?;
+        Ok(None)
+    }
+
+    async fn serve_put(
+        &self,
+        sender: &mut FrameSender,
+        receiver: &mut FrameReceiver,
+        put: Put,
+    ) -> Result<Option<NoTransfer>, StreamError> {
+        let (id, head) = (BlockId::from_bytes(put.id), put.head);
+        let Some(host) = self.hosts.hosts.get(&HostId(put.host)) else {
+            return Ok(Some(NoTransfer::HostGone));
+        };
+        let tokens = usize::try_from(head.tokens).ok().filter(|&tokens| tokens <= MAX_BLOCK_TOKENS);
+        let Some(tokens) = tokens.filter(|&tokens| head.is_of(self.hosts.kv_shape, tokens, 0)) else {
+            return Ok(Some(NoTransfer::Shape));
+        };
+        let room = match call!(host.actor, ContextHostMsg::Reserve, id, tokens) {
+            Err(_) => return Ok(Some(NoTransfer::HostGone)),
+            Ok(Err(error)) => return Ok(Some(refusal(&error))),
+            Ok(Ok(Reserved::Held)) => {
+                sender.send(PUT_REPLY, &PutReply::Held, &[]).await?;
+                return Ok(None);
+            }
+            Ok(Ok(Reserved::Room(room))) => room,
+        };
+        sender.send(PUT_REPLY, &PutReply::Ready, &[]).await?;
+        let mut landing = Landing::new(room, tokens);
+        match landing.receive(receiver).await {
+            Ok(()) => {}
+            Err(FetchError::Hash) => return Ok(Some(NoTransfer::Hash)),
+            Err(error) => return Err(StreamError::Closed(Closed::Other(error.to_string()))),
+        }
+        let Some(block) = landing.into_block() else { return Ok(Some(NoTransfer::Hash)) };
+        match call!(host.actor, ContextHostMsg::Seal, id, block) {
+            Err(_) => Ok(Some(NoTransfer::HostGone)),
+            Ok(Err(error)) => Ok(Some(refusal(&error))),
+            Ok(Ok(())) => {
+                sender.send(PUT_REPLY, &PutReply::Held, &[]).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The lower of two rates, of which 0 is none.
+    fn rate(&self, asked: u64) -> u64 {
+        match (self.max_rate, asked) {
+            (None, rate) => rate,
+            (Some(max), 0) => max,
+            (Some(max), rate) => max.min(rate),
+        }
+    }
+}
+
+/// Tokens of a block that a peer may claim: far beyond any, and far from where sizes overflow.
+const MAX_BLOCK_TOKENS: usize = 1 << 28;
+
+fn refusal(error: &HostError) -> NoTransfer {
+    match error {
+        HostError::Full(full) => NoTransfer::Full(full.needed_tokens as u64, full.free_tokens as u64),
+        HostError::Overloaded { .. } => NoTransfer::Overloaded,
+        HostError::Unreachable { .. } | HostError::Cancelled => NoTransfer::HostGone,
+    }
+}

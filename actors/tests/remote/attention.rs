@@ -1,0 +1,98 @@
+//! Attention by a real context host of another node.
+
+use std::sync::Arc;
+
+use stellate_actors::KvFormat;
+use stellate_actors::link::{Fold, HostId, HostLink, LinkError};
+use stellate_model::block::BlockId;
+
+use crate::support::{Asker, HOST, Model, PATIENT, queries, real_node, request};
+
+#[test]
+fn attention_over_the_network_is_that_in_memory_bit_for_bit() {
+    for format in [KvFormat::F32, KvFormat::Bf16] {
+        let asker = Asker::new();
+        let model = Model::new(format);
+        let host = asker.runtime.block_on(model.host(HOST));
+        asker.runtime.block_on(model.encode(&host));
+        let node = real_node(&asker, "asked", &model, &host);
+        let channel = asker.channel(&node, HOST, model.shape(), PATIENT);
+        let (mut near, mut far, mut other) = (host.link(), channel.link(), channel.link());
+        let all: Arc<[BlockId]> = model.blocks.clone().into();
+        let some: Arc<[BlockId]> = model.blocks[1..2].into();
+        let mut spare = Vec::new();
+        for (round, fold) in
+            [Fold::ByHost, Fold::ByBlock, Fold::Apart].into_iter().cycle().take(9).enumerate()
+        {
+            for (blocks, tokens) in [(&all, 1), (&some, 5), (&all, 40)] {
+                let layer = round % model.shape().layers;
+                let asked = queries(model.shape(), tokens, round);
+                let ask = || request(blocks, layer, fold, Arc::clone(&asked));
+                near.post(ask()).unwrap();
+                let expected = near.wait().unwrap();
+                let mut again = ask();
+                again.partials = spare;
+                far.post(again).unwrap();
+                other.post(ask()).unwrap();
+                let reply = far.wait().unwrap();
+                assert_eq!(reply.blocks, expected.blocks);
+                assert_eq!(reply.partials, expected.partials, "{format}, {fold:?}, {tokens} tokens");
+                assert_eq!(other.wait().unwrap().partials, expected.partials);
+                assert_eq!(Arc::strong_count(&asked), 1, "queries are let go before the reply");
+                spare = reply.partials;
+            }
+        }
+        assert_eq!(channel.stats().streams(), 1);
+        assert_eq!(channel.stats().replies(), channel.stats().requests());
+    }
+}
+
+#[test]
+fn a_block_that_is_not_there_and_a_host_that_is_gone_are_told_by_name() {
+    let asker = Asker::new();
+    let model = Model::new(KvFormat::F32);
+    let host = asker.runtime.block_on(model.host(HOST));
+    asker.runtime.block_on(model.encode(&host));
+    let node = real_node(&asker, "asked", &model, &host);
+    let all: Arc<[BlockId]> = model.blocks.clone().into();
+    let foreign = BlockId::from_bytes([7; 32]);
+    let with_foreign: Arc<[BlockId]> = [model.blocks[0], foreign].into();
+    let mut link = asker.channel(&node, HOST, model.shape(), PATIENT).link();
+    let ask = |blocks: &Arc<[BlockId]>| request(blocks, 0, Fold::ByHost, queries(model.shape(), 2, 1));
+
+    link.post(ask(&with_foreign)).unwrap();
+    assert_eq!(link.wait().unwrap_err(), LinkError::NoSuchBlock { host: HOST, block: foreign });
+    link.post(ask(&all)).unwrap();
+    assert!(link.wait().is_ok());
+    let mut beyond = ask(&all);
+    beyond.layer = model.shape().layers;
+    link.post(beyond).unwrap();
+    assert!(matches!(link.wait().unwrap_err(), LinkError::Interrupted { .. }));
+
+    let nobody = HostId(9);
+    let mut elsewhere = asker.channel(&node, nobody, model.shape(), PATIENT).link();
+    elsewhere.post(ask(&all)).unwrap();
+    assert_eq!(elsewhere.wait().unwrap_err(), LinkError::HostGone { host: nobody });
+
+    asker.runtime.block_on(async { host.actor.stop_and_wait(None, None).await.unwrap() });
+    link.post(ask(&all)).unwrap();
+    assert_eq!(link.wait().unwrap_err(), LinkError::HostGone { host: HOST });
+}
+
+#[test]
+fn a_request_that_was_given_up_does_not_answer_the_next_one() {
+    let asker = Asker::new();
+    let model = Model::new(KvFormat::F32);
+    let host = asker.runtime.block_on(model.host(HOST));
+    asker.runtime.block_on(model.encode(&host));
+    let node = real_node(&asker, "asked", &model, &host);
+    let all: Arc<[BlockId]> = model.blocks.clone().into();
+    let (mut near, mut far) = (host.link(), asker.channel(&node, HOST, model.shape(), PATIENT).link());
+    let ask = |seed| request(&all, 1, Fold::ByHost, queries(model.shape(), 3, seed));
+    for seed in 0..12 {
+        far.post(ask(seed)).unwrap();
+    }
+    near.post(ask(11)).unwrap();
+    assert_eq!(far.wait().unwrap().partials, near.wait().unwrap().partials);
+    assert!(matches!(far.wait().unwrap_err(), LinkError::Interrupted { .. }), "nothing was asked");
+}

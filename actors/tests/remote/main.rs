@@ -1,0 +1,9 @@
+//! Attention and blocks between nodes, over QUIC on loopback with real certificates: the same bits as within a process, a
+//! typed error for every fault, and links and copies that go on afterwards.
+
+mod attention;
+mod blocks;
+mod bytes;
+mod faults;
+mod port;
+mod support;

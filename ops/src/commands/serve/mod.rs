@@ -1,0 +1,137 @@
+//! `stellate serve`: a node until it is told to stop. Who it is comes from `identity.rs`, what runs is put together in
+//! `daemon.rs`, what administrators are told is in `one_node.rs`, and
+//! what outlives the process in `durable.rs`.
+
+mod daemon;
+mod durable;
+mod identity;
+mod one_node;
+mod signals;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+use stellate_actors::NodeOptions;
+use stellate_runtime::identity::NodeName;
+use stellate_runtime::transport::NetworkThread;
+
+use self::daemon::Daemon;
+use self::durable::{Durable, take_up};
+use self::signals::Signals;
+use crate::app::App;
+use crate::settings::{ModelArgs, NodeArgs, Overrides};
+use crate::{open, output, paths};
+
+const AFTER_HELP: &str = "\
+Once it can be asked, the node prints one line on standard output. SIGTERM or Ctrl-C lets what runs come to its end and takes \
+nothing new; a second one leaves at once.
+
+Examples:
+  stellate cluster init && stellate admin create you && stellate serve
+  stellate serve --join 10.0.0.1:7401 --token-file token";
+
+/// Arguments of `serve`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct ServeArgs {
+    /// Join the cluster whose nodes join at this address, unless this node has joined before
+    #[arg(long, value_name = "ADDR:PORT", requires = "token_file")]
+    join: Option<String>,
+    /// A file that holds the join token, as `stellate token create` prints it
+    #[arg(long, value_name = "FILE", requires = "join")]
+    token_file: Option<PathBuf>,
+    /// The name to join by; else this machine's
+    #[arg(long, value_name = "NAME", requires = "join")]
+    name: Option<NodeName>,
+    /// The node's data folder (node.data_dir)
+    #[arg(long, value_name = "FOLDER")]
+    dir: Option<String>,
+    /// Where to listen (network.listen)
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+    /// Where nodes join, on the node that holds the CA (network.join_listen)
+    #[arg(long, value_name = "ADDR:PORT")]
+    join_listen: Option<String>,
+    /// Print the line of readiness as JSON: {"ready": {"address", "join_address", "name", "id", "model"}}
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+/// What a node says once it can be asked.
+#[derive(Clone, Debug, Serialize)]
+struct Ready {
+    address: String,
+    /// `null` where nobody can join.
+    join_address: Option<String>,
+    name: String,
+    id: String,
+    model: String,
+}
+
+impl ServeArgs {
+    /// Hands on the settings that were given.
+    pub(crate) fn override_settings(&self, overrides: &mut Overrides) {
+        self.model.override_settings(overrides);
+        self.node.override_settings(overrides);
+        overrides.set("node.data_dir", self.dir.as_ref());
+        overrides.set("network.listen", self.listen.as_ref());
+        overrides.set("network.join_listen", self.join_listen.as_ref());
+    }
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// No identity, or one that cannot be used; `JoinError`; `OpenError`; an address that cannot be had.
+pub(crate) async fn run(args: ServeArgs, app: &App) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::listen(app)?;
+    let network = NetworkThread::start("stellate-network").context("cannot start the network thread")?;
+    let identity = signals.or(identity::ready(&args, app, &network.handle())).await??;
+    let model = signals.or(open::load_model(app, open::model_source(&args.model, &app.settings))).await??;
+    let durable = Durable::open(&paths::data_dir(&app.settings)?).await?;
+    let options =
+        NodeOptions { journal: Some(durable.journal().await?), ..open::node_options(&app.settings) };
+    let node = open::open_node_with(options, &model).await?;
+    // What was issued before is read from the disk.
+    let start = || Daemon::start(app, &args, &network.handle(), identity, node.clone(), durable.store());
+    let daemon = match tokio::task::block_in_place(start) {
+        Ok(daemon) => daemon,
+        Err(error) => {
+            node.close().await;
+            return Err(error);
+        }
+    };
+    take_up(&daemon.api, &node).await?;
+    say_ready(&args, &daemon.ready)?;
+    signals.asked_to_stop().await;
+    tracing::info!(running = daemon.api.running(), "leaving once what runs has ended");
+    // A second signal ends the process by itself.
+    daemon.api.finish().await;
+    daemon.stop().await;
+    node.close().await;
+    drop(node);
+    durable.close().await;
+    tracing::info!("left");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say_ready(args: &ServeArgs, ready: &Ready) -> anyhow::Result<()> {
+    if args.json {
+        let line = serde_json::to_string(&serde_json::json!({ "ready": ready }))?;
+        return Ok(output::line(&line)?);
+    }
+    let joining = ready.join_address.as_ref().map(|address| format!(", nodes join at {address}"));
+    let Ready { address, name, id, model, .. } = ready;
+    let short = id.get(..12).unwrap_or(id);
+    Ok(output::line(&format!(
+        "ready: node {name} ({short}) at {address} with model {model}{}",
+        joining.unwrap_or_default()
+    ))?)
+}

@@ -1,0 +1,366 @@
+//! Membership at work: its inputs from connections, timers and callers, its outputs to connections, the disk and readers.
+//! The one task that touches the state machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::links::{keep_connected, send_roster, serve};
+use super::node::{Context, UpdateError};
+use super::roster::Roster;
+use crate::discovery::{Discovery, Finding, Warning};
+use crate::identity::NodeId;
+use crate::membership::{Event, InputError, Membership, NodeRecord, Output, RefusalReason, Requirements};
+use crate::transport::{CloseCode, Connection, ConnectionClass, DialError, Target};
+
+/// Longest sleep when nothing is due, which is only after leaving.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+/// Most addresses that are remembered with the node that was found there.
+const MAX_KNOWN_ADDRESSES: usize = 4096;
+/// A node that has asked for seeds so often and met nobody is ready alone.
+const BOOTSTRAPS_UNTIL_ALONE: u32 = 2;
+
+/// A change of what the node says of itself.
+pub(super) type Change = Box<dyn FnOnce(&mut NodeRecord) + Send>;
+
+/// What the driver is told.
+pub(super) enum Input {
+    /// There is a control connection, perhaps one that it knows.
+    Connected(Connection),
+    /// The one with this number has ended.
+    Disconnected(NodeId, usize),
+    Datagram(NodeId, Bytes),
+    Roster(NodeId, Vec<u8>),
+    /// An address was tried.
+    Tried(SocketAddr, Result<Connection, DialError>),
+    Update(Change, oneshot::Sender<Result<(), UpdateError>>),
+    Require(Requirements),
+    Remove(NodeId, oneshot::Sender<()>),
+    Leave(oneshot::Sender<()>),
+}
+
+/// The task's own state.
+pub(super) struct Driver {
+    context: Arc<Context>,
+    membership: Membership,
+    requirements: Requirements,
+    discovery: Discovery,
+    /// Where neighbours were in an earlier life.
+    neighbours: Vec<SocketAddr>,
+    /// The number of the control connection that is served, of each peer.
+    served: BTreeMap<NodeId, usize>,
+    keepers: BTreeMap<NodeId, JoinHandle<()>>,
+    /// Addresses being tried.
+    trying: BTreeSet<SocketAddr>,
+    /// Who was found where.
+    known: BTreeMap<SocketAddr, NodeId>,
+    refusals: BTreeMap<NodeId, RefusalReason>,
+    bootstraps: u32,
+    /// Whether there is anywhere to look for others.
+    has_sources: bool,
+    dirty: bool,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.keepers.values().for_each(JoinHandle::abort);
+    }
+}
+
+impl Driver {
+    pub(super) fn new(
+        context: Arc<Context>,
+        membership: Membership,
+        requirements: Requirements,
+        discovery: Discovery,
+        neighbours: Vec<SocketAddr>,
+        has_sources: bool,
+    ) -> Self {
+        Self {
+            context,
+            membership,
+            requirements,
+            discovery,
+            has_sources: has_sources || !neighbours.is_empty(),
+            neighbours,
+            served: BTreeMap::new(),
+            keepers: BTreeMap::new(),
+            trying: BTreeSet::new(),
+            known: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            bootstraps: 0,
+            dirty: true,
+        }
+    }
+
+    /// Runs until the node leaves or its senders are gone.
+    pub(super) async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        if !self.has_sources {
+            self.context.ready.send_replace(true);
+        }
+        loop {
+            self.work_off().await;
+            let now = self.context.clock.now();
+            let due = self.membership.poll_timeout().map_or(LONGEST_SLEEP, |due| due.saturating_sub(now));
+            tokio::select! {
+                input = inputs.recv() => match input {
+                    None => return,
+                    Some(Input::Leave(done)) => {
+                        self.membership.leave(self.context.clock.now());
+                        self.work_off().await;
+                        let _ = done.send(());
+                        return;
+                    }
+                    Some(input) => self.take(input).await,
+                },
+                finding = self.discovery.next() => self.follow_finding(finding),
+                () = sleep(due) => self.membership.handle_timeout(self.context.clock.now()),
+            }
+        }
+    }
+
+    async fn take(&mut self, input: Input) {
+        let now = self.context.clock.now();
+        match input {
+            Input::Connected(connection) => self.connected(connection),
+            Input::Disconnected(node, number) => {
+                if self.served.get(&node) == Some(&number) {
+                    self.served.remove(&node);
+                }
+                self.dirty = true;
+            }
+            Input::Datagram(from, bytes) => note(from, self.membership.handle_datagram(now, from, &bytes)),
+            Input::Roster(from, bytes) => note(from, self.membership.handle_roster(now, from, &bytes)),
+            Input::Tried(address, result) => self.tried(address, result),
+            Input::Update(change, done) => {
+                let result = self.update(change).await;
+                // What was asked for is published before it is acknowledged.
+                self.publish();
+                let _ = done.send(result);
+            }
+            Input::Require(requirements) => {
+                self.requirements = requirements;
+                self.dirty = true;
+            }
+            Input::Remove(node, done) => {
+                self.membership.remove(now, node);
+                self.work_off().await;
+                let _ = done.send(());
+            }
+            Input::Leave(_) => unreachable!("the loop takes it"),
+        }
+    }
+
+    async fn update(&mut self, change: Change) -> Result<(), UpdateError> {
+        let before = self.membership.record().state;
+        self.membership.update(self.context.clock.now(), change)?;
+        self.dirty = true;
+        let state = self.membership.record().state;
+        if state != before {
+            self.context.memory.keep_state(state).await?;
+        }
+        Ok(())
+    }
+
+    fn connected(&mut self, connection: Connection) {
+        let (node, number) = (connection.peer().id, connection.number());
+        self.remember(connection.remote_address(), node);
+        if self.membership.is_removed(&node) {
+            // The list of the revoked may come later than the news.
+            return connection.close(CloseCode::Revoked);
+        }
+        if connection.is_open() && self.served.get(&node) != Some(&number) {
+            self.served.insert(node, number);
+            self.context.network.spawn(serve(self.context.clone(), connection));
+        }
+        self.membership.contact(self.context.clock.now(), node);
+        self.dirty = true;
+    }
+
+    /// Does all that membership wants done.
+    async fn work_off(&mut self) {
+        while let Some(output) = self.membership.poll_output() {
+            match output {
+                Output::Datagram { to, bytes } => self.send_datagram(to, bytes),
+                Output::Roster { to, bytes } => {
+                    // Its address may be in what was just learnt.
+                    self.publish();
+                    self.context.network.spawn(send_roster(self.context.clone(), to, bytes));
+                }
+                Output::Bootstrap => self.bootstrap(),
+                Output::Event(event) => self.follow(event).await,
+            }
+        }
+        self.publish();
+    }
+
+    fn send_datagram(&mut self, to: NodeId, bytes: Vec<u8>) {
+        if let Some(connection) = self.context.endpoint.connection(to, ConnectionClass::Control) {
+            if let Err(error) = connection.send_datagram(bytes.into()) {
+                tracing::debug!(node = %to, %error, "a datagram was not sent");
+            }
+            return;
+        }
+        // A live member has its keeper. One that is down is asked now and then whether it is back.
+        if !self.keepers.contains_key(&to) {
+            let addresses =
+                self.membership.member(&to).map(|member| member.record.addresses).unwrap_or_default();
+            if let Some(address) = addresses.first() {
+                self.try_address(*address);
+            }
+        }
+    }
+
+    fn bootstrap(&mut self) {
+        self.bootstraps += 1;
+        if self.bootstraps >= BOOTSTRAPS_UNTIL_ALONE {
+            self.context.ready.send_replace(true);
+        }
+        self.discovery.want();
+        let members = self.membership.members().flat_map(|member| member.record.addresses);
+        let candidates: BTreeSet<_> = members.chain(self.neighbours.iter().copied()).collect();
+        for address in candidates {
+            self.try_address(address);
+        }
+    }
+
+    fn follow_finding(&mut self, finding: Finding) {
+        match finding {
+            Finding::Candidate(candidate) => self.try_address(candidate.address),
+            Finding::Warning(warning @ Warning::NotFound { .. }) => tracing::info!(%warning, "discovery"),
+            Finding::Warning(warning) => tracing::warn!(%warning, "discovery"),
+        }
+    }
+
+    /// Dials `address` to see who is there, unless that is known and connected.
+    fn try_address(&mut self, address: SocketAddr) {
+        let node = self.known.get(&address).copied();
+        let connected = |node| self.context.endpoint.connection(node, ConnectionClass::Control).is_some();
+        if node.is_some_and(|node| node == self.context.own || connected(node))
+            || !self.trying.insert(address)
+        {
+            return;
+        }
+        let context = self.context.clone();
+        self.context.network.spawn(async move {
+            let result = context.endpoint.dial(Target::seed(address), ConnectionClass::Control).await;
+            context.tell(Input::Tried(address, result)).await;
+        });
+    }
+
+    fn tried(&mut self, address: SocketAddr, result: Result<Connection, DialError>) {
+        self.trying.remove(&address);
+        match result {
+            Ok(connection) => {
+                self.remember(address, connection.peer().id);
+                self.connected(connection);
+            }
+            Err(DialError::Ourselves { .. }) => self.remember(address, self.context.own),
+            Err(error) if error.is_transient() => tracing::debug!(%error, "nobody was met"),
+            Err(error) => {
+                tracing::warn!(%error, "nobody was met");
+                self.dirty = true;
+            }
+        }
+    }
+
+    fn remember(&mut self, address: SocketAddr, node: NodeId) {
+        if self.known.len() < MAX_KNOWN_ADDRESSES || self.known.contains_key(&address) {
+            self.known.insert(address, node);
+        }
+    }
+
+    async fn follow(&mut self, event: Event) {
+        self.dirty = true;
+        match &event {
+            Event::Joined { node, .. } | Event::Rejoined { node, .. } => {
+                tracing::info!(%node, name = self.name_of(node), "a node is there");
+                self.refusals.remove(node);
+                // The keeper looks up the address.
+                self.publish();
+                self.keep(*node);
+            }
+            Event::Down(node) | Event::Left(node) | Event::Forgotten(node) => {
+                tracing::info!(%node, name = self.name_of(node), ?event, "a node is gone");
+                self.release(*node);
+            }
+            Event::Suspect(node) => {
+                tracing::info!(%node, name = self.name_of(node), "a node does not answer")
+            }
+            Event::Removed(node) => self.removed(*node).await,
+            Event::Renewed(generation) => {
+                tracing::warn!(%generation, "the others took this node for dead; it goes on in another life");
+                if let Err(error) = self.context.memory.keep_boot(generation.boot).await {
+                    tracing::error!(%error, "the number of this life was not stored");
+                }
+            }
+            Event::Refused { by, reason } => {
+                tracing::warn!(%by, ?reason, "a node does not let this one take part");
+                self.refusals.insert(*by, reason.clone());
+            }
+            Event::OtherVersion { peer, theirs } => {
+                tracing::warn!(%peer, theirs, "a node speaks another version of membership");
+            }
+            Event::NameClash(clash) => {
+                tracing::warn!(name = %clash.name, nodes = ?clash.nodes, "nodes of one name")
+            }
+            Event::Connected => {
+                self.context.ready.send_replace(true);
+            }
+            Event::Trusted(_) | Event::Changed(_) | Event::Alone => {}
+        }
+        // Without readers nobody minds.
+        let _ = self.context.events.send(event);
+    }
+
+    fn name_of(&self, node: &NodeId) -> String {
+        self.membership.member(node).map(|member| member.record.name).unwrap_or_default()
+    }
+
+    fn keep(&mut self, node: NodeId) {
+        if !self.keepers.contains_key(&node) {
+            let keeper = self.context.network.spawn(keep_connected(self.context.clone(), node));
+            self.keepers.insert(node, keeper);
+        }
+    }
+
+    fn release(&mut self, node: NodeId) {
+        if let Some(keeper) = self.keepers.remove(&node) {
+            keeper.abort();
+        }
+    }
+
+    /// Stored before anything else; then nothing of the node is left open.
+    async fn removed(&mut self, node: NodeId) {
+        tracing::warn!(%node, "a node was removed from the cluster for good");
+        if let Err(error) = self.context.memory.keep_removed(node).await {
+            tracing::error!(%error, %node, "a removal was not stored; it is learnt again from the others");
+        }
+        self.release(node);
+        for class in ConnectionClass::ALL {
+            if let Some(connection) = self.context.endpoint.connection(node, class) {
+                connection.close(CloseCode::Revoked);
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        if std::mem::take(&mut self.dirty) {
+            let refusals = self.refusals.iter().map(|(node, reason)| (*node, reason.clone())).collect();
+            let roster = Roster::of(&self.membership, &self.context.endpoint, &self.requirements, refusals);
+            self.context.roster.send_replace(Arc::new(roster));
+        }
+    }
+}
+
+fn note(from: NodeId, result: Result<(), InputError>) {
+    if let Err(error) = result {
+        tracing::debug!(node = %from, %error, "what a member sent was not taken");
+    }
+}

@@ -1,0 +1,134 @@
+//! What a node remembers of itself over restarts: how often it was started, which nodes were removed, the list of the revoked,
+//! what its operator wants of it, and where its neighbours were.
+
+use std::net::SocketAddr;
+
+use crate::encoding::{DecodeError, EncodeError, decode, encode};
+use crate::identity::{NodeId, SignedRevocations};
+use crate::membership::NodeState;
+use crate::store::{Condition, HandleError, Kind, StoreHandle, Write};
+
+const BOOT: &[u8] = b"boot";
+const REVOCATIONS: &[u8] = b"revocations";
+const NEIGHBOURS: &[u8] = b"neighbours";
+const STATE: &[u8] = b"state";
+/// Before the id of a removed node.
+const REMOVED_PREFIX: &[u8] = b"removed/";
+/// The most neighbours that are remembered: enough to find the cluster again.
+const MAX_NEIGHBOURS: usize = 64;
+/// Keys listed at once.
+const PAGE: usize = 1024;
+
+/// What the node must not forget could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] HandleError),
+    /// A record is not what it should be.
+    #[error("a record of the node itself is of another version: {0}")]
+    Decode(#[from] DecodeError),
+    /// A record cannot be written.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+/// The node's own records in the store.
+#[derive(Clone, Debug)]
+pub(super) struct Memory {
+    store: StoreHandle,
+}
+
+/// What was remembered at the start.
+#[derive(Debug)]
+pub(super) struct Remembered {
+    /// The number of this start; the first is 1.
+    pub(super) boot: u32,
+    pub(super) removed: Vec<NodeId>,
+    pub(super) revocations: Option<SignedRevocations>,
+    pub(super) state: Option<NodeState>,
+    pub(super) neighbours: Vec<SocketAddr>,
+}
+
+impl Memory {
+    pub(super) fn new(store: StoreHandle) -> Self {
+        Self { store }
+    }
+
+    /// Reads all of it, and counts this start.
+    pub(super) async fn wake(&self) -> Result<Remembered, MemoryError> {
+        let boot = match self.read(Kind::Node, BOOT).await? {
+            Some(bytes) => decode::<u32>(&bytes)?.saturating_add(1),
+            None => 1,
+        };
+        self.keep_boot(boot).await?;
+        let revocations = self.read(Kind::Node, REVOCATIONS).await?;
+        let state = self.read(Kind::Intent, STATE).await?;
+        let neighbours = self.read(Kind::Node, NEIGHBOURS).await?;
+        Ok(Remembered {
+            boot,
+            removed: self.removed().await?,
+            revocations: revocations.map(|bytes| decode(&bytes)).transpose()?,
+            state: state.map(|bytes| decode(&bytes)).transpose()?,
+            // Only hints: what does not decode is forgotten.
+            neighbours: neighbours.and_then(|bytes| decode(&bytes).ok()).unwrap_or_default(),
+        })
+    }
+
+    pub(super) async fn keep_boot(&self, boot: u32) -> Result<(), MemoryError> {
+        self.put(Kind::Node, BOOT, encode(&boot)?).await
+    }
+
+    pub(super) async fn keep_removed(&self, node: NodeId) -> Result<(), MemoryError> {
+        let key = [REMOVED_PREFIX, node.as_bytes()].concat();
+        self.put(Kind::Revocation, &key, Vec::new()).await
+    }
+
+    pub(super) async fn keep_revocations(&self, list: &SignedRevocations) -> Result<(), MemoryError> {
+        self.put(Kind::Node, REVOCATIONS, encode(list)?).await
+    }
+
+    pub(super) async fn keep_neighbours(&self, mut addresses: Vec<SocketAddr>) -> Result<(), MemoryError> {
+        addresses.truncate(MAX_NEIGHBOURS);
+        self.put(Kind::Node, NEIGHBOURS, encode(&addresses)?).await
+    }
+
+    /// Keeps what an operator wants; a node that is at work or on its way there needs no such record.
+    pub(super) async fn keep_state(&self, state: NodeState) -> Result<(), MemoryError> {
+        if matches!(state, NodeState::Cordoned | NodeState::Draining | NodeState::Drained) {
+            return self.put(Kind::Intent, STATE, encode(&state)?).await;
+        }
+        let key = STATE.to_vec();
+        self.store.write_one(Write::Delete { kind: Kind::Intent, key, condition: Condition::Any }).await?;
+        Ok(())
+    }
+
+    async fn removed(&self) -> Result<Vec<NodeId>, MemoryError> {
+        let mut removed = Vec::new();
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let from = after.clone();
+            let list = move |store: &crate::store::Store| {
+                store.list(Kind::Revocation, REMOVED_PREFIX, from.as_deref(), PAGE)
+            };
+            let page = self.store.read(list).await?;
+            let id =
+                |key: &[u8]| Some(NodeId::from_bytes(key.strip_prefix(REMOVED_PREFIX)?.try_into().ok()?));
+            removed.extend(page.iter().filter_map(|listed| id(&listed.key)));
+            if page.len() < PAGE {
+                return Ok(removed);
+            }
+            after = page.last().map(|listed| listed.key.clone());
+        }
+    }
+
+    async fn read(&self, kind: Kind, key: &'static [u8]) -> Result<Option<Vec<u8>>, MemoryError> {
+        Ok(self.store.read(move |store| store.get(kind, key)).await?.map(|record| record.value))
+    }
+
+    async fn put(&self, kind: Kind, key: &[u8], value: Vec<u8>) -> Result<(), MemoryError> {
+        let write = Write::Put { kind, key: key.to_vec(), value, condition: Condition::Any };
+        self.store.write_one(write).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+//! Nodes join with tokens and are removed, over restarts of the node that holds the CA.
+
+use super::*;
+use crate::identity::{JoinRefusal, JoinToken, NodeKey};
+use crate::transport::{JoinError, Joined, NetworkThread, TransportOptions, join};
+
+async fn try_join(issuer: &Substrate, token: &JoinToken, name: &str) -> Result<Joined, JoinError> {
+    let network = NetworkThread::start("joining").unwrap();
+    let (address, name) = (issuer.join_address().unwrap(), name.parse().unwrap());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let key = NodeKey::generate().unwrap();
+    join(&network.handle(), address, token, &name, key, &TransportOptions::default(), clock).await
+}
+
+#[test]
+fn tokens_names_and_removals_outlive_the_issuing_node() {
+    run(async {
+        let cluster = Cluster::new();
+        let (credentials, store) = (cluster.credentials("a"), cluster.store("a"));
+        let a = cluster.issuer(&credentials, &store).await;
+        let token = a.issue_token(Duration::from_secs(3600), 2).await.unwrap();
+        let joined = try_join(&a, &token, "b").await.unwrap();
+        assert_eq!(a.tokens().await.unwrap()[0].used_by(), [joined.credentials.id()]);
+        let (b_credentials, b_store) = (Arc::new(joined.credentials), cluster.store("b"));
+        let mut setup = cluster.setup(&b_credentials, &b_store);
+        seek(&mut setup, &[&a]);
+        let (b, _b) = Substrate::start(setup).await.unwrap();
+        met(&a, &b).await;
+        a.stop().await;
+
+        let a = cluster.issuer(&credentials, &store).await;
+        met(&a, &b).await;
+        for (name, expected) in [("a", "a"), ("b", "b")] {
+            let error = try_join(&a, &token, name).await.unwrap_err();
+            let taken = JoinRefusal::NameTaken { name: expected.to_owned() };
+            assert!(matches!(&error, JoinError::Refused(refusal) if *refusal == taken), "{error}");
+        }
+        try_join(&a, &token, "c").await.unwrap();
+        let error = try_join(&a, &token, "d").await.unwrap_err();
+        assert!(matches!(error, JoinError::Refused(JoinRefusal::UsedUp)), "{error}");
+
+        let id = b.id();
+        a.remove_node(id).await.unwrap();
+        until(&a, |roster| roster.member(id).is_none()).await;
+        a.stop().await;
+        let a = cluster.issuer(&credentials, &store).await;
+        assert!(a.endpoint().revocations().contains(&id));
+        let token = a.issue_token(Duration::from_secs(3600), 1).await.unwrap();
+        try_join(&a, &token, "b").await.expect("the name of a removed node is free again");
+        assert!(a.revoke_token(token.id()).await.unwrap());
+        let error = try_join(&a, &token, "e").await.unwrap_err();
+        assert!(matches!(error, JoinError::Refused(JoinRefusal::TokenRevoked)), "{error}");
+    });
+}
+
+#[test]
+fn a_removal_reaches_all_nodes_and_the_removed_one_does_not_start_again() {
+    run(async {
+        let cluster = Cluster::new();
+        let (credentials, store) = (cluster.credentials("a"), cluster.store("a"));
+        let a = cluster.issuer(&credentials, &store).await;
+        let (b, _b) = cluster.node("b", &[&a]).await;
+        let (c_credentials, c_store) = (cluster.credentials("c"), cluster.store("c"));
+        let mut setup = cluster.setup(&c_credentials, &c_store);
+        seek(&mut setup, &[&a]);
+        let (c, _c) = Substrate::start(setup).await.unwrap();
+        for (one, other) in [(&a, &b), (&b, &c), (&c, &a)] {
+            met(one, other).await;
+        }
+        let id = c.id();
+        assert!(matches!(b.remove_node(id).await, Err(ManageError::NotIssuer)));
+        assert!(matches!(a.remove_node(a.id()).await, Err(ManageError::Ourselves)));
+        a.remove_node(id).await.unwrap();
+        until(&b, |roster| roster.member(id).is_none()).await;
+        let mut changes = b.endpoint().revocations().changes();
+        while !b.endpoint().revocations().contains(&id) {
+            assert!(changes.changed().await);
+        }
+        for open in b.endpoint().connections().into_iter().filter(|open| open.peer().id == id) {
+            open.closed().await;
+        }
+        c.stop().await;
+        let mut setup = cluster.setup(&c_credentials, &c_store);
+        setup.revocations = b.endpoint().revocations().clone();
+        assert!(matches!(Substrate::start(setup).await, Err(StartError::Removed)));
+    });
+}
