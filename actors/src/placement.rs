@@ -290,7 +290,41 @@ mod tests {
         assert_eq!(refused, Err(expected));
     }
 
+    #[test]
+    fn by_rendezvous_equal_hosts_get_equally_many_and_a_new_host_disturbs_few() {
+        let needs = needs(&ids(240));
+        let on = |count: u32| {
+            let share = BTreeMap::new();
+            let by = Preference::Rendezvous { share_permille: &share };
+            let mut hosts = hosts(count, 100_000);
+            let placed = place_by(by, &mut hosts, &needs, None).unwrap();
+            assert!(hosts.iter().all(|host| host.blocks.len() == 240 / count as usize));
+            placed
+        };
+        let moved = on(5).iter().zip(&on(6)).filter(|(a, b)| a.host != b.host).count();
+        // A sixth must move; bounded loads make some of the others move too, where modulo would move nearly all.
+        assert!((40..120).contains(&moved), "{moved} of 240 lie elsewhere with a sixth host");
+    }
+
     proptest! {
+        #[test]
+        fn by_rendezvous_the_order_of_hosts_does_not_matter(
+            count in 1usize..30, capacities in prop::collection::vec(0usize..2000, 1..7), rotate in 0usize..7
+        ) {
+            let ids = ids(count + 1);
+            let anchor = AnchorNeed { id: ids[count], bytes: 40, first_block: ids[0] };
+            let mut hosts = hosts(capacities.len() as u32, 0);
+            hosts.iter_mut().zip(&capacities).for_each(|(host, &capacity)| host.capacity_bytes = capacity);
+            let mut rotated = hosts.clone();
+            rotated.rotate_left(rotate % capacities.len());
+            let share = BTreeMap::new();
+            let by = Preference::Rendezvous { share_permille: &share };
+            let placed = place_by(by, &mut hosts, &needs(&ids[..count]), Some(anchor));
+            let again = place_by(by, &mut rotated, &needs(&ids[..count]), Some(anchor));
+            prop_assert_eq!(placed.clone().ok(), again.ok());
+            prop_assert!(placed.is_err() || hosts.iter().all(|host| host.used_bytes <= host.capacity_bytes));
+        }
+
         #[test]
         fn no_host_is_ever_promised_more_than_it_holds(
             count in 1usize..20, host_count in 1u32..6, capacity in 0usize..1200, anchor_bytes in 0usize..120

@@ -158,49 +158,202 @@ impl ClusterState {
 impl Cluster {
     /// Does what is asked, by name: the way in for what has come over the network.
     pub fn ask(&mut self, now: Duration, request: SupervisorRequest) -> SupervisorReply {
-        let done = |result: Result<(), Refusal>| result.map(|()| SupervisorReply::Done);
-        let reply = match request {
-            SupervisorRequest::Inventory(inventory) => {
-                self.inventory(now, &inventory);
-                Ok(SupervisorReply::Done)
-            }
-            SupervisorRequest::Renew(node) => {
-                self.renew(now, node);
-                Ok(SupervisorReply::Done)
-            }
-            SupervisorRequest::Hold(claim) => {
-                self.hold(now, claim);
-                Ok(SupervisorReply::Done)
-            }
+        self.answer(now, request).unwrap_or_else(SupervisorReply::Refused)
+    }
+
+    fn answer(&mut self, now: Duration, request: SupervisorRequest) -> Result<SupervisorReply, Refusal> {
+        match request {
+            SupervisorRequest::Inventory(inventory) => self.inventory(now, &inventory),
+            SupervisorRequest::Renew { node, announced } => self.renew(now, node, announced),
+            SupervisorRequest::Hold(claim) => self.hold(now, claim),
             SupervisorRequest::Place { claim, suspects } => {
-                self.place(now, claim, &suspects).map(SupervisorReply::Placed)
+                return self.place(now, claim, &suspects).map(SupervisorReply::Placed);
             }
-            SupervisorRequest::Release(context) => {
-                self.release(now, context);
-                Ok(SupervisorReply::Done)
-            }
-            SupervisorRequest::Switched { node, migration } => {
-                self.switched(now, node, migration);
-                Ok(SupervisorReply::Done)
-            }
-            SupervisorRequest::Recomputed { migration, done } => {
-                self.recomputed(now, migration, done);
-                Ok(SupervisorReply::Done)
-            }
-            SupervisorRequest::NodeGone(node) => {
-                self.node_gone(now, node);
-                Ok(SupervisorReply::Done)
-            }
-            SupervisorRequest::Cordon(node) => done(self.cordon(node)),
-            SupervisorRequest::Uncordon(node) => done(self.uncordon(node)),
+            SupervisorRequest::Release(context) => self.release(now, context),
+            SupervisorRequest::Switched { node, migration } => self.switched(now, node, migration),
+            SupervisorRequest::Recomputed { migration, done } => self.recomputed(now, migration, done),
+            SupervisorRequest::NodeGone(node) => self.node_gone(now, node),
+            SupervisorRequest::Cordon(node) => self.cordon(node)?,
+            SupervisorRequest::Uncordon(node) => self.uncordon(node)?,
             SupervisorRequest::Drain { node, deadline_ms, dry_run } => {
                 let deadline = deadline_ms.map(Duration::from_millis);
-                self.drain(now, node, deadline, dry_run).map(SupervisorReply::Drain)
+                return self.drain(now, node, deadline, dry_run).map(SupervisorReply::Drain);
             }
-            SupervisorRequest::Remove { node, force } => done(self.remove(now, node, force)),
-            SupervisorRequest::Rebalance { apply } => self.rebalance(now, apply).map(SupervisorReply::Plan),
-            SupervisorRequest::Snapshot => Ok(SupervisorReply::Snapshot(Box::new(self.snapshot(now)))),
+            SupervisorRequest::Remove { node, force } => self.remove(now, node, force)?,
+            SupervisorRequest::Rebalance { apply } => {
+                return self.rebalance(now, apply).map(SupervisorReply::Plan);
+            }
+            SupervisorRequest::Snapshot => {
+                return Ok(SupervisorReply::Snapshot(Box::new(self.snapshot(now))));
+            }
+        }
+        Ok(SupervisorReply::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use stellate_model::block::BlockId;
+    use stellate_runtime::clock::{ManualClock, SystemClock};
+    use tokio::sync::mpsc;
+
+    use super::super::agent::{Agent, AgentArgs, AgentHosts, AgentMsg, AgentStore, Uplink};
+    use super::super::messages::{AgentRefusal, AgentRequest, EncodeOrder, HeldBlock, HostInventory};
+    use super::super::sim::{claim, host};
+    use super::*;
+    use crate::link::HostId;
+
+    /// One host whose blocks are names.
+    #[derive(Debug, Default)]
+    struct Names(Arc<Mutex<BTreeMap<BlockId, u64>>>);
+
+    impl AgentHosts for Names {
+        fn encode(&self, order: EncodeOrder) -> BoxFuture<'static, Result<bool, AgentRefusal>> {
+            let is_fresh = self.0.lock().unwrap().insert(order.block, 100).is_none();
+            Box::pin(async move { Ok(is_fresh) })
+        }
+        fn reserve(
+            &self,
+            _: HostId,
+            _: BlockId,
+            _: u64,
+            _: u32,
+        ) -> BoxFuture<'static, Result<(), AgentRefusal>> {
+            Box::pin(async { Ok(()) })
+        }
+        fn pull(
+            &self,
+            _: HostId,
+            _: BlockId,
+            _: HostId,
+        ) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>> {
+            Box::pin(async { Ok([0; 32]) })
+        }
+        fn verify(&self, _: HostId, _: BlockId) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>> {
+            Box::pin(async { Ok([0; 32]) })
+        }
+        fn free(&self, _: HostId, blocks: Vec<BlockId>) -> BoxFuture<'static, ()> {
+            self.0.lock().unwrap().retain(|id, _| !blocks.contains(id));
+            Box::pin(async {})
+        }
+        fn inventory(&self) -> BoxFuture<'static, Vec<HostInventory>> {
+            let held = self.0.lock().unwrap();
+            let inventory = HostInventory {
+                host: host(0),
+                capacity_bytes: 1000,
+                blocks: held.iter().map(|(&id, &bytes)| HeldBlock { id, bytes }).collect(),
+                inbound: Vec::new(),
+                encode_tokens_per_s: 0,
+                copy_bytes_per_s: 0,
+            };
+            Box::pin(async move { vec![inventory] })
+        }
+    }
+
+    /// Everything that is kept or sent, in memory.
+    #[derive(Clone, Debug)]
+    struct Memory {
+        agent: Arc<Mutex<Option<ActorRef<AgentMsg>>>>,
+        reports: mpsc::UnboundedSender<SupervisorRequest>,
+    }
+
+    impl AgentStore for Memory {
+        fn start(&mut self) -> Result<(u64, u64), String> {
+            Ok((0, 1))
+        }
+        fn raise(&mut self, _: u64) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    impl SupervisorStore for Memory {
+        fn raise_term(&mut self) -> Result<u64, String> {
+            Ok(1)
+        }
+        fn intents(&mut self) -> Result<BTreeMap<NodeKey, Intent>, String> {
+            Ok(BTreeMap::new())
+        }
+        fn keep(&mut self, _: NodeKey, _: Option<Intent>) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    impl Uplink for Memory {
+        fn send(&self, request: SupervisorRequest) {
+            let _ = self.reports.send(request);
+        }
+    }
+
+    impl Transport for Memory {
+        fn order(&self, _: NodeKey, order: AgentOrder) -> BoxFuture<'static, AgentReply> {
+            let agent = self.agent.lock().unwrap().clone().expect("the agent runs");
+            Box::pin(async move { ractor::call!(agent, AgentMsg::Order, order).expect("the agent answers") })
+        }
+        fn notify(&self, _: NodeKey, _: QueryNodeNotice) {}
+        fn drained(&self, _: DrainProgress) {}
+    }
+
+    async fn ask(supervisor: &ActorRef<ClusterMsg>, request: SupervisorRequest) -> SupervisorReply {
+        ractor::call!(supervisor, ClusterMsg::Ask, request).expect("the supervisor answers")
+    }
+
+    #[tokio::test]
+    async fn blocks_are_placed_encoded_reported_and_freed_from_actor_to_actor() {
+        let (reports, mut reported) = mpsc::unbounded_channel();
+        let memory = Memory { agent: Arc::default(), reports };
+        let names = Names::default();
+        let held = Arc::clone(&names.0);
+        let args = AgentArgs {
+            node: NodeKey::of(host(0)),
+            hosts: Arc::new(names),
+            store: Box::new(memory.clone()),
+            uplink: Arc::new(memory.clone()),
+            clock: Arc::new(SystemClock::new()),
         };
-        reply.unwrap_or_else(SupervisorReply::Refused)
+        let (agent, _) = Actor::spawn(None, Agent, args).await.unwrap();
+        *memory.agent.lock().unwrap() = Some(agent.clone());
+        let clock = ManualClock::new();
+        let args = ClusterArgs {
+            settings: ClusterSettings::default(),
+            transport: Arc::new(memory.clone()),
+            store: Box::new(memory),
+            clock: Arc::new(clock.clone()),
+        };
+        let (supervisor, _) = Actor::spawn(None, ClusterSupervisor, args).await.unwrap();
+
+        ask(&supervisor, reported.recv().await.unwrap()).await;
+        clock.advance(Duration::from_secs(40));
+        ask(&supervisor, reported.recv().await.unwrap()).await;
+        let mut claim = claim(1, 3, 1);
+        claim.anchor = None;
+        let context = claim.context;
+        let place = SupervisorRequest::Place { claim: claim.clone(), suspects: Vec::new() };
+        let SupervisorReply::Placed(placed) = ask(&supervisor, place).await else { panic!("there is room") };
+        for (order, need) in (100..).zip(&claim.needs) {
+            let encode =
+                EncodeOrder { host: host(0), block: need.id, ids: Vec::new(), position: 0, anchor: None };
+            let request = AgentRequest::Encode(encode);
+            let order = AgentOrder { term: placed.term, version: placed.version, order, request };
+            let reply = ractor::call!(agent, AgentMsg::Order, order).unwrap();
+            assert_eq!(reply, AgentReply::Encoded { fresh: true });
+        }
+        loop {
+            ask(&supervisor, reported.recv().await.unwrap()).await;
+            let SupervisorReply::Snapshot(snapshot) = ask(&supervisor, SupervisorRequest::Snapshot).await
+            else {
+                panic!("a snapshot was asked for");
+            };
+            if snapshot.contexts[0].held_blocks == 3 {
+                break;
+            }
+        }
+        ask(&supervisor, SupervisorRequest::Release(context)).await;
+        while !held.lock().unwrap().is_empty() {
+            reported.recv().await.unwrap();
+        }
+        supervisor.stop(None);
+        agent.stop(None);
     }
 }

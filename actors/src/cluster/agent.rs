@@ -79,7 +79,8 @@ pub trait AgentHosts: Send + Sync + fmt::Debug + 'static {
         bytes: u64,
         tokens: u32,
     ) -> BoxFuture<'static, Result<(), AgentRefusal>>;
-    /// Copies a block from another host into the room that was promised, and seals it. The BLAKE3 that the source named.
+    /// Copies a block from another host into the room that was promised, and seals it if it is what the source sent; an
+    /// order to encode it that comes meanwhile waits for the copy. The BLAKE3 that the source named.
     fn pull(
         &self,
         host: HostId,

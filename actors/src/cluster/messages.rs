@@ -357,8 +357,14 @@ pub enum QueryNodeNotice {
 pub enum SupervisorRequest {
     /// What a node has: its heartbeat.
     Inventory(Inventory),
-    /// A query node is there: its heartbeat.
-    Renew(NodeKey),
+    /// A query node is there: its heartbeat. As long as it has not announced its contexts to this supervisor, it is asked
+    /// to, and nothing is freed for want of a context.
+    Renew {
+        /// The query node.
+        node: NodeKey,
+        /// The term of the supervisor that every context was announced to; 0 for none.
+        announced: u64,
+    },
     /// A context is kept. Answered when it is noted.
     Hold(ContextClaim),
     /// Find room for a context and promise it; also for one whose blocks are not all to be had.

@@ -17,6 +17,9 @@ use super::repair::{self, RepairChoice, RepairWay};
 use super::supervisor::{Action, Cluster, Pending};
 use super::table::{Hold, HostState};
 
+/// Why a copy is not kept even if it is all there is.
+const DIFFERS: &str = "the copy differs from the block";
+
 /// How far a move has come.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, SchemaRead, SchemaWrite,
@@ -49,6 +52,7 @@ pub(crate) struct Migration {
     /// The block's version that the commit expects.
     version: u64,
     digest: Option<[u8; 32]>,
+    /// When the step has taken too long; once committed, when the commit was.
     pub(crate) deadline: Duration,
     /// Query nodes that have not switched yet.
     waiting: BTreeSet<NodeKey>,
@@ -175,7 +179,7 @@ impl Cluster {
                 if is_whole {
                     self.commit(now, id);
                 } else {
-                    self.cancel_move(now, id, "the copy differs from the block");
+                    self.cancel_move(now, id, DIFFERS);
                 }
             }
             (_, AgentReply::Refused(refusal)) => {
@@ -274,6 +278,7 @@ impl Cluster {
         }
         let migration = self.moves.get_mut(&id).expect("the move is under way");
         migration.step = Step::Switching;
+        migration.deadline = now;
         migration.waiting = nodes;
         self.free_source(now, id);
     }
@@ -286,11 +291,14 @@ impl Cluster {
         }
     }
 
-    /// Frees the source once every query node has switched, or is not there any more.
+    /// Frees the source once every query node has switched, or is not there any more, and the target has been heard of
+    /// since the commit: should it have died meanwhile, the source has the only copy.
     pub(crate) fn free_source(&mut self, now: Duration, id: u64) {
         let Some(migration) = self.moves.get(&id) else { return };
         let is_waiting = migration.waiting.iter().any(|&node| self.is_leased(now, node));
-        if migration.step != Step::Switching || is_waiting {
+        let is_target_alive =
+            self.table.hosts.get(&migration.to).is_some_and(|h| h.heard > migration.deadline);
+        if migration.step != Step::Switching || is_waiting || !is_target_alive {
             return;
         }
         let (block, bytes, from) = (migration.block, migration.bytes, migration.from);
@@ -310,11 +318,18 @@ impl Cluster {
         if self.moves.get(&id).is_none_or(Migration::is_committed) {
             return;
         }
-        let Migration { block, from, to, step, .. } = self.moves.remove(&id).expect("just looked at");
+        let Migration { block, bytes, from, to, step, .. } = self.moves.remove(&id).expect("just looked at");
         tracing::info!(%block, %from, %to, ?step, cause, "a move was taken back");
         self.backoff.insert((block, to), now + self.settings.backoff);
         if self.table.hold(to, &block) == Some(Hold::Incoming) {
-            self.free(now, to, vec![block]);
+            // What came whole is kept if it is all there is: it counts again once an inventory lists it.
+            let is_last =
+                step == Step::Verifying && cause != DIFFERS && self.table.holders(&block).is_empty();
+            if is_last {
+                self.table.set(to, block, bytes, Hold::Promised);
+            } else {
+                self.free(now, to, vec![block]);
+            }
         }
         self.check_lost(&block, &[from, to]);
     }

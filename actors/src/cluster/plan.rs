@@ -257,3 +257,80 @@ fn held_back(host: &HostView, mean_permille: u64, settings: &ClusterSettings) ->
     let is_new = host.share_permille < 1000 && fill(host) + settings.imbalance_permille < mean_permille;
     is_new.then_some(Skipped::SlowStart { host: host.host, share_permille: host.share_permille })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::sim::block;
+    use super::*;
+
+    fn hosts(loads: &[(u64, u64)]) -> Vec<HostView> {
+        let mut next = 0;
+        let mut host = |(&(capacity, count), number): (&(u64, u64), u64)| {
+            let blocks =
+                (next..next + count.min(capacity)).map(|n| (block(n), (1, true))).collect::<BTreeMap<_, _>>();
+            next += count;
+            let used_bytes = blocks.len() as u64;
+            HostView {
+                host: HostId(number),
+                capacity_bytes: capacity,
+                used_bytes,
+                share_permille: 1000,
+                takes: true,
+                blocks,
+            }
+        };
+        loads.iter().zip(0..).map(&mut host).collect()
+    }
+
+    fn whole_rounds() -> ClusterSettings {
+        ClusterSettings { round_permille: 1000, imbalance_permille: 20, ..ClusterSettings::default() }
+    }
+
+    #[test]
+    fn a_host_that_joins_gets_its_share_and_nothing_moves_between_the_others() {
+        let mut hosts = hosts(&[(1000, 300), (1000, 300), (1000, 300), (1000, 0)]);
+        let plan = rebalance(&hosts, &whole_rounds());
+        assert!(plan.moves.iter().all(|planned| planned.to == HostId(3)));
+        assert!((200..=225).contains(&plan.moves.len()), "{} moves", plan.moves.len());
+        hosts[3].takes = false;
+        assert!(rebalance(&hosts, &whole_rounds()).moves.is_empty());
+    }
+
+    #[test]
+    fn a_host_as_full_as_it_may_be_gets_nothing_and_the_plan_says_so() {
+        let plan = rebalance(&hosts(&[(100, 99), (100, 85)]), &whole_rounds());
+        let full = |host, fill_permille| Skipped::Full { host, fill_permille, limit_permille: 850 };
+        assert!(plan.moves.is_empty());
+        assert_eq!(plan.skipped[1..], [full(HostId(0), 990), full(HostId(1), 850)]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_moves_each_block_once_overfills_none_and_depends_on_no_order(
+            loads in prop::collection::vec((1u64..400, 0u64..400), 1..9), rotate in 0usize..9
+        ) {
+            let before = hosts(&loads);
+            let settings = ClusterSettings::default();
+            let plan = rebalance(&before, &settings);
+            let mut rotated = before.clone();
+            rotated.rotate_left(rotate % before.len());
+            prop_assert_eq!(&plan, &rebalance(&rotated, &settings));
+            let blocks: usize = before.iter().map(|host| host.blocks.len()).sum();
+            prop_assert!(plan.moves.len() <= (blocks / 10).max(1));
+            let mut used: BTreeMap<_, _> = before.iter().map(|h| (h.host, (h.used_bytes, h.capacity_bytes))).collect();
+            let mut moved = std::collections::BTreeSet::new();
+            for planned in &plan.moves {
+                prop_assert!(moved.insert(planned.block));
+                used.get_mut(&planned.from).unwrap().0 -= planned.bytes;
+                let to = used.get_mut(&planned.to).unwrap();
+                to.0 += planned.bytes;
+                prop_assert!(to.0 * 1000 <= to.1 * settings.full_permille);
+            }
+            let worst = |fills: Vec<u64>| fills.into_iter().max();
+            let after = used.values().map(|(used, capacity)| used * 1000 / capacity).collect();
+            prop_assert!(worst(after) <= worst(before.iter().map(fill).collect()), "the fullest got no fuller");
+        }
+    }
+}

@@ -18,6 +18,7 @@ use super::messages::{
 };
 use super::settings::ClusterSettings;
 use super::supervisor::{Action, Cluster};
+use super::table::Hold;
 
 pub(super) const STEP: Duration = Duration::from_millis(250);
 pub(super) const BLOCK: u64 = 100;
@@ -65,6 +66,8 @@ pub(super) struct SimHost {
     pub(super) is_up: bool,
     pub(super) blocks: BTreeMap<BlockId, u64>,
     pub(super) reserved: BTreeMap<BlockId, u64>,
+    /// Copies that are not committed, as far as the supervisor knows: they count for nothing.
+    unverified: BTreeSet<BlockId>,
     fence: Fence,
     at: Stamp,
     since: Duration,
@@ -102,6 +105,9 @@ pub(super) struct World {
     /// Messages lost, in thousandths.
     pub(super) loss: u64,
     pub(super) moved: u64,
+    announced: u64,
+    /// What orders were followed, to tell how a block was lost.
+    log: Vec<(Duration, HostId, (u64, u64), String)>,
     chance: Chance,
     messages: Vec<(Duration, Message)>,
     /// Blocks that some living host holds or has held since it last died out.
@@ -123,6 +129,8 @@ impl World {
             drains: Vec::new(),
             loss: 0,
             moved: 0,
+            announced: 0,
+            log: Vec::new(),
             chance: Chance(seed),
             messages: Vec::new(),
             safe: BTreeSet::new(),
@@ -138,18 +146,41 @@ impl World {
             self.hosts.remove(&host(number)).map_or_else(|| (Fence::default(), 0), |h| (h.fence, h.at.start));
         let at = Stamp { start: fence.1 + 1, count: 0 };
         let (blocks, reserved) = (BTreeMap::new(), BTreeMap::new());
-        let joined = SimHost { capacity, is_up: true, blocks, reserved, fence: fence.0, at, since: self.now };
+        let unverified = BTreeSet::new();
+        let joined = SimHost {
+            capacity,
+            is_up: true,
+            blocks,
+            reserved,
+            unverified,
+            fence: fence.0,
+            at,
+            since: self.now,
+        };
         self.hosts.insert(host(number), joined);
     }
 
     pub(super) fn kill(&mut self, id: HostId) {
         if let Some(host) = self.hosts.get_mut(&id) {
+            let held: Vec<_> = host.blocks.keys().collect();
+            self.log.push((self.now, id, (0, 0), format!("killed with {held:?}")));
             host.is_up = false;
             host.blocks.clear();
             host.reserved.clear();
+            host.unverified.clear();
         }
-        let held: BTreeSet<_> =
-            self.hosts.values().filter(|h| h.is_up).flat_map(|h| h.blocks.keys()).copied().collect();
+        // A copy that is on its way out does not count: the one that it moved to does.
+        let counts = |host: &HostId, block: &BlockId| {
+            let hold = self.cluster.table.hold(*host, block);
+            !matches!(hold, Some(Hold::Leaving | Hold::Freeing(_)))
+                && !self.hosts[host].unverified.contains(block)
+        };
+        let held: BTreeSet<_> = self
+            .hosts
+            .iter()
+            .flat_map(|(host, h)| h.blocks.keys().filter(move |block| counts(host, block)))
+            .copied()
+            .collect();
         self.safe.retain(|id| held.contains(id));
     }
 
@@ -191,7 +222,7 @@ impl World {
         if self.now >= self.beat {
             self.beat = self.now + Duration::from_secs(1);
             self.report();
-            self.cluster.renew(self.now, QUERY);
+            self.cluster.renew(self.now, QUERY, self.announced);
             self.cluster.tick(self.now);
             self.heal_routes();
         }
@@ -205,7 +236,20 @@ impl World {
             self.deliver(message);
             self.act();
         }
+        self.count_copies();
         self.check();
+    }
+
+    /// Copies count once the table says that they are there.
+    fn count_copies(&mut self) {
+        for (id, host) in &mut self.hosts {
+            host.unverified.retain(|block| {
+                !matches!(
+                    self.cluster.table.hold(*id, block),
+                    Some(Hold::Held | Hold::Leaving | Hold::Promised)
+                )
+            });
+        }
     }
 
     pub(super) fn run(&mut self, time: Duration) {
@@ -286,6 +330,7 @@ impl World {
 
     fn encode(&mut self, id: HostId, by: (u64, u64), need: BlockNeed, anchor: Option<AnchorCopy>) -> bool {
         let Some(host) = self.hosts.get_mut(&id).filter(|host| host.is_up) else { return false };
+        self.log.push((self.now, id, by, format!("encode {:?}", need.id)));
         let wanted = [Some((need.id, need.bytes)), anchor.map(|a| (a.id, a.bytes))];
         for (block, bytes) in wanted.into_iter().flatten() {
             host.fence.claim(id, block, by);
@@ -306,7 +351,12 @@ impl World {
         let Some(host) = self.hosts.get_mut(&id).filter(|host| host.is_up) else { return };
         let reply = match host.fence.admit(order.term) {
             Err(refusal) => AgentReply::Refused(refusal),
-            Ok(_) => self.obey(id, by, order.request),
+            Ok(_) => {
+                let asked = format!("{:?}", order.request);
+                let reply = self.obey(id, by, order.request);
+                self.log.push((self.now, id, by, format!("{asked} -> {reply:?}")));
+                reply
+            }
         };
         self.send(Message::Reply(by.0, number, reply));
     }
@@ -337,6 +387,7 @@ impl World {
                 Some(bytes) if from_holds => {
                     host.reserved.remove(&block);
                     host.blocks.insert(block, bytes);
+                    host.unverified.insert(block);
                     AgentReply::Pulled { digest: digest(&block), at: host.next() }
                 }
                 _ => AgentReply::Refused(AgentRefusal::NoSuchBlock { host: from, block }),
@@ -350,6 +401,7 @@ impl World {
             AgentRequest::Free { blocks, .. } => {
                 for block in host.fence.freeable(id, &blocks, by) {
                     host.blocks.remove(&block);
+                    host.unverified.remove(&block);
                     host.reserved.remove(&block);
                 }
                 AgentReply::Freed { at: host.next() }
@@ -363,6 +415,7 @@ impl World {
     fn notice(&mut self, term: u64, notice: QueryNodeNotice) {
         match notice {
             QueryNodeNotice::Announce { .. } if term == self.cluster.term() => {
+                self.announced = term;
                 for claim in self.contexts.values().cloned().collect::<Vec<_>>() {
                     self.cluster.hold(self.now, claim);
                 }
@@ -417,12 +470,19 @@ impl World {
         }
         let held: BTreeSet<_> = self.hosts.values().flat_map(|host| host.blocks.keys()).collect();
         for need in self.contexts.values().flat_map(|claim| &claim.needs) {
-            assert!(
-                !self.safe.contains(&need.id) || held.contains(&need.id),
-                "block {} was freed by all",
-                need.id
-            );
+            if self.safe.contains(&need.id) && !held.contains(&need.id) {
+                panic!("block {} was freed by all at {:?}:\n{}", need.id, self.now, self.story(&need.id));
+            }
         }
+    }
+
+    /// What happened to a block.
+    fn story(&self, block: &BlockId) -> String {
+        let name = format!("{block:?}");
+        let lines = self.log.iter().filter(|(_, _, _, what)| what.contains(&name));
+        lines
+            .map(|(at, host, by, what)| format!("{at:?} {host} {by:?} {}\n", &what[..what.len().min(300)]))
+            .collect()
     }
 
     /// Blocks of contexts that are not where their routes lead.

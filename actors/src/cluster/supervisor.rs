@@ -89,6 +89,8 @@ pub struct Cluster {
     pub(crate) intents: BTreeMap<NodeKey, Intent>,
     /// Query nodes, and when each was heard of.
     pub(crate) query_nodes: BTreeMap<NodeKey, Duration>,
+    /// Those that are there and have not announced their contexts yet.
+    pub(crate) unannounced: BTreeSet<NodeKey>,
     pub(crate) moves: BTreeMap<u64, Migration>,
     pub(crate) queue: VecDeque<PlannedMove>,
     pub(crate) drains: BTreeMap<NodeKey, Drain>,
@@ -118,6 +120,7 @@ impl Cluster {
             table: Table::default(),
             intents,
             query_nodes: BTreeMap::new(),
+            unannounced: BTreeSet::new(),
             moves: BTreeMap::new(),
             queue: VecDeque::new(),
             drains: BTreeMap::new(),
@@ -166,6 +169,7 @@ impl Cluster {
             entry.measure(reported);
             self.compare(now, host, reported, has_restarted);
         }
+        self.release_switches(now);
         self.pump(now);
     }
 
@@ -178,9 +182,15 @@ impl Cluster {
         has_restarted: bool,
     ) {
         let listed: BTreeSet<BlockId> = reported.blocks.iter().map(|block| block.id).collect();
+        let is_unknown = reported.blocks.iter().any(|block| self.table.holding(host, &block.id).is_none());
+        let anchors = if is_unknown { self.table.anchors() } else { BTreeMap::new() };
         for block in &reported.blocks {
-            if matches!(self.table.hold(host, &block.id), None | Some(Hold::Promised)) {
+            let hold = self.table.hold(host, &block.id);
+            if matches!(hold, None | Some(Hold::Promised)) {
                 self.table.set(host, block.id, block.bytes, Hold::Held);
+                if let Some(users) = anchors.get(&block.id).filter(|_| hold.is_none()) {
+                    self.table.holding_mut(host, &block.id).expect("just set").anchors.clone_from(users);
+                }
                 if let Some(entry) = self.table.blocks.get_mut(&block.id) {
                     entry.is_lost = false;
                 }
@@ -226,7 +236,13 @@ impl Cluster {
             return;
         }
         match (pending, reply) {
-            (Pending::Move(id), reply) => self.move_replied(now, id, reply),
+            (Pending::Move(id), reply) => {
+                self.move_replied(now, id, reply);
+                if self.moves.get(&id).is_none_or(Migration::is_committed) {
+                    // The target can take another block.
+                    self.pump_replicas(now);
+                }
+            }
             (Pending::Free { host, version, blocks }, AgentReply::Freed { at }) => {
                 self.heard_of(host, at);
                 for block in blocks {
@@ -244,9 +260,13 @@ impl Cluster {
         self.pump(now);
     }
 
-    /// A query node is there.
-    pub fn renew(&mut self, now: Duration, node: NodeKey) {
-        if self.query_nodes.insert(node, now).is_none() {
+    /// A query node is there, and has announced its contexts to the supervisor of a term.
+    pub fn renew(&mut self, now: Duration, node: NodeKey, announced: u64) {
+        self.query_nodes.insert(node, now);
+        if announced == self.term {
+            self.unannounced.remove(&node);
+        } else {
+            self.unannounced.insert(node);
             let notice = QueryNodeNotice::Announce { term: self.term };
             self.actions.push_back(Action::ToQueryNode { node, notice });
         }

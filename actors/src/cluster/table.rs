@@ -168,6 +168,17 @@ impl Table {
         holders.into_iter().map(|(_, _, host)| host).collect()
     }
 
+    /// Contexts by the blocks that are their anchors.
+    pub(crate) fn anchors(&self) -> BTreeMap<BlockId, BTreeSet<ContextId>> {
+        let mut anchors: BTreeMap<BlockId, BTreeSet<ContextId>> = BTreeMap::new();
+        for claim in self.contexts.values() {
+            if let Some(anchor) = claim.anchor {
+                anchors.entry(anchor.id).or_default().insert(claim.context);
+            }
+        }
+        anchors
+    }
+
     /// Whether any context needs the block on that host.
     pub(crate) fn is_claimed(&self, host: HostId, block: &BlockId) -> bool {
         let is_used = self.blocks.get(block).is_some_and(|entry| !entry.users.is_empty());

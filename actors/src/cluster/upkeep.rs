@@ -63,17 +63,15 @@ impl Cluster {
             self.pending.pop_first();
         }
         self.pump(now);
+        self.pump_replicas(now);
     }
 
-    /// Starts whatever moves can start: drains first, then replicas, then rebalancing.
+    /// Starts what can start of drains, then of the round of rebalancing. Looks at few blocks, so that every event may call it.
     pub(crate) fn pump(&mut self, now: Duration) {
         if self.is_replaced || !self.has_settled {
             return;
         }
         self.pump_drains(now);
-        if now >= self.started + self.settings.unclaimed_grace {
-            self.pump_replicas(now);
-        }
         for planned in std::mem::take(&mut self.queue) {
             let is_waiting = self.is_receiving(planned.to);
             let is_blocked = self.backoff.contains_key(&(planned.block, planned.to));
@@ -101,7 +99,7 @@ impl Cluster {
                     self.drain_block(now, from, block, bytes);
                 }
             }
-            if now >= self.started + self.settings.unclaimed_grace {
+            if self.knows_contexts(now) {
                 self.free(now, from, useless);
             }
         }
@@ -186,8 +184,11 @@ impl Cluster {
         self.actions.push_back(Action::Drain(drain.progress.clone()));
     }
 
-    /// Makes replicas that are missing, and has routes leave those that are too many.
-    fn pump_replicas(&mut self, now: Duration) {
+    /// Makes replicas that are missing, and has routes leave those that are too many. Looks at every block.
+    pub(crate) fn pump_replicas(&mut self, now: Duration) {
+        if self.is_replaced || !self.has_settled || !self.knows_contexts(now) {
+            return;
+        }
         for block in self.table.blocks.keys().copied().collect::<Vec<_>>() {
             let lasting = self.lasting_holders(&block);
             let want = self.wanted(&block);
@@ -373,8 +374,7 @@ impl Cluster {
 
     /// Frees the blocks among these that nobody needs.
     pub(crate) fn free_unclaimed(&mut self, now: Duration, ids: &[BlockId]) {
-        // A supervisor that has just started has not heard of every context.
-        if now < self.started + self.settings.unclaimed_grace {
+        if !self.knows_contexts(now) {
             return;
         }
         let mut freed: std::collections::BTreeMap<HostId, Vec<BlockId>> = std::collections::BTreeMap::new();
@@ -394,9 +394,15 @@ impl Cluster {
         }
     }
 
+    /// Whether every context has been heard of, as far as can be known: a supervisor that has just started frees nothing.
+    fn knows_contexts(&self, now: Duration) -> bool {
+        let is_there = |&node: &NodeKey| self.is_leased(now, node);
+        now >= self.started + self.settings.unclaimed_grace && !self.unannounced.iter().any(is_there)
+    }
+
     /// Frees what nobody has needed for a while, and asks again for what should be freed by now.
     fn sweep(&mut self, now: Duration) {
-        let mut freed = Vec::new();
+        let (mut freed, knows_contexts) = (Vec::new(), self.knows_contexts(now));
         for host in self.table.hosts.keys().copied().collect::<Vec<_>>() {
             let mut blocks = Vec::new();
             for id in self.table.hosts[&host].blocks.keys().copied().collect::<Vec<_>>() {
@@ -406,7 +412,7 @@ impl Cluster {
                     Hold::Freeing(sent) => now.saturating_sub(sent) > self.settings.order_timeout,
                     Hold::Held | Hold::Promised if !is_claimed => {
                         let since = *holding.unclaimed.get_or_insert(now);
-                        now.saturating_sub(since.max(self.started)) >= self.settings.unclaimed_grace
+                        knows_contexts && now.saturating_sub(since) >= self.settings.unclaimed_grace
                     }
                     _ => {
                         holding.unclaimed = None;
