@@ -1,11 +1,12 @@
 //! What becomes of answers when context hosts fail: the same tokens as without the fault, or a typed error and a session
 //! that goes on.
 
-mod support;
+mod faulty;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use faulty::*;
 use ractor::{call, cast};
 use stellate_actors::context_host::{ContextHostMsg, EncodeJob, Encoded};
 use stellate_actors::error::EncodeError;
@@ -15,7 +16,6 @@ use stellate_actors::supervisor::SupervisorMsg;
 use stellate_actors::{
     AskError, Context, ContextSource, FinishReason, Layout, Moved, NodeOptions, TurnEvent,
 };
-use support::*;
 
 const TOKENS: usize = 12;
 

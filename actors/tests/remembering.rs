@@ -1,11 +1,12 @@
 //! What a node with a journal remembers over its end, and what it says of what it does not know.
 
-mod support;
+mod faulty;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use faulty::*;
 use stellate_actors::error::SessionError;
 use stellate_actors::journal::{ContextRecord, Journaled, SessionRecord};
 use stellate_actors::manifest::ContextId;
@@ -15,7 +16,6 @@ use stellate_actors::{
     StoreJournal,
 };
 use stellate_runtime::store::{Condition, HandleError, Kind, Store, StoreHandle, StoreOptions, Write};
-use support::*;
 
 const TOKENS: usize = 10;
 
