@@ -1,18 +1,48 @@
 //! The OS thread behind an actor that computes: a bounded queue into it, a way to refuse when the queue is full, an end
-//! that waits for the step under way. What the thread does is the actor's own `device` module.
+//! that waits for the step under way and leaves nobody waiting. What the thread does is the actor's own `device` module.
 
 use std::collections::VecDeque;
 use std::io;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use ractor::ActorProcessingErr;
 
 use crate::cancel::CancelToken;
 
 /// How soon an actor offers again what must not be lost: a step of the thread takes about as long.
 pub(crate) const RETRY: Duration = Duration::from_millis(20);
+
+/// The end of a queue at which a device thread takes messages that carry the way back to who waits for an answer. When
+/// the thread ends, or panics, what it has not taken is dropped, and with it what may still be sent, so that every asker
+/// is told: a bounded channel by itself keeps what was sent for as long as it has a sender.
+#[derive(Debug)]
+pub(crate) struct Inbox<M: Send + 'static>(pub(crate) Receiver<M>);
+
+impl<M: Send + 'static> Drop for Inbox<M> {
+    fn drop(&mut self) {
+        let left = loop {
+            match self.0.try_recv() {
+                Ok(message) => drop(message),
+                Err(end) => break end,
+            }
+        };
+        // Somebody may still send, also just now: the channel must not end before they are gone, or what comes between the
+        // last look and its end would be kept. A thread of its own sleeps until then.
+        if left == TryRecvError::Empty {
+            let rest = self.0.clone();
+            let drain =
+                std::thread::Builder::new().name("stellate-gone".to_owned()).stack_size(DRAIN_STACK_BYTES);
+            if let Err(error) = drain.spawn(move || rest.iter().for_each(drop)) {
+                tracing::error!(%error, "those who still ask a thread that has ended may wait in vain");
+            }
+        }
+    }
+}
+
+/// The stack of a thread that only drops messages.
+const DRAIN_STACK_BYTES: usize = 256 << 10;
 
 /// A thread that takes messages `M` from a bounded queue.
 #[derive(Debug)]
@@ -35,7 +65,8 @@ impl<M: Send + 'static> DeviceThread<M> {
         let (work, jobs) = bounded(queue_jobs);
         let stop = CancelToken::default();
         let told = stop.clone();
-        let thread = std::thread::Builder::new().name(name).spawn(move || run(&jobs, told))?;
+        let jobs = Inbox(jobs);
+        let thread = std::thread::Builder::new().name(name).spawn(move || run(&jobs.0, told))?;
         Ok(Self { queue_jobs, stop, work: Some(work), kept: VecDeque::new(), thread: Some(thread) })
     }
 
@@ -89,6 +120,24 @@ impl<M: Send + 'static> DeviceThread<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_thread_that_ended_never_took_is_dropped_also_when_it_is_sent_later() {
+        let (sender, receiver) = bounded(4);
+        let (told, tell) = bounded::<()>(8);
+        for _ in 0..2 {
+            sender.send(told.clone()).unwrap();
+        }
+        drop(Inbox(receiver));
+        for _ in 0..6 {
+            // Never refused for want of room: somebody takes them.
+            sender.send(told.clone()).unwrap();
+        }
+        drop(told);
+        // Ends when the last way back is gone, though the sender is not.
+        assert!(tell.recv().is_err());
+        drop(sender);
+    }
 
     #[tokio::test]
     async fn what_is_kept_goes_first_and_nothing_is_lost() {

@@ -1,12 +1,12 @@
 //! What becomes of answers when context hosts fail: the same tokens as without the fault, or a typed error and a session
 //! that goes on.
 
-mod faults;
+mod faulty;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use faults::*;
+use faulty::*;
 use ractor::{call, cast};
 use stellate_actors::context_host::{ContextHostMsg, EncodeJob, Encoded};
 use stellate_actors::error::EncodeError;

@@ -1,12 +1,12 @@
 //! What a node with a journal remembers over its end, and what it says of what it does not know.
 
-mod faults;
+mod faulty;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use faults::*;
+use faulty::*;
 use stellate_actors::error::SessionError;
 use stellate_actors::journal::{ContextRecord, Journaled, SessionRecord};
 use stellate_actors::manifest::ContextId;

@@ -15,7 +15,7 @@ use stellate_model::block::BlockId;
 
 use crate::budget::{BudgetedBlock, KvBudget, StoreFull};
 use crate::cancel::CancelToken;
-use crate::device_thread::{DeviceThread, RETRY};
+use crate::device_thread::{DeviceThread, Inbox, RETRY};
 use crate::engine::Engine;
 use crate::link::{AttendJob, HostId, LocalLink};
 use crate::path::context::Anchor;
@@ -179,7 +179,8 @@ impl Actor for ContextHost {
         let Start { args, budget, attend_jobs } = start;
         let ContextHostArgs { host, engine, queue_jobs, .. } = args;
         let thread = DeviceThread::spawn(format!("stellate-{host}"), queue_jobs, move |jobs, stop| {
-            device::Device::new(host, engine, budget, stop).run(&attend_jobs, jobs);
+            let attend_jobs = Inbox(attend_jobs);
+            device::Device::new(host, engine, budget, stop).run(&attend_jobs.0, jobs);
         })?;
         Ok(State { host, thread })
     }
