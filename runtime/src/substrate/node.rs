@@ -371,9 +371,8 @@ impl Opening {
             _ => None,
         };
         let membership = self.membership(&setup, &endpoint)?;
-        let model = setup.profile.model.clone();
-        let own_requirements = Requirements { protocol: setup.profile.protocol, model };
-        let requirements = setup.requirements.take().unwrap_or(own_requirements);
+        let own = Requirements { protocol: setup.profile.protocol, model: setup.profile.model.clone() };
+        let requirements = setup.requirements.take().unwrap_or(own);
         let control = match setup.control {
             true => Some(
                 ControlPlane::start(
