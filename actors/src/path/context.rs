@@ -2,7 +2,7 @@
 //!
 //! 1. **tokenise** the text: [`tokenise`];
 //! 2. **cut** the tokens into blocks and **address** each by its content: [`Manifest::new`];
-//! 3. **place** the blocks on hosts, or be refused with the numbers: [`place`];
+//! 3. **place** the blocks on hosts, or be refused with the numbers: [`place_request`];
 //! 4. **encode** what no host holds yet: [`encode_star`], every host its own blocks side by side with the others and
 //!    with no word between them; or [`encode_exact`], block after block along the path of a query token. Where a host
 //!    fails, place again and go on: [`settle`];

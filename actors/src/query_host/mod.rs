@@ -1,6 +1,6 @@
 //! The query host: an actor that owns a device thread, which owns the sessions. The actor only hands work over; how turns
 //! share the thread is in [`device`], what a session does there in [`slot`], what a turn does in [`crate::path::query`].
-//! What takes its time elsewhere (a context to be healed, a turn to be written down) is done by [`errands`].
+//! What takes its time elsewhere (a context to be healed, a turn to be written down) is done by [`mod@errands`].
 
 mod device;
 mod errands;
