@@ -28,6 +28,10 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     fn notify(&self, node: NodeKey, notice: QueryNodeNotice);
     /// Tells whoever watches how a drain stands.
     fn drained(&self, progress: DrainProgress);
+    /// Notes that agents follow a supervisor of a higher term; this one stops.
+    fn replaced(&self, highest: u64) {
+        let _ = highest;
+    }
 }
 
 /// What a supervisor keeps on disk: its term, and what administrators want of nodes.
@@ -71,6 +75,11 @@ pub enum ClusterMsg {
     Tell(SupervisorRequest),
     /// An agent has answered an order.
     Replied(u64, AgentReply),
+    /// The hosts of the supervisor's own node have reported; `is_alone` if there is no other node.
+    Reported {
+        /// Whether nobody else can hold anything.
+        is_alone: bool,
+    },
     /// Time has passed; sent by itself.
     Tick,
 }
@@ -122,6 +131,7 @@ impl Actor for ClusterSupervisor {
             }
             ClusterMsg::Tell(request) => drop(state.cluster.ask(now, request)),
             ClusterMsg::Replied(order, reply) => state.cluster.agent_replied(now, order, reply),
+            ClusterMsg::Reported { is_alone } => state.cluster.reported(now, is_alone),
             ClusterMsg::Tick => state.cluster.tick(now),
         }
         state.act(&myself);
@@ -148,6 +158,7 @@ impl ClusterState {
                     }
                 }
                 Action::Replaced { highest } => {
+                    self.transport.replaced(highest);
                     myself.stop(Some(format!("a supervisor of term {highest} is there")));
                 }
             }
