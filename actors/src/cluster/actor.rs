@@ -220,8 +220,8 @@ mod tests {
             _: BlockId,
             _: u64,
             _: u32,
-        ) -> BoxFuture<'static, Result<(), AgentRefusal>> {
-            Box::pin(async { Ok(()) })
+        ) -> BoxFuture<'static, Result<bool, AgentRefusal>> {
+            Box::pin(async { Ok(false) })
         }
         fn pull(
             &self,
@@ -332,8 +332,14 @@ mod tests {
         let place = SupervisorRequest::Place { claim: claim.clone(), suspects: Vec::new() };
         let SupervisorReply::Placed(placed) = ask(&supervisor, place).await else { panic!("there is room") };
         for (order, need) in (100..).zip(&claim.needs) {
-            let encode =
-                EncodeOrder { host: host(0), block: need.id, ids: Vec::new(), position: 0, anchor: None };
+            let encode = EncodeOrder {
+                host: host(0),
+                block: need.id,
+                ids: Vec::new(),
+                position: 0,
+                anchor: None,
+                recompute_anchor: false,
+            };
             let request = AgentRequest::Encode(encode);
             let order = AgentOrder { term: placed.term, version: placed.version, order, request };
             let reply = ractor::call!(agent, AgentMsg::Order, order).unwrap();
