@@ -1,6 +1,10 @@
 //! A node's part in a cluster: what runs beside its query host so that blocks may lie on several nodes. Here the parts are put
 //! together and ended; what each does is in its own file.
 
+pub mod hosts;
+pub mod pull;
+pub mod store;
+
 use std::fmt;
 
 use stellate_runtime::identity::NodeId;
