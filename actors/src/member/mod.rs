@@ -22,10 +22,6 @@ pub mod hosts;
 pub mod pull;
 pub mod store;
 
-pub mod hosts;
-pub mod pull;
-pub mod store;
-
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
