@@ -28,6 +28,10 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     fn notify(&self, node: NodeKey, notice: QueryNodeNotice);
     /// Tells whoever watches how a drain stands.
     fn drained(&self, progress: DrainProgress);
+    /// Notes that agents follow a supervisor of a higher term; this one stops.
+    fn replaced(&self, highest: u64) {
+        let _ = highest;
+    }
 }
 
 /// What a supervisor keeps on disk: its term, and what administrators want of nodes.
@@ -71,6 +75,11 @@ pub enum ClusterMsg {
     Tell(SupervisorRequest),
     /// An agent has answered an order.
     Replied(u64, AgentReply),
+    /// The hosts of the supervisor's own node have reported; `is_alone` if there is no other node.
+    Reported {
+        /// Whether nobody else can hold anything.
+        is_alone: bool,
+    },
     /// Time has passed; sent by itself.
     Tick,
 }
@@ -122,6 +131,7 @@ impl Actor for ClusterSupervisor {
             }
             ClusterMsg::Tell(request) => drop(state.cluster.ask(now, request)),
             ClusterMsg::Replied(order, reply) => state.cluster.agent_replied(now, order, reply),
+            ClusterMsg::Reported { is_alone } => state.cluster.reported(now, is_alone),
             ClusterMsg::Tick => state.cluster.tick(now),
         }
         state.act(&myself);
@@ -148,6 +158,7 @@ impl ClusterState {
                     }
                 }
                 Action::Replaced { highest } => {
+                    self.transport.replaced(highest);
                     myself.stop(Some(format!("a supervisor of term {highest} is there")));
                 }
             }
@@ -220,8 +231,8 @@ mod tests {
             _: BlockId,
             _: u64,
             _: u32,
-        ) -> BoxFuture<'static, Result<(), AgentRefusal>> {
-            Box::pin(async { Ok(()) })
+        ) -> BoxFuture<'static, Result<bool, AgentRefusal>> {
+            Box::pin(async { Ok(false) })
         }
         fn pull(
             &self,
@@ -332,8 +343,14 @@ mod tests {
         let place = SupervisorRequest::Place { claim: claim.clone(), suspects: Vec::new() };
         let SupervisorReply::Placed(placed) = ask(&supervisor, place).await else { panic!("there is room") };
         for (order, need) in (100..).zip(&claim.needs) {
-            let encode =
-                EncodeOrder { host: host(0), block: need.id, ids: Vec::new(), position: 0, anchor: None };
+            let encode = EncodeOrder {
+                host: host(0),
+                block: need.id,
+                ids: Vec::new(),
+                position: 0,
+                anchor: None,
+                recompute_anchor: false,
+            };
             let request = AgentRequest::Encode(encode);
             let order = AgentOrder { term: placed.term, version: placed.version, order, request };
             let reply = ractor::call!(agent, AgentMsg::Order, order).unwrap();

@@ -71,14 +71,14 @@ impl Fence {
 pub trait AgentHosts: Send + Sync + fmt::Debug + 'static {
     /// Encodes a block unless it is held; tells whether it was encoded.
     fn encode(&self, order: EncodeOrder) -> BoxFuture<'static, Result<bool, AgentRefusal>>;
-    /// Promises room for a block of so many bytes and tokens.
+    /// Promises room for a block of so many bytes and tokens, unless the host holds it; tells whether it does.
     fn reserve(
         &self,
         host: HostId,
         block: BlockId,
         bytes: u64,
         tokens: u32,
-    ) -> BoxFuture<'static, Result<(), AgentRefusal>>;
+    ) -> BoxFuture<'static, Result<bool, AgentRefusal>>;
     /// Copies a block from another host into the room that was promised, and seals it if it is what the source sent; an
     /// order to encode it that comes meanwhile waits for the copy. The BLAKE3 that the source named.
     fn pull(
@@ -135,6 +135,9 @@ pub struct AgentArgs {
 pub enum AgentMsg {
     /// Follow an order.
     Order(AgentOrder, RpcReplyPort<AgentReply>),
+    /// Blocks are about to be encoded on a host by its own process, as a supervisor of this term and version placed them.
+    /// Answered when every order to free some of them that came before has been followed.
+    Claim(HostId, Vec<BlockId>, (u64, u64), RpcReplyPort<()>),
     /// Report what is there; sent by itself.
     Report,
 }
@@ -196,6 +199,11 @@ impl Actor for Agent {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             AgentMsg::Order(order, reply) => state.follow(order, reply).await,
+            AgentMsg::Claim(host, blocks, by, reply) => {
+                blocks.into_iter().for_each(|block| state.fence.claim(host, block, by));
+                // Who asked may have given up.
+                let _ = reply.send(());
+            }
             AgentMsg::Report => state.uplink.send(SupervisorRequest::Inventory(state.inventory().await)),
         }
         Ok(())
@@ -212,15 +220,14 @@ impl AgentState {
         let (by, moments) = ((order.term, order.version), self.moments.clone());
         match order.request {
             AgentRequest::Encode(encode) => {
-                self.fence.claim(encode.host, encode.block, by);
-                if let Some((anchor, _)) = &encode.anchor {
-                    self.fence.claim(encode.host, *anchor, by);
-                }
+                encode.kept().for_each(|block| self.fence.claim(encode.host, block, by));
                 answer(reply, self.hosts.encode(encode), |fresh| AgentReply::Encoded { fresh });
             }
             AgentRequest::Reserve { host, block, bytes, tokens } => {
                 self.fence.claim(host, block, by);
-                answer(reply, self.hosts.reserve(host, block, bytes, tokens), |()| AgentReply::Reserved);
+                answer(reply, self.hosts.reserve(host, block, bytes, tokens), |held| AgentReply::Reserved {
+                    held,
+                });
             }
             AgentRequest::Pull { host, block, from } => {
                 let pulled = move |digest| AgentReply::Pulled { digest, at: moments.next() };

@@ -10,8 +10,9 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 use super::driver::{Driver, Input};
+use super::handle::SubstrateHandle;
 use super::issuing::DurableIssuing;
-use super::links::{Forward, accept_all, dial_member};
+use super::links::{Forward, accept_all};
 use super::memory::{Memory, MemoryError, Remembered};
 use super::roster::Roster;
 use super::setup::{Incoming, StartError, SubstrateSetup, reachable};
@@ -206,11 +207,14 @@ impl Substrate {
         self.context.events.subscribe()
     }
 
+    /// What layers above hold of this node. It does not keep the network thread: that ends with this object.
+    pub fn handle(&self) -> SubstrateHandle {
+        SubstrateHandle { context: self.context.clone() }
+    }
+
     /// Waits until the node has met another one, or knows that it starts alone: nowhere to look, or nobody there.
     pub async fn ready(&self) {
-        let mut ready = self.context.ready.subscribe();
-        // The sender lives as long as this object.
-        let _ = ready.wait_for(|ready| *ready).await;
+        self.handle().ready().await;
     }
 
     /// A connection of `class` to a node: the live one, else a new one. It may be closed as superseded when the other dials
@@ -219,16 +223,7 @@ impl Substrate {
     /// # Errors
     /// The node is not known, or not reached.
     pub async fn connect(&self, node: NodeId, class: ConnectionClass) -> Result<Connection, ConnectError> {
-        let connection = match self.context.endpoint.connection(node, class) {
-            Some(live) => live,
-            None if self.roster().member(node).is_none() => return Err(ConnectError::Unknown(node)),
-            None => dial_member(&self.context, node, class).await?,
-        };
-        Forward::hand(&self.context, &connection);
-        if class == ConnectionClass::Control {
-            self.context.tell(Input::Connected(connection.clone())).await;
-        }
-        Ok(connection)
+        self.handle().connect(node, class).await
     }
 
     /// Changes what this node says of itself. When it returns, [`Self::roster`] shows it; the others hear of it soon. A
