@@ -101,12 +101,12 @@ pub trait AgentStore: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// In words.
-    fn start(&mut self) -> Result<(u64, u64), String>;
+    fn start(&mut self) -> BoxFuture<'_, Result<(u64, u64), String>>;
     /// Keeps a term; returns when it is safe.
     ///
     /// # Errors
     /// In words; the order that brought the term is then refused.
-    fn raise(&mut self, term: u64) -> Result<(), String>;
+    fn raise(&mut self, term: u64) -> BoxFuture<'_, Result<(), String>>;
 }
 
 /// The way from an agent to the supervisor. What does not arrive is sent again a second later.
@@ -183,7 +183,7 @@ impl Actor for Agent {
         args: AgentArgs,
     ) -> Result<AgentState, ActorProcessingErr> {
         let AgentArgs { node, hosts, mut store, uplink, clock } = args;
-        let (highest, start) = store.start()?;
+        let (highest, start) = store.start().await?;
         let moments = Moments { start, count: Arc::new(AtomicU64::new(0)) };
         myself.cast(AgentMsg::Report)?;
         drop(myself.send_interval(HEARTBEAT, || AgentMsg::Report));
@@ -213,7 +213,7 @@ impl Actor for Agent {
 impl AgentState {
     /// Follows an order. What takes long goes on beside, so that the mailbox stays free.
     async fn follow(&mut self, order: AgentOrder, reply: RpcReplyPort<AgentReply>) {
-        if let Err(refusal) = self.admit(&order) {
+        if let Err(refusal) = self.admit(&order).await {
             drop(reply.send(AgentReply::Refused(refusal)));
             return;
         }
@@ -246,14 +246,14 @@ impl AgentState {
         }
     }
 
-    fn admit(&mut self, order: &AgentOrder) -> Result<(), AgentRefusal> {
+    async fn admit(&mut self, order: &AgentOrder) -> Result<(), AgentRefusal> {
         // A query node may have been placed by an earlier supervisor: what it has encoded shows in the inventory.
         if matches!(order.request, AgentRequest::Encode(_)) {
             return Ok(());
         }
         let before = self.fence.highest;
         if let Some(term) = self.fence.admit(order.term)? {
-            self.store.raise(term).map_err(|cause| {
+            self.store.raise(term).await.map_err(|cause| {
                 self.fence.highest = before;
                 AgentRefusal::Failed { cause }
             })?;

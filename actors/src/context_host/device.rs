@@ -98,8 +98,12 @@ impl EncodeWork {
         drop(reply.send(answer));
     }
 
-    fn is_cancelled(&self) -> bool {
-        self.job.cancel.is_cancelled() || self.arrival.revoked().is_cancelled()
+    /// Why the block is not to be encoded any more, if so.
+    fn ended(&self, host: HostId) -> Option<HostError> {
+        if self.job.cancel.is_cancelled() {
+            return Some(HostError::Cancelled);
+        }
+        self.arrival.revoked().is_cancelled().then(|| released(host))
     }
 }
 
@@ -160,7 +164,11 @@ impl Device {
             return Err(LinkError::NoSuchBlock { host: self.host, block });
         }
         let mut spans = recycle(std::mem::take(&mut self.spans));
-        spans.extend(gathered.iter().map(|block| KvSpan { keys: block.view(layer, block.len()), visible: Visible::All }));
+        spans.extend(
+            gathered
+                .iter()
+                .map(|block| KvSpan { keys: block.view(layer, block.len()), visible: Visible::All }),
+        );
         self.engine.attend(&queries, &spans, fold, &mut partials);
         let (pass, decoder) = (&mut self.engine.pass, &self.engine.decoder);
         let tokens = decoder.queries(&queries).tokens;
@@ -174,8 +182,8 @@ impl Device {
 
     /// Starts a block, with its anchor first if that is not there.
     fn begin(&mut self, work: EncodeWork) {
-        if work.is_cancelled() {
-            return work.answer(Err(HostError::Cancelled));
+        if let Some(error) = work.ended(self.host) {
+            return work.answer(Err(error));
         }
         if self.held.get(&work.job.id).is_some() {
             return work.answer(Ok(Encoded::Held));
@@ -215,9 +223,9 @@ impl Device {
     /// Encodes one chunk.
     fn advance(&mut self, encoding: Encoding) {
         let Encoding { mut work, stage, tokens, took } = encoding;
-        if work.is_cancelled() {
+        if let Some(error) = work.ended(self.host) {
             drop(stage);
-            return work.answer(Err(HostError::Cancelled));
+            return work.answer(Err(error));
         }
         let started = self.clock.now();
         let (step, outcome) = self.advance_stage(&mut work, stage);
@@ -228,7 +236,7 @@ impl Device {
                 self.rates.encode.add(tokens as u64, took);
                 let EncodeWork { reply, arrival, anchor, .. } = work;
                 drop(anchor);
-                let sealed = arrival.seal(block).map_err(|_| HostError::Cancelled);
+                let sealed = arrival.seal(block).map_err(|_| released(self.host));
                 drop(reply.send(sealed.map(|()| Encoded::Fresh)));
             }
             Err(error) => work.answer(Err(error)),
@@ -270,12 +278,16 @@ impl Device {
     /// Holds an anchor under its own address, and goes on to the block behind it.
     fn keep_anchor(&mut self, work: &mut EncodeWork, block: BudgetedBlock) -> Result<Next, HostError> {
         let arrival = work.anchor.take().expect("a kept anchor was noted as on its way");
-        arrival.seal(block).map_err(|_| HostError::Cancelled)?;
+        arrival.seal(block).map_err(|_| released(self.host))?;
         let anchor = work.job.anchor.as_ref().expect("an anchor is encoded for a block behind one");
-        // Released just now, it is computed again by who asks again.
-        let kept = self.held.get(&anchor.id).ok_or(HostError::Cancelled)?;
+        let kept = self.held.get(&anchor.id).ok_or_else(|| released(self.host))?;
         self.block_stage(&work.job, Some(kept)).map(Next::Stage)
     }
+}
+
+/// A block that was released while it was encoded is not there; who still wants it asks again.
+fn released(host: HostId) -> HostError {
+    HostError::Unreachable { host, cause: "it let go of the block meanwhile".to_owned() }
 }
 
 /// What follows a chunk.

@@ -171,9 +171,9 @@ impl HeldBlocks {
             return Ok(true);
         }
         let bytes = self.budget.shape().bytes_for(tokens);
-        let is_promised =
-            |strip: &Strip| strip.bytes() == bytes && strip.capacity_tokens() >= tokens;
-        let is_coming = state.arrivals.get(&id).is_some_and(|all| all.iter().any(|entry| entry.way == Way::Copy));
+        let is_promised = |strip: &Strip| strip.bytes() == bytes && strip.capacity_tokens() >= tokens;
+        let is_coming =
+            state.arrivals.get(&id).is_some_and(|all| all.iter().any(|entry| entry.way == Way::Copy));
         if !is_coming && !state.promised.get(&id).is_some_and(is_promised) {
             state.promised.insert(id, Strip::new(self.budget.allocate(tokens)?));
         }
@@ -299,7 +299,11 @@ impl HeldBlocks {
     fn open(&self) -> Result<MutexGuard<'_, State>, HostError> {
         let state = self.state();
         let cause = || "it has stopped".to_owned();
-        if state.is_closed { Err(HostError::Unreachable { host: self.host, cause: cause() }) } else { Ok(state) }
+        if state.is_closed {
+            Err(HostError::Unreachable { host: self.host, cause: cause() })
+        } else {
+            Ok(state)
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -362,7 +366,8 @@ impl Arrival {
     /// Gives the room back as promised, with what has come, unless the block was released meanwhile.
     pub fn promise(self, strip: Strip) {
         let mut state = self.blocks.state();
-        let is_wanted = !state.is_closed && !self.revoked.is_cancelled() && !state.held.contains_key(&self.id);
+        let is_wanted =
+            !state.is_closed && !self.revoked.is_cancelled() && !state.held.contains_key(&self.id);
         let dropped = if is_wanted { state.promised.insert(self.id, strip) } else { Some(strip) };
         drop(state);
         drop(dropped);

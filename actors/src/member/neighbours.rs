@@ -14,9 +14,7 @@ use super::peers::{Peers, key_of};
 use super::pull::BlockSources;
 use super::way::Seen;
 use crate::budget::{KvBudget, StoreFull, free_tokens};
-use crate::cluster::messages::{
-    AgentOrder, AgentRefusal, AgentReply, AgentRequest, EncodeOrder, NodeKey,
-};
+use crate::cluster::messages::{AgentOrder, AgentRefusal, AgentReply, AgentRequest, EncodeOrder, NodeKey};
 use crate::context_host::{Encoded, HostError};
 use crate::directory::Directory;
 use crate::link::HostId;
@@ -64,7 +62,11 @@ impl Neighbours {
         let [decode, bulk] = self.dialers(node);
         let network = self.peers.substrate.network();
         let channel = DecodeChannel::new(&network, host, self.shape, decode, DecodeOptions::default());
-        let control = Orders { peers: self.peers.clone(), seen: Arc::clone(&self.seen), scratch: Arc::clone(&self.scratch) };
+        let control = Orders {
+            peers: self.peers.clone(),
+            seen: Arc::clone(&self.seen),
+            scratch: Arc::clone(&self.scratch),
+        };
         let remote = RemoteHost::new(channel, Arc::new(control), bulk, Arc::clone(&self.scratch));
         tracing::debug!(%host, "a host of another node is used from now on");
         self.directory.join(Arc::new(remote));
@@ -150,7 +152,9 @@ impl Orders {
         let unreachable = |cause| HostError::Unreachable { host, cause };
         match self.peers.order(NodeKey::of(host), order, limit).await.map_err(unreachable)? {
             AgentReply::Refused(AgentRefusal::Full { needed_bytes, free_bytes }) => {
-                let tokens = |bytes: u64| free_tokens(self.scratch.shape(), usize::try_from(bytes).unwrap_or(usize::MAX));
+                let tokens = |bytes: u64| {
+                    free_tokens(self.scratch.shape(), usize::try_from(bytes).unwrap_or(usize::MAX))
+                };
                 Err(HostError::Full(StoreFull {
                     needed_tokens: tokens(needed_bytes),
                     free_tokens: tokens(free_bytes),

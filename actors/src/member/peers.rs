@@ -58,8 +58,7 @@ impl Peers {
     /// The actors of a group with their nodes, ordered by node.
     fn members(&self, group: &'static str) -> Vec<(NodeId, ActorCell)> {
         let own_id = self.substrate.id();
-        let mut members =
-            self.substrate.control().map(|control| control.members(group)).unwrap_or_default();
+        let mut members = self.substrate.control().map(|control| control.members(group)).unwrap_or_default();
         members.retain(|(node, _)| *node != own_id);
         let own = self.own.lock().unwrap_or_else(PoisonError::into_inner).get(group).cloned();
         let is_running = |actor: &ActorCell| actor.get_status() <= ActorStatus::Running;
@@ -183,9 +182,7 @@ fn alike(one: &NodeRecord, other: &NodeRecord) -> String {
 }
 
 /// What came of a call.
-fn answer<T, M>(
-    called: Result<CallResult<Wire<T>>, ractor::MessagingErr<M>>,
-) -> Result<T, String> {
+fn answer<T, M>(called: Result<CallResult<Wire<T>>, ractor::MessagingErr<M>>) -> Result<T, String> {
     match called {
         Ok(CallResult::Success(answer)) => answer.take().map_err(|error| error.to_string()),
         Ok(CallResult::Timeout) => Err("no answer came in time".to_owned()),

@@ -75,8 +75,13 @@ impl Supervision {
         let started = Actor::spawn(None, ClusterSupervisor, args).await;
         let (cluster, _) = started.map_err(|error| failed("the supervisor", error.to_string()))?;
         let (reported, _) = watch::channel(false);
-        let door = Arc::new(Door { peers: self.peers.clone(), has_hosts: self.has_hosts, reported: reported.clone() });
-        let started = Actor::spawn(None, SupervisorGate, (cluster.clone(), door as Arc<dyn Doorkeeper>)).await;
+        let door = Arc::new(Door {
+            peers: self.peers.clone(),
+            has_hosts: self.has_hosts,
+            reported: reported.clone(),
+        });
+        let started =
+            Actor::spawn(None, SupervisorGate, (cluster.clone(), door as Arc<dyn Doorkeeper>)).await;
         let (gate, _) = started.map_err(|error| failed("the way in to the supervisor", error.to_string()))?;
         let supervisor = Supervisor { cluster, gate, replaced };
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(supervisor.clone());
@@ -96,10 +101,16 @@ impl Supervision {
                 return;
             }
             if self.peers.is_supervised_elsewhere() {
-                tracing::error!(highest, "another node supervises as well; name one of them in cluster.supervisor");
+                tracing::error!(
+                    highest,
+                    "another node supervises as well; name one of them in cluster.supervisor"
+                );
                 return;
             }
-            tracing::warn!(highest, "agents have followed a later supervisor that is gone; taking over from it");
+            tracing::warn!(
+                highest,
+                "agents have followed a later supervisor that is gone; taking over from it"
+            );
             supervisor = match self.take_over(highest).await {
                 Ok(next) => next,
                 Err(error) => return tracing::error!(%error, "the supervisor was not started again"),

@@ -29,7 +29,9 @@ impl Transport for Outward {
         let peers = self.peers.clone();
         Box::pin(async move {
             let limit = match order.request {
-                AgentRequest::Reserve { .. } | AgentRequest::Free { .. } | AgentRequest::Inventory => Some(QUICK),
+                AgentRequest::Reserve { .. } | AgentRequest::Free { .. } | AgentRequest::Inventory => {
+                    Some(QUICK)
+                }
                 // As long as the node is there.
                 AgentRequest::Encode(_) | AgentRequest::Pull { .. } | AgentRequest::Verify { .. } => None,
             };

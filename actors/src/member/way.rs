@@ -133,7 +133,8 @@ impl Way {
             if left.is_zero()
                 && let Some((node, cause)) = last
             {
-                let name = self.peers.substrate.roster().member(node).map(|member| member.record.name.clone());
+                let name =
+                    self.peers.substrate.roster().member(node).map(|member| member.record.name.clone());
                 let node = name.unwrap_or_else(|| node.short());
                 return Err(AskFailure::Unanswered { node, waited_s, cause });
             }

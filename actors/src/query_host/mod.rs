@@ -200,11 +200,9 @@ fn hand_over(thread: &mut DeviceThread<QueryHostMsg>, message: QueryHostMsg) -> 
     match message {
         // Without a reply the asker of a log learns that there is none.
         // Nor is a move acknowledged: who misses it asks in the old place, and heals; so does who misses a loss.
-        Ok(()) | Err(
-            QueryHostMsg::Retry
-            | QueryHostMsg::Turns(..)
-            | QueryHostMsg::Moved(..)
-            | QueryHostMsg::Heal(..),
+        Ok(())
+        | Err(
+            QueryHostMsg::Retry | QueryHostMsg::Turns(..) | QueryHostMsg::Moved(..) | QueryHostMsg::Heal(..),
         ) => {}
         Err(QueryHostMsg::EncodeExact(_, reply)) => {
             drop(reply.send(Err(EncodeError::Overloaded { queue })));
