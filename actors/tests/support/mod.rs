@@ -69,7 +69,7 @@ impl Served {
         let authority = Authority::new();
         let model = Model::load(&ModelSource::Demo, &ModelOptions::default(), &mut |_| {}).unwrap();
         let node = Node::open(&model, options.with_hosts(2)).await.unwrap();
-        let api = Api::new(node.clone(), "demo".to_owned(), Arc::new(OneNode));
+        let api = Api::new(node.clone(), Arc::default(), "demo".to_owned(), Arc::new(OneNode));
         let network = NetworkThread::start("served").unwrap();
         let name = "server".parse().unwrap();
         let credentials = Arc::new(authority.0.issue_node(&name, SystemTime::now()).unwrap());
@@ -117,9 +117,9 @@ impl OneNode {
             devices: "1xCPU".to_owned(),
             version: "0".to_owned(),
             capacity_bytes: 2,
-            used_bytes: 1,
-            blocks: 1,
-            sessions: 0,
+            used_bytes: Some(1),
+            blocks: Some(1),
+            sessions: Some(0),
             rtt_us: None,
         }
     }
@@ -173,7 +173,7 @@ impl ClusterAdmin for OneNode {
         async move { Ok(IssuedToken { id, token, expires_s, uses, join_address }) }.boxed()
     }
 
-    fn doctor(&self) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>> {
+    fn doctor(&self, _: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>> {
         let (node, what, detail) = ("server".to_owned(), "clock".to_owned(), "0 ms".to_owned());
         async move { Ok(vec![Check { node, what, finding: Finding::Good, detail }]) }.boxed()
     }

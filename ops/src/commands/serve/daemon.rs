@@ -1,25 +1,30 @@
-//! What runs while a node serves: its place on the network, the join address, and the API over its contexts. Here the parts
-//! are put together; each is its own crate's or file's.
+//! What runs while a node serves: its place in the cluster, the hosts of its process, and the API over its contexts. Here the
+//! parts are put together and taken apart; each is its own crate's or file's.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use stellate_actors::Node;
-use stellate_actors::api::{Api, serve_api};
-use stellate_runtime::clock::SystemClock;
-use stellate_runtime::identity::{IssuingStore, JoinDesk};
-use stellate_runtime::store::StoreHandle;
-use stellate_runtime::substrate::DurableIssuing;
-use stellate_runtime::transport::{
-    Accepted, CloseCode, ConnectionClass, Endpoint, EndpointSetup, JoinServer, NetworkHandle,
-};
+use anyhow::Context as _;
+use stellate_actors::api::{Api, Shelf, serve_api};
+use stellate_actors::cluster::settings::ClusterSettings;
+use stellate_actors::member::{Member, MemberSetup};
+use stellate_actors::{Model, Node, NodeOptions};
+use stellate_runtime::membership::{Device, ModelFormat, NodeRecord, NodeState, RefusalReason, Requirements};
+use stellate_runtime::substrate::{Incoming, Substrate, SubstrateSetup};
+use stellate_runtime::transport::Connection;
+use tokio::sync::mpsc;
 
-use tokio::runtime::Handle;
-
+use super::cluster::Administration;
+use super::durable::{Durable, take_up};
 use super::identity::Identity;
-use super::one_node::{Issuer, OneNode};
-use super::{Ready, ServeArgs};
+use super::place::{Place, Seat};
+use super::{Ready, ServeArgs, departure};
 use crate::app::App;
+use crate::open;
+use crate::report::machine::{self, Machine};
+
+/// How often it is looked whether there is another supervisor, of whose model the cluster then is.
+const LOOK_FOR_SUPERVISOR: Duration = Duration::from_secs(1);
 
 /// A node that serves.
 #[derive(Debug)]
@@ -28,100 +33,216 @@ pub(super) struct Daemon {
     pub(super) api: Api,
     /// What is told of it.
     pub(super) ready: Ready,
-    endpoint: Endpoint,
-    join_server: Option<JoinServer>,
+    node: Node,
+    place: Arc<Place>,
+    durable: Durable,
 }
 
 impl Daemon {
-    /// Opens everything. From then on the node can be asked.
-    pub(super) fn start(
+    /// Opens everything. From then on the node can be asked, and is given work.
+    pub(super) async fn start(
         app: &App,
         args: &ServeArgs,
-        network: &NetworkHandle,
         identity: Identity,
-        node: Node,
-        store: StoreHandle,
+        model: &Model,
+        durable: Durable,
     ) -> anyhow::Result<Self> {
-        let settings = &app.settings;
-        let Identity { credentials, revocations, authority } = identity;
-        let listen: SocketAddr = settings.network.listen;
-        let store: Arc<dyn IssuingStore> = Arc::new(DurableIssuing::new(store, Handle::current()));
-        let clock = Arc::new(SystemClock::new());
-        let details = credentials.details().clone();
-        let desk = authority
-            .map(|ca| Arc::new(JoinDesk::new(ca, store.clone(), revocations.clone(), clock.clone())));
-        if desk.is_some() {
-            store.claim_name(&details.name, details.id)?;
-        }
-        let mut setup = EndpointSetup::new(listen, credentials.clone(), revocations);
-        setup.desk = desk.clone();
-        let options = setup.options.clone();
-        let (endpoint, accepted) = Endpoint::bind(network, setup)?;
-        let join_server = match &desk {
-            Some(desk) => {
-                let address = settings.network.join_listen;
-                Some(JoinServer::bind(network, address, &credentials, desk.clone(), options, clock)?)
+        let setup = substrate_setup(app, identity, model, &durable)?;
+        let (substrate, Incoming { decode, bulk, admin }) = Substrate::start(setup).await?;
+        let ready = Ready::of(&substrate, model_name(app, args));
+        let member = member_setup(app, &substrate, model, &durable);
+        let member = match Member::start(member, decode, bulk).await {
+            Ok(member) => member,
+            Err(error) => {
+                substrate.stop().await;
+                return Err(error.into());
             }
-            _ => None,
         };
-        let join_address = join_server.as_ref().map(JoinServer::local_address).transpose()?.map(reachable);
-        let model = match (&args.model.random_weights, settings.model.path.as_str()) {
-            (Some(shape), _) => shape.clone(),
-            (None, "") => "demo".to_owned(),
-            (None, path) => path.to_owned(),
-        };
-        let address = reachable(endpoint.local_address()?).to_string();
-        let ready = Ready {
-            join_address: join_address.map(|address| address.to_string()),
-            name: details.name.to_string(),
-            id: details.id.to_string(),
-            model: model.clone(),
-            address: address.clone(),
-        };
-        let issuer = desk.zip(join_address).map(|(desk, join_address)| Issuer { desk, store, join_address });
-        let cluster = Arc::new(OneNode::new(details, address, node.clone(), issuer));
-        let api = Api::new(node, model, cluster.clone());
-        cluster.serve(&api);
-        tokio::spawn(accept(accepted, api.clone()));
-        Ok(Self { api, ready, endpoint, join_server })
-    }
-
-    /// Leaves the network, and lets contexts and sessions go.
-    pub(super) async fn stop(self) {
-        drop(self.join_server);
-        self.api.shelf().clear();
-        self.endpoint.close().await;
-    }
-}
-
-/// Hands each connection to what it is for.
-async fn accept(mut accepted: Accepted, api: Api) {
-    while let Some(connection) = accepted.next().await {
-        let peer = connection.peer();
-        match connection.class() {
-            ConnectionClass::Admin => {
-                tracing::info!(name = %peer.name, role = %peer.role, address = %connection.remote_address(), "asked");
-                tokio::spawn(serve_api(connection, api.clone()));
+        let place = Arc::new(Place::new(Seat { member, substrate }));
+        match Self::open(app, model, ready, place.clone(), durable).await {
+            Ok(daemon) => {
+                tokio::spawn(accept(admin, daemon.api.clone()));
+                tokio::spawn(judge_by_supervisor(Arc::downgrade(&place)));
+                tokio::spawn(departure::return_to_work(Arc::downgrade(&place), daemon.durable.store()));
+                Ok(daemon)
             }
-            class => {
-                tracing::warn!(name = %peer.name, %class, "a connection that this node has no use for");
-                connection.close(CloseCode::NotOffered);
+            Err(error) => {
+                place.leave().await;
+                Err(error)
             }
         }
     }
+
+    /// The query host and the API, over a place in the cluster.
+    async fn open(
+        app: &App,
+        model: &Model,
+        ready: Ready,
+        place: Arc<Place>,
+        durable: Durable,
+    ) -> anyhow::Result<Self> {
+        let seat = place.get().await?;
+        let own = seat.substrate.roster().own.clone();
+        let journal = durable.journal(scope(&own)).await?;
+        let options = NodeOptions { journal: Some(journal), ..open::node_options(&app.settings) };
+        let node = Node::open_among(model, options, seat.member.surroundings()).await?;
+        let shelf = Arc::new(Shelf::default());
+        let kv_bytes_per_token = node.session_store().shape().bytes_per_token() as u64;
+        let administration = Administration::new(
+            place.clone(),
+            seat.substrate.watch(),
+            shelf.clone(),
+            own.roles.query,
+            kv_bytes_per_token,
+        );
+        let api = Api::new(node.clone(), shelf, ready.model.clone(), Arc::new(administration));
+        if own.roles.query {
+            seat.member.serve(&node);
+            take_up(&api, &node).await?;
+        }
+        take_part(&seat.substrate).await?;
+        drop(seat);
+        Ok(Self { api, ready, node, place, durable })
+    }
+
+    /// Waits until the cluster says that this node was removed from it, if it ever does.
+    pub(super) async fn removed(&self) {
+        let changes = self.place.get().await.map(|seat| seat.substrate.watch());
+        let is_removal = |(_, reason): &(_, RefusalReason)| *reason == RefusalReason::Removed;
+        if let Ok(mut changes) = changes
+            && changes.wait_for(|roster| roster.refusals.iter().any(is_removal)).await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+
+    /// Takes nothing new, waits for what runs, and has the node's blocks moved to others.
+    pub(super) async fn finish(&self) {
+        self.api.finish().await;
+        departure::depart(&self.place, &self.durable.store()).await;
+    }
+
+    /// Leaves the cluster, lets contexts and sessions go, and closes the store.
+    pub(super) async fn leave(self) {
+        let Self { api, node, place, durable, .. } = self;
+        api.shelf().clear();
+        node.close().await;
+        place.leave().await;
+        drop((api, node));
+        durable.close().await;
+    }
 }
 
-/// An address as others can use it: where a node listens everywhere, that of the interface that leads outside.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    if !address.ip().is_unspecified() {
-        return address;
-    }
-    // Connecting a UDP socket sends nothing: it only asks the system which way it would take (RFC 5737: a test network).
-    let outside = || -> std::io::Result<IpAddr> {
-        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-        socket.connect(("192.0.2.1", 9))?;
-        Ok(socket.local_addr()?.ip())
+/// The node can take work now. What an operator wanted of it before is left as it is.
+async fn take_part(substrate: &Substrate) -> anyhow::Result<()> {
+    let changed = substrate.update_record(|record| {
+        if record.state == NodeState::Joining {
+            record.state = NodeState::Active;
+        }
+    });
+    Ok(changed.await?)
+}
+
+/// Contexts and sessions have names of their own in the cluster. Those of the node that founded it are short.
+fn scope(own: &NodeRecord) -> u32 {
+    let [a, b, c, d, ..] = *own.node.as_bytes();
+    if own.roles.issuer { 0 } else { u32::from_be_bytes([a, b, c, d]).max(1) }
+}
+
+/// Whether this node places blocks: the one that is named, else the one that holds the CA's key.
+fn supervises(app: &App, own: &NodeRecord) -> bool {
+    let is_meant = match app.settings.cluster.supervisor.as_str() {
+        "" => own.roles.issuer,
+        name => own.name == name,
     };
-    let ip = outside().unwrap_or_else(|_| IpAddr::from([127, 0, 0, 1]));
-    SocketAddr::new(ip, address.port())
+    if is_meant && !own.roles.supervisor {
+        tracing::warn!(
+            "this node would place blocks, and its roles do not include `supervisor`: nothing is placed"
+        );
+    }
+    is_meant && own.roles.supervisor
+}
+
+fn member_setup(app: &App, substrate: &Substrate, model: &Model, durable: &Durable) -> MemberSetup {
+    let own = substrate.roster().own.clone();
+    MemberSetup {
+        substrate: substrate.handle(),
+        store: durable.store(),
+        model: model.clone(),
+        options: open::node_options(&app.settings),
+        roles: own.roles,
+        supervises: supervises(app, &own),
+        settings: ClusterSettings::default(),
+        max_bulk_rate: None,
+    }
+}
+
+/// The supervisor's node says what fits the cluster: by its model others are judged, this node too.
+async fn judge_by_supervisor(place: Weak<Place>) {
+    while let Some(place) = place.upgrade() {
+        if let Ok(seat) = place.get().await {
+            let roster = seat.substrate.roster();
+            let supervisor = seat.member.supervisor().filter(|id| *id != roster.own.node);
+            let record = supervisor.and_then(|id| roster.member(id)).map(|member| &member.record);
+            if let Some(record) = record.filter(|record| record.model != roster.requirements.model) {
+                let requirements =
+                    Requirements { model: record.model.clone(), ..roster.requirements.clone() };
+                tracing::info!(supervisor = %record.name, "nodes are judged by the model of the supervisor's node");
+                seat.substrate.require(requirements).await;
+            }
+        }
+        drop(place);
+        tokio::time::sleep(LOOK_FOR_SUPERVISOR).await;
+    }
+}
+
+/// What the node says of itself, and where it looks for others.
+fn substrate_setup(
+    app: &App,
+    identity: Identity,
+    model: &Model,
+    durable: &Durable,
+) -> anyhow::Result<SubstrateSetup> {
+    let Identity { credentials, revocations, authority, folder, seeds } = identity;
+    let settings = &app.settings;
+    let options = open::node_options(settings);
+    let mut setup = SubstrateSetup::of_settings(settings, credentials, durable.store())?;
+    setup.authority = authority;
+    setup.identity_folder = Some(folder);
+    setup.revocations = revocations;
+    setup.profile.model = Some(ModelFormat {
+        fingerprint: model.decoder.fingerprint().to_string(),
+        kv_format: options.kv_format.to_string(),
+    });
+    let (threads, count) = match options.hosts.first() {
+        Some(host) if setup.profile.roles.context => (host.threads, options.hosts.len()),
+        _ => (options.query.threads, 1),
+    };
+    let device = Device {
+        name: Machine::read(threads).context("cannot use this machine's processor")?.backend,
+        count: u16::try_from(count).unwrap_or(u16::MAX),
+        memory_bytes: machine::memory_bytes().unwrap_or(0),
+    };
+    setup.profile.devices = vec![device];
+    setup.discovery.seeds.extend(seeds);
+    Ok(setup)
+}
+
+/// What people call the model.
+fn model_name(app: &App, args: &ServeArgs) -> String {
+    match (&args.model.random_weights, app.settings.model.path.as_str()) {
+        (Some(shape), _) => shape.clone(),
+        (None, "") => "demo".to_owned(),
+        (None, path) => path.to_owned(),
+    }
+}
+
+/// Answers whoever asks, until the node leaves.
+async fn accept(mut asked: mpsc::Receiver<Connection>, api: Api) {
+    while let Some(connection) = asked.recv().await {
+        let peer = connection.peer();
+        tracing::info!(name = %peer.name, role = %peer.role, address = %connection.remote_address(), "asked");
+        tokio::spawn(serve_api(connection, api.clone()));
+    }
 }
