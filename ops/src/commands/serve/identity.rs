@@ -100,9 +100,14 @@ async fn join_as(args: &ServeArgs, app: &App, data: &Path) -> anyhow::Result<Cre
     let joined = join(&network.handle(), address, &token, &name, key, &options, clock).await?;
     joined.revocations.save(&folder)?;
     // Before the identity: a node that has one does not join again.
-    let (file, seeds) = (paths::seeds(data), joined.nodes.iter().map(|node| format!("{node}\n")));
-    fs::write(&file, seeds.collect::<String>())
-        .with_context(|| format!("cannot write {}", file.display()))?;
+    let mut seeds: Vec<String> = joined.nodes.iter().map(|node| format!("{node}\n")).collect();
+    if let (Some((host, _)), Some(node)) = (text.rsplit_once(':'), joined.nodes.first()) {
+        // A name outlives the address that it has today.
+        let named = format!("{host}:{}\n", node.port());
+        seeds.extend((!seeds.contains(&named)).then_some(named));
+    }
+    let file = paths::seeds(data);
+    fs::write(&file, seeds.concat()).with_context(|| format!("cannot write {}", file.display()))?;
     joined.credentials.save(&folder)?;
     tokio::task::spawn_blocking(move || drop(network)).await?;
     tracing::info!(%name, id = %joined.credentials.id(), "joined the cluster");
