@@ -205,6 +205,24 @@ fn a_node_that_is_told_to_stop_leaves_its_blocks_to_the_others_and_is_itself_aga
 }
 
 #[test]
+fn a_node_can_join_first_and_serve_later_but_not_join_twice() {
+    let home = Home::new();
+    let first = home.serve();
+    let token = json(&mut home.ask(&first, &["token", "create", "--uses", "2", "--json"]));
+    let (file, dir) = (home.path("token"), home.path("second"));
+    std::fs::write(&file, token["token"].as_str().unwrap()).unwrap();
+    let address = token["join_address"].as_str().unwrap();
+    let join = ["node", "join", address, "--token-file", &file, "--name", "second", "--dir", &dir, "--json"];
+    let joined = json(&mut stellate(&join));
+    let (code, message) = refusal(&mut stellate(&join));
+    assert_eq!(code, 2);
+    assert!(message.contains("node `second` already"), "{message}");
+    let second = Daemon::start(&dir, &[]);
+    assert_eq!(second.ready["id"], joined["id"]);
+    home.nodes_until(&first, |nodes| are_active(nodes, &BOTH));
+}
+
+#[test]
 fn a_removed_node_is_refused_for_good_and_says_so() {
     let home = Home::new();
     let first = home.serve();
