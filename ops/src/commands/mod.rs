@@ -9,6 +9,7 @@ pub(crate) mod completions;
 pub(crate) mod context;
 pub(crate) mod demo;
 pub(crate) mod doctor;
+pub(crate) mod join;
 pub(crate) mod node;
 pub(crate) mod run;
 pub(crate) mod serve;
