@@ -31,5 +31,6 @@ pub use settings::{
     NetworkSettings, NodeSettings, QuerySettings, SamplingSettings, Settings,
 };
 pub use values::{
-    AnchorTokens, AttentionMode, Bytes, ContextRole, KvFormat, LogFormat, NodeRole, ValueError, WeightFormat,
+    AnchorTokens, AttentionMode, Bytes, ContextRole, KvFormat, LogFormat, NodeRole, Repair, ValueError,
+    WeightFormat,
 };

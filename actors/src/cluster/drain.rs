@@ -11,6 +11,7 @@ use crate::manifest::ContextId;
 use super::messages::{NodeKey, Refusal};
 use super::order::score;
 use super::plan::{MoveReason, PlannedMove};
+use super::replicas::nodes_of;
 
 /// What draining a node moves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
@@ -105,7 +106,7 @@ pub(crate) fn pick(
 }
 
 /// Plans the drain of a node that holds `blocks` (address, bytes, host, hosts elsewhere that hold it already), each of
-/// which must be on one more of `candidates`.
+/// which shall be on one more of `candidates`, on a node that does not hold it, and must be if no other host holds it.
 ///
 /// # Errors
 /// [`Refusal::DrainNoRoom`] with the numbers.
@@ -122,13 +123,16 @@ pub(crate) fn plan(
     let mut order: Vec<_> = blocks.iter().collect();
     order.sort_by_key(|(id, bytes, ..)| (std::cmp::Reverse(*bytes), *id));
     for (block, bytes, from, others) in order {
-        match pick(&candidates, block, *bytes, |host| !others.contains(&host)) {
+        let nodes = nodes_of(others);
+        match pick(&candidates, block, *bytes, |host| !nodes.contains(&NodeKey::of(host))) {
             Some(index) => {
                 candidates[index].used_bytes += bytes;
                 let (to, why) = (candidates[index].host, MoveReason::Drain);
                 moves.push(PlannedMove { block: *block, bytes: *bytes, from: *from, to, why });
             }
-            None => homeless.push(*bytes),
+            None if others.is_empty() => homeless.push(*bytes),
+            // There is a copy less for a while.
+            None => {}
         }
     }
     match homeless.first() {

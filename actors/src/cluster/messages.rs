@@ -92,7 +92,7 @@ pub struct ContextClaim {
     pub needs: Vec<BlockNeed>,
     /// Its anchor.
     pub anchor: Option<AnchorCopy>,
-    /// Hosts that shall hold each block; 0 counts as 1, and more than there are hosts as all of them.
+    /// Nodes that shall hold each block; 0 counts as 1, and more than there are nodes as all of them.
     pub replicas: u16,
 }
 

@@ -11,6 +11,7 @@ pub mod migration;
 pub mod order;
 pub mod plan;
 pub mod repair;
+mod replicas;
 pub mod settings;
 #[cfg(test)]
 mod sim;

@@ -10,6 +10,7 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use crate::link::HostId;
 
+use super::messages::NodeKey;
 use super::order::score;
 use super::settings::ClusterSettings;
 
@@ -45,14 +46,14 @@ pub enum MoveReason {
     },
     /// Its host is drained.
     Drain,
-    /// Fewer hosts hold it than shall.
+    /// Fewer nodes hold it than shall.
     Replica {
         /// How many do.
         have: u16,
         /// How many shall.
         want: u16,
     },
-    /// More hosts hold it than shall; only the routes move.
+    /// More nodes hold it than shall, or two hosts of one node do; only the routes move.
     Surplus,
 }
 
@@ -68,8 +69,8 @@ impl fmt::Display for MoveReason {
                 percent(mean)
             ),
             Self::Drain => write!(f, "its host is drained"),
-            Self::Replica { have, want } => write!(f, "{have} of {want} hosts hold it"),
-            Self::Surplus => write!(f, "more hosts hold it than shall"),
+            Self::Replica { have, want } => write!(f, "{have} of {want} nodes hold it"),
+            Self::Surplus => write!(f, "more nodes hold it than shall"),
         }
     }
 }
@@ -169,7 +170,7 @@ pub fn rebalance(hosts: &[HostView], settings: &ClusterSettings) -> Plan {
     let mean_permille = permille(used, capacity);
     let mut plan = Plan::default();
     loop {
-        let Some((from, to)) = pair(&hosts, mean_permille, settings) else {
+        let Some((from, takers)) = pair(&hosts, mean_permille, settings) else {
             plan.skipped.push(balanced(&hosts, settings));
             break;
         };
@@ -177,9 +178,12 @@ pub fn rebalance(hosts: &[HostView], settings: &ClusterSettings) -> Plan {
             plan.skipped.push(Skipped::RoundLimit { blocks: limit });
             break;
         }
-        let Some((block, bytes)) = pick(&hosts[from], &hosts[to], mean_permille, settings) else {
+        let picked = takers.into_iter().find_map(|to| {
+            pick(&hosts, from, to, mean_permille, settings).map(|(block, bytes)| (to, block, bytes))
+        });
+        let Some((to, block, bytes)) = picked else {
             // Nothing of this host helps: it is left out of the rest of the round.
-            hosts[from].blocks.clear();
+            hosts[from].blocks.values_mut().for_each(|(_, is_movable)| *is_movable = false);
             continue;
         };
         let why = MoveReason::Imbalance {
@@ -212,22 +216,33 @@ fn ceiling(host: &HostView, mean_permille: u64, settings: &ClusterSettings) -> u
     (u128::from(host.capacity_bytes) * u128::from(share.min(settings.full_permille)) / 1000) as u64
 }
 
-/// The fullest host that has something to give, and the emptiest that may take more, if they differ by enough.
-fn pair(hosts: &[HostView], mean_permille: u64, settings: &ClusterSettings) -> Option<(usize, usize)> {
+/// The fullest host that has something to give, and those that may take more, the emptiest first, as far as they differ from
+/// it by enough.
+fn pair(hosts: &[HostView], mean_permille: u64, settings: &ClusterSettings) -> Option<(usize, Vec<usize>)> {
     let gives = |&index: &usize| hosts[index].blocks.values().any(|&(_, is_movable)| is_movable);
     let takes = |&index: &usize| hosts[index].used_bytes < ceiling(&hosts[index], mean_permille, settings);
     let from = (0..hosts.len()).filter(gives).max_by_key(|&i| (fill(&hosts[i]), std::cmp::Reverse(i)))?;
-    let to = (0..hosts.len()).filter(takes).min_by_key(|&i| (fill(&hosts[i]), i))?;
-    (fill(&hosts[from]) > fill(&hosts[to]) + settings.imbalance_permille).then_some((from, to))
+    let differs = |&index: &usize| fill(&hosts[from]) > fill(&hosts[index]) + settings.imbalance_permille;
+    let mut takers: Vec<usize> = (0..hosts.len()).filter(takes).filter(differs).collect();
+    takers.sort_by_key(|&index| (fill(&hosts[index]), index));
+    (!takers.is_empty()).then_some((from, takers))
 }
 
-/// The block of `from` that suits `to` best by the rendezvous order, among those that leave the two closer than before.
+/// The block of host `from` that suits host `to` best by the rendezvous order, among those that leave the two closer than
+/// before, and of which no other host of the same node as `to` holds a copy.
 fn pick(
-    from: &HostView,
-    to: &HostView,
+    hosts: &[HostView],
+    from: usize,
+    to: usize,
     mean_permille: u64,
     settings: &ClusterSettings,
 ) -> Option<(BlockId, u64)> {
+    let node = NodeKey::of(hosts[to].host);
+    let beside: Vec<&HostView> = (0..hosts.len())
+        .filter(|&index| index != from && NodeKey::of(hosts[index].host) == node)
+        .map(|index| &hosts[index])
+        .collect();
+    let (from, to) = (&hosts[from], &hosts[to]);
     let room = ceiling(to, mean_permille, settings).saturating_sub(to.used_bytes);
     let helps = |bytes: u64| {
         let after = permille(to.used_bytes + bytes, to.capacity_bytes);
@@ -237,7 +252,7 @@ fn pick(
         score(block, to.host, to.capacity_bytes) / score(block, from.host, from.capacity_bytes)
     };
     let candidates = from.blocks.iter().filter(|(block, (bytes, is_movable))| {
-        *is_movable && helps(*bytes) && !to.blocks.contains_key(block)
+        *is_movable && helps(*bytes) && !beside.iter().any(|host| host.blocks.contains_key(block))
     });
     let best = candidates.max_by(|a, b| suits(a.0).total_cmp(&suits(b.0)).then(b.0.cmp(a.0)))?;
     Some((*best.0, best.1.0))
@@ -304,6 +319,26 @@ mod tests {
         let full = |host, fill_permille| Skipped::Full { host, fill_permille, limit_permille: 850 };
         assert!(plan.moves.is_empty());
         assert_eq!(plan.skipped[1..], [full(HostId(0), 990), full(HostId(1), 850)]);
+    }
+
+    #[test]
+    fn no_block_moves_to_a_node_that_holds_a_copy_of_it() {
+        let mut hosts = hosts(&[(100, 40), (100, 40), (100, 0), (100, 0)]);
+        for (view, (node, index)) in hosts.iter_mut().zip([(1, 0), (2, 0), (2, 1), (3, 0)]) {
+            view.host = HostId::of_node([0, 0, 0, 0, 0, node], index);
+        }
+        // The second node holds copies of all that the first holds.
+        hosts[1].blocks = hosts[0].blocks.clone();
+        let plan = rebalance(&hosts, &whole_rounds());
+        let node = |host| NodeKey::of(host).0[5];
+        let ways: std::collections::BTreeSet<_> =
+            plan.moves.iter().map(|planned| (node(planned.from), node(planned.to))).collect();
+        assert!(ways.contains(&(1, 3)) && !ways.contains(&(1, 2)), "{ways:?}");
+        let mut to_third: Vec<_> = plan.moves.iter().filter(|m| node(m.to) == 3).map(|m| m.block).collect();
+        let count = to_third.len();
+        to_third.sort_unstable();
+        to_third.dedup();
+        assert_eq!(to_third.len(), count, "two copies of a block went to one node");
     }
 
     proptest! {

@@ -52,6 +52,8 @@ pub struct ContextRow {
     pub bytes: u64,
     /// Those of its blocks that some host holds.
     pub held_blocks: u64,
+    /// Those of its blocks that as many nodes hold as shall.
+    pub safe_blocks: u64,
     /// The hosts that hold them.
     pub hosts: Vec<HostId>,
 }

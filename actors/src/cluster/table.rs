@@ -115,7 +115,7 @@ pub(crate) struct BlockEntry {
     /// The table's version at the last change of its holders.
     pub(crate) version: u64,
     pub(crate) users: BTreeSet<ContextId>,
-    /// Hosts that shall hold it.
+    /// Nodes that shall hold it.
     pub(crate) replicas: u16,
     /// Whether its users were told that nobody holds it.
     pub(crate) is_lost: bool,
@@ -249,9 +249,10 @@ impl Table {
                 is_lost: false,
             });
             entry.users.insert(claim.context);
-            entry.replicas = entry.replicas.max(claim.replicas);
         }
+        let ids: Vec<_> = claim.needs.iter().map(|need| need.id).collect();
         self.contexts.insert(claim.context, claim);
+        self.count_replicas(&ids);
         given_up
     }
 
@@ -277,6 +278,16 @@ impl Table {
                     self.blocks.remove(id);
                 }
             }
+        }
+        self.count_replicas(ids);
+    }
+
+    /// Notes how many nodes shall hold blocks: as many as the context among their users asks for that asks for most.
+    fn count_replicas(&mut self, ids: &[BlockId]) {
+        for id in ids {
+            let Some(entry) = self.blocks.get_mut(id) else { continue };
+            let asked = entry.users.iter().filter_map(|user| Some(self.contexts.get(user)?.replicas));
+            entry.replicas = asked.max().unwrap_or(1).max(1);
         }
     }
 

@@ -161,6 +161,56 @@ fn replicas_are_made_and_one_takes_over_when_a_host_dies() {
     assert_eq!(world.missing(), 0);
 }
 
+/// How many hosts hold each block of the first context.
+fn copies(world: &World) -> Vec<usize> {
+    let holders = |id| world.hosts.values().filter(|host| host.blocks.contains_key(id)).count();
+    world.contexts[&ContextId(1)].needs.iter().map(|need| holders(&need.id)).collect()
+}
+
+#[test]
+fn copies_are_made_as_soon_as_a_context_is_encoded_and_what_is_one_too_many_goes_later() {
+    let settings = ClusterSettings { unclaimed_grace: seconds(60), rebalance_every: None, ..quick() };
+    let mut world = World::new(11, 4, 10_000, settings);
+    world.run(seconds(3));
+    world.place(claim(1, 6, 2), &[]).unwrap();
+    world.run(seconds(30));
+    assert_eq!(copies(&world), [2; 6]);
+    // The query node was started again, and asks for fewer.
+    world.place(claim(1, 6, 1), &[]).unwrap();
+    world.run(seconds(20));
+    assert_eq!(copies(&world), [2; 6], "others may ask for them that have not been heard of");
+    world.run(seconds(60));
+    assert_eq!((copies(&world), world.missing()), (vec![1; 6], 0));
+}
+
+#[test]
+fn of_two_nodes_with_copies_either_can_be_drained_and_blocks_that_a_third_has_room_for_go_there() {
+    for (hosts, left) in [(2, 1), (3, 2)] {
+        let mut world = settled(12, hosts, 10_000, quick());
+        world.place(claim(1, 6, 2), &[]).unwrap();
+        world.run(seconds(30));
+        assert_eq!(copies(&world), [2; 6]);
+        world.cluster.drain(world.now, node(0), None, false).expect("the other has everything");
+        world.run(seconds(60));
+        assert_eq!(world.drains.last().unwrap().state, DrainState::Done);
+        assert_eq!((copies(&world), world.missing()), (vec![left; 6], 0));
+    }
+}
+
+#[test]
+fn a_drain_goes_on_with_a_copy_less_where_there_is_no_room_for_it() {
+    let mut world = settled(13, 3, 800, ClusterSettings { full_permille: 1000, ..quick() });
+    let mut long = claim(1, 10, 2);
+    long.anchor = None;
+    world.place(long, &[]).unwrap();
+    world.run(seconds(60));
+    assert_eq!(copies(&world), [2; 10]);
+    world.cluster.drain(world.now, node(0), None, false).expect("the others have every block");
+    world.run(seconds(60));
+    assert_eq!(world.drains.last().unwrap().state, DrainState::Done);
+    assert!(copies(&world).iter().all(|&count| count >= 1) && world.missing() == 0);
+}
+
 #[test]
 fn a_new_supervisor_frees_nothing_that_is_announced_and_everything_else_after_its_grace() {
     let mut world = settled(7, 3, 10_000, quick());

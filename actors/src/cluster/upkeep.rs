@@ -1,5 +1,6 @@
 //! What the supervisor does as time passes: notices hosts that fell silent, frees what nobody needs, drives drains and
-//! moves, makes replicas, rebalances. [`Cluster::tick`] is called about every second; everything else follows events too.
+//! moves, rebalances. [`Cluster::tick`] is called about every second; everything else follows events too. Copies of blocks
+//! on further nodes are in [`super::replicas`].
 
 use std::time::Duration;
 
@@ -8,11 +9,12 @@ use stellate_model::block::BlockId;
 use crate::link::HostId;
 use crate::manifest::ContextId;
 
-use super::drain::{Candidate, DrainState, pick};
+use super::drain::{Candidate, DrainState};
 use super::messages::{AgentRequest, NodeKey, QueryNodeNotice};
 use super::migration::Migration;
 use super::plan::{HostView, MoveReason, PlannedMove};
 use super::repair::RepairWay;
+use super::replicas::nodes_of;
 use super::snapshot::{ClusterSnapshot, ContextRow, HostRow, MoveRow};
 use super::supervisor::{Action, Cluster, Pending};
 use super::table::{Hold, HostState};
@@ -108,7 +110,10 @@ impl Cluster {
 
     fn drain_block(&mut self, now: Duration, from: HostId, block: BlockId, bytes: u64) {
         let others = self.lasting_holders(&block);
-        if others.len() >= self.wanted(&block) {
+        let may_go = nodes_of(&others).len() >= self.wanted(&block, None)
+            // A copy less is better than a drain that never ends.
+            || !others.is_empty() && !self.has_room(now, &block, bytes, 1000);
+        if may_go {
             self.start_switch(now, block, from, others[0], MoveReason::Drain);
         } else if let Some(to) = self.target(now, &block, bytes, 1000) {
             self.start_move(now, PlannedMove { block, bytes, from, to, why: MoveReason::Drain });
@@ -184,63 +189,11 @@ impl Cluster {
         self.actions.push_back(Action::Drain(drain.progress.clone()));
     }
 
-    /// Makes replicas that are missing, and has routes leave those that are too many. Looks at every block.
-    pub(crate) fn pump_replicas(&mut self, now: Duration) {
-        if self.is_replaced || !self.has_settled || !self.knows_contexts(now) {
-            return;
-        }
-        for block in self.table.blocks.keys().copied().collect::<Vec<_>>() {
-            let lasting = self.lasting_holders(&block);
-            let want = self.wanted(&block);
-            let bytes = self.table.blocks[&block].bytes;
-            if self.is_moving(&block) || lasting.is_empty() {
-                continue;
-            }
-            let is_promised =
-                self.table.hosts_of(&block).any(|h| self.table.hold(h, &block) == Some(Hold::Promised));
-            if lasting.len() < want && !is_promised {
-                let why = MoveReason::Replica { have: lasting.len() as u16, want: want as u16 };
-                if let Some(to) = self.target(now, &block, bytes, self.settings.full_permille) {
-                    self.start_move(now, PlannedMove { block, bytes, from: lasting[0], to, why });
-                }
-            }
-            let spare = lasting.iter().skip(want).rev().find(|host| {
-                self.table.holding(**host, &block).is_some_and(|holding| holding.anchors.is_empty())
-            });
-            if let Some(&spare) = spare {
-                self.start_switch(now, block, spare, lasting[0], MoveReason::Surplus);
-            }
-        }
-    }
-
-    /// Hosts that hold a block and will go on holding it, the latest first.
-    fn lasting_holders(&self, block: &BlockId) -> Vec<HostId> {
-        let mut holders = self.table.holders(block);
-        holders.retain(|host| !self.is_leaving(*host) && self.table.hold(*host, block) == Some(Hold::Held));
-        holders
-    }
-
-    /// How many hosts shall hold a block: as many as asked for, as far as there are hosts.
-    fn wanted(&self, block: &BlockId) -> usize {
-        let active = self.table.hosts.values().filter(|entry| entry.state == HostState::Active).count();
-        let asked = self.table.blocks.get(block).map_or(1, |entry| usize::from(entry.replicas));
-        asked.min(active).max(1)
-    }
-
     pub(crate) fn is_leaving(&self, host: HostId) -> bool {
         self.table
             .hosts
             .get(&host)
             .is_none_or(|e| !matches!(e.state, HostState::Active | HostState::Cordoned))
-    }
-
-    /// The best host to send a block to now.
-    fn target(&self, now: Duration, block: &BlockId, bytes: u64, full_permille: u64) -> Option<HostId> {
-        let candidates = self.candidates(now, full_permille, |host| {
-            self.table.holding(host, block).is_none() && !self.backoff.contains_key(&(*block, host))
-        });
-        let index = pick(&candidates, block, bytes, |host| !self.is_receiving(host))?;
-        Some(candidates[index].host)
     }
 
     pub(crate) fn candidates(
@@ -266,14 +219,15 @@ impl Cluster {
     }
 
     /// The blocks that a node must not go with: address, bytes, host, hosts elsewhere that hold it and will go on to.
-    /// Those that enough other hosts hold are not among them.
+    /// Those that enough other nodes hold are not among them.
     pub(crate) fn must_move(&self, node: NodeKey) -> Vec<(BlockId, u64, HostId, Vec<HostId>)> {
         let mut blocks = Vec::new();
         for (&host, entry) in self.table.hosts.iter().filter(|(host, _)| NodeKey::of(**host) == node) {
             for (id, holding) in entry.blocks.iter().filter(|(_, holding)| holding.hold == Hold::Held) {
                 let mut others = self.lasting_holders(id);
                 others.retain(|&other| NodeKey::of(other) != node);
-                if self.table.blocks.contains_key(id) && others.len() < self.wanted(id) {
+                let is_enough = nodes_of(&others).len() >= self.wanted(id, Some(node));
+                if self.table.blocks.contains_key(id) && !is_enough {
                     blocks.push((*id, holding.bytes, host, others));
                 }
             }
@@ -395,7 +349,7 @@ impl Cluster {
     }
 
     /// Whether every context has been heard of, as far as can be known: a supervisor that has just started frees nothing.
-    fn knows_contexts(&self, now: Duration) -> bool {
+    pub(crate) fn knows_contexts(&self, now: Duration) -> bool {
         let is_there = |&node: &NodeKey| self.is_leased(now, node);
         now >= self.started + self.settings.unclaimed_grace && !self.unannounced.iter().any(is_there)
     }
@@ -469,6 +423,7 @@ impl Cluster {
                 blocks: claim.needs.len() as u64,
                 bytes: claim.needs.iter().map(|need| need.bytes).sum(),
                 held_blocks: holders.iter().filter(|holders| !holders.is_empty()).count() as u64,
+                safe_blocks: claim.needs.iter().filter(|need| self.has_all_copies(&need.id)).count() as u64,
                 hosts: hosts.into_iter().collect(),
             }
         });

@@ -77,6 +77,8 @@ pub struct MemberSetup {
     pub supervises: bool,
     /// By which figures, if it does.
     pub settings: ClusterSettings,
+    /// Nodes that shall hold each block of the contexts of this node; 0 counts as 1.
+    pub replicas: u16,
     /// Bytes a second that a copy of a block may take; none is no bound.
     pub max_bulk_rate: Option<u64>,
 }
@@ -196,7 +198,13 @@ impl Member {
             AttendShape::of(decoder),
             KvBudget::new(kv_shape, options.capacity_bytes),
         ));
-        let way = Arc::new(Way::new(peers.clone(), Arc::clone(&seen), Arc::clone(&neighbours), kv_shape));
+        let way = Arc::new(Way::new(
+            peers.clone(),
+            Arc::clone(&seen),
+            Arc::clone(&neighbours),
+            kv_shape,
+            setup.replicas,
+        ));
         let args = AgentArgs {
             node: peers.own_key(),
             hosts: Arc::new(NodeHosts::new(

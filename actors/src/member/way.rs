@@ -68,6 +68,8 @@ pub(super) struct Way {
     pub(super) seen: Arc<Seen>,
     pub(super) neighbours: Arc<Neighbours>,
     kv_shape: KvShape,
+    /// Nodes that shall hold each block.
+    replicas: u16,
     claims: Claims,
     next_name: AtomicU64,
     /// Something is to be told before the next sign of life is due.
@@ -77,12 +79,19 @@ pub(super) struct Way {
 }
 
 impl Way {
-    pub(super) fn new(peers: Peers, seen: Arc<Seen>, neighbours: Arc<Neighbours>, kv_shape: KvShape) -> Self {
+    pub(super) fn new(
+        peers: Peers,
+        seen: Arc<Seen>,
+        neighbours: Arc<Neighbours>,
+        kv_shape: KvShape,
+        replicas: u16,
+    ) -> Self {
         Self {
             peers,
             seen,
             neighbours,
             kv_shape,
+            replicas,
             claims: Claims::default(),
             next_name: AtomicU64::new(1),
             news: Notify::new(),
@@ -201,7 +210,7 @@ impl Way {
             query_node: self.peers.own_key(),
             needs: needs.collect(),
             anchor,
-            replicas: 1,
+            replicas: self.replicas.max(1),
         }
     }
 

@@ -56,7 +56,15 @@ impl Cluster {
             credentials.save(&folder.join("identity")).unwrap();
         }
         let seeds = seeds.iter().map(|seed| seed.address.clone()).collect();
-        Spec { folder, seeds, supervises: false, holds: true, asks: true, capacity_bytes: PLENTY }
+        Spec {
+            folder,
+            seeds,
+            supervises: false,
+            holds: true,
+            asks: true,
+            capacity_bytes: PLENTY,
+            replicas: 1,
+        }
     }
 
     fn supervisor(&self, name: &str, seeds: &[&Running]) -> Spec {
@@ -299,4 +307,40 @@ fn a_context_that_does_not_fit_is_refused_with_numbers_until_a_node_joins() {
     first.until_hosts(2);
     first.encode("star", BLOCKS, 4);
     assert_eq!(first.ask(0, 0), answers("star", 4, &[(0, TOKENS)])[0]);
+}
+
+#[test]
+fn with_two_copies_of_each_block_a_killed_node_changes_no_token_and_no_block_is_encoded_again() {
+    let cluster = Cluster::new();
+    let replicated = |spec: Spec| Spec { replicas: 2, ..spec };
+    let mut first = Running::start(&replicated(cluster.supervisor("first", &[])));
+    let second = Running::start(&replicated(cluster.spec("second", &[&first])));
+    let mut third = Running::start(&replicated(cluster.spec("third", &[&first, &second])));
+    first.until_hosts(3);
+    let is_safe = |snapshot: &ClusterSnapshot| {
+        snapshot.contexts.len() == 2 && snapshot.contexts.iter().all(|row| row.safe_blocks == BLOCKS as u64)
+    };
+    for (context, mode) in ["star", "exact"].into_iter().enumerate() {
+        let places = third.encode(mode, BLOCKS, 5);
+        assert!(places.contains(&second.key.to_string()), "{mode}: {places:?}");
+        assert_eq!(third.ask(context, 0), answers(mode, 5, &[(0, TOKENS)])[0], "{mode}");
+    }
+    first.until(is_safe);
+    assert_eq!(third.call("healed"), "healed 0 encoded 0");
+    let mut victim = second;
+    let killed = third.ask_and(0, 1, 40, || victim.kill());
+    assert_eq!(killed, answers("star", 5, &[(0, TOKENS), (1, 40)])[1], "killed in the middle");
+    assert_eq!(third.ask(1, 2), answers("exact", 5, &[(0, TOKENS), (2, TOKENS)])[1], "killed before");
+    let gone = victim.key;
+    let all_on_two = |snapshot: &ClusterSnapshot| is_safe(snapshot) && blocks_on(snapshot, gone) == 0;
+    first.until(all_on_two);
+    let healed = third.call("healed");
+    assert!(healed.ends_with("encoded 0") && !healed.starts_with("healed 0 "), "{healed}");
+    // What was copied is what was there: the one that is left answers alone.
+    let key = first.key;
+    assert!(third.call(&format!("drain {key}")).starts_with("planned"));
+    first.until(|snapshot| blocks_on(snapshot, key) == 0);
+    assert_eq!(third.ask(0, 2), answers("star", 5, &[(0, TOKENS), (1, 40), (2, TOKENS)])[2]);
+    assert_eq!(third.ask(1, 3), answers("exact", 5, &[(0, TOKENS), (2, TOKENS), (3, TOKENS)])[2]);
+    assert!(third.call("healed").ends_with("encoded 0"));
 }

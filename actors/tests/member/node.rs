@@ -5,11 +5,12 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stellate_actors::cluster::messages::{NodeKey, SupervisorReply, SupervisorRequest};
-use stellate_actors::cluster::settings::ClusterSettings;
+use stellate_actors::cluster::settings::{ClusterSettings, RepairPolicy};
 use stellate_actors::member::{Member, MemberSetup};
 use stellate_actors::{
     AskOptions, Context, ContextSource, KvFormat, Layout, Model, ModelOptions, ModelSource, Node,
@@ -21,6 +22,9 @@ use stellate_runtime::store::{Store, StoreHandle, StoreOptions};
 use stellate_runtime::substrate::{Substrate, SubstrateSetup};
 use stellate_runtime::transport::TransportOptions;
 use tokio::sync::mpsc;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
 
 /// What stands before every line that is meant for the test.
 pub(crate) const MARK: &str = "node says: ";
@@ -37,6 +41,7 @@ pub(crate) struct Spec {
     pub(crate) holds: bool,
     pub(crate) asks: bool,
     pub(crate) capacity_bytes: usize,
+    pub(crate) replicas: u16,
 }
 
 pub(crate) fn model() -> Model {
@@ -77,8 +82,46 @@ fn say(line: impl std::fmt::Display) {
     println!("{MARK}{line}");
 }
 
+/// How often contexts were brought back, and how many blocks were encoded for it, as the log tells.
+static HEALS: AtomicU64 = AtomicU64::new(0);
+static ENCODED: AtomicU64 = AtomicU64::new(0);
+
+/// Reads the log for what the node does not tell otherwise.
+struct HealCounter;
+
+impl Subscriber for HealCounter {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && metadata.target() == "stellate_actors::path::heal"
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut HealCounter);
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+impl Visit for HealCounter {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "encoded" {
+            HEALS.fetch_add(1, Ordering::SeqCst);
+            ENCODED.fetch_add(value, Ordering::SeqCst);
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+}
+
 /// Runs until standard input ends.
 pub(crate) fn run(spec: Spec) {
+    tracing::subscriber::set_global_default(HealCounter).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (sender, lines) = mpsc::channel(16);
     std::thread::spawn(move || {
@@ -96,7 +139,7 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
     let store = Store::open(&spec.folder.join("store"), StoreOptions::default()).unwrap();
     let store = StoreHandle::start(store).unwrap();
     let mut setup = SubstrateSetup::new((Ipv4Addr::LOCALHOST, 0).into(), credentials, store.clone()).unwrap();
-    let roles = Roles { context: spec.holds, query: spec.asks, supervisor: spec.supervises };
+    let roles = Roles { context: spec.holds, query: spec.asks, supervisor: spec.supervises, issuer: false };
     setup.profile.roles = roles;
     setup.profile.state = NodeState::Active;
     setup.profile.model = Some(ModelFormat { fingerprint: "tiny 7".into(), kv_format: "f32".into() });
@@ -116,8 +159,11 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
             slow_start: Duration::ZERO,
             round_permille: 1000,
             rebalance_every: None,
+            // Where copies are looked at, nothing else is to make blocks again.
+            repair: if spec.replicas > 1 { RepairPolicy::AlwaysCopy } else { RepairPolicy::Cheapest },
             ..ClusterSettings::default()
         },
+        replicas: spec.replicas,
         max_bulk_rate: None,
     };
     let member = Member::start(setup, incoming.decode, incoming.bulk).await.unwrap();
@@ -150,6 +196,10 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
             ["ask", context, seed, tokens] => {
                 let session = &contexts[context.parse::<usize>().unwrap()].1;
                 ask(session, seed.parse().unwrap(), tokens.parse().unwrap()).await;
+            }
+            ["healed"] => {
+                let [heals, encoded] = [&HEALS, &ENCODED].map(|count| count.load(Ordering::SeqCst));
+                say(format!("healed {heals} encoded {encoded}"));
             }
             ["release"] => {
                 contexts.clear();

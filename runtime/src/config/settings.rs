@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 use super::values::{
-    AnchorTokens, AttentionMode, Bytes, ContextRole, KvFormat, LogFormat, NodeRole, WeightFormat,
+    AnchorTokens, AttentionMode, Bytes, ContextRole, KvFormat, LogFormat, NodeRole, Repair, WeightFormat,
 };
 
 /// Every setting of a node. [`Settings::default`] is `cluster.toml` as it is in the repository.
@@ -214,6 +214,25 @@ pub struct NetworkSettings {
 pub struct ClusterSettings {
     /// The name of the node that places blocks; empty for the one that holds the CA's key.
     pub supervisor: String,
+    /// Nodes that shall hold each block, at least 1.
+    pub replicas: usize,
+    /// How blocks are made again elsewhere.
+    pub repair: Repair,
+    /// Seconds between two rounds of rebalancing; 0 for none but those that are asked for.
+    pub rebalance_every_s: usize,
+    /// Seconds in which a new node's share grows to the whole; 0 for at once.
+    pub slow_start_s: usize,
+    /// Fill in percent beyond which a host is moved nothing to.
+    pub full_percent: usize,
+    /// Bytes a second that the copy of a block may take; 0 for no bound. See [`ClusterSettings::max_copy_rate`].
+    pub copy_rate: Bytes,
+}
+
+impl ClusterSettings {
+    /// Bytes a second that the copy of a block may take at most, if there is a bound.
+    pub fn max_copy_rate(&self) -> Option<u64> {
+        Some(self.copy_rate.get()).filter(|&rate| rate > 0)
+    }
 }
 
 /// `[log]`

@@ -70,7 +70,15 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
             dns: vec![],
             mdns: false,
         },
-        cluster: ClusterSettings { supervisor: String::new() },
+        cluster: ClusterSettings {
+            supervisor: String::new(),
+            replicas: 1,
+            repair: Repair::Cheapest,
+            rebalance_every_s: 30,
+            slow_start_s: 60,
+            full_percent: 85,
+            copy_rate: Bytes::new(0),
+        },
         log: LogSettings { level: "warn".to_owned(), format: LogFormat::Human },
     };
     assert_eq!(Settings::default(), expected);
@@ -96,7 +104,7 @@ fn every_setting_can_be_given_by_the_environment_and_by_a_flag() {
         let sources = environment(&[(&variable, &text)]).with_override(&key, &text);
         assert_eq!(Settings::read(&sources).unwrap(), Settings::default(), "{key}");
     }
-    assert_eq!(keys.names().count(), 39, "a new setting needs its row in the test of defaults too");
+    assert_eq!(keys.names().count(), 45, "a new setting needs its row in the test of defaults too");
 }
 
 #[test]
@@ -237,6 +245,14 @@ fn a_bad_value_is_named_with_its_key_its_source_and_what_is_expected() {
             "[attention]\nrecompute_anchor = 1",
             ["`attention.recompute_anchor`", "settings.toml", "`1`", "true or false"],
         ),
+        (
+            "[cluster]\nreplicas = -1",
+            ["`cluster.replicas`", "settings.toml", "`-1`", "a whole number from 1 to 256"],
+        ),
+        (
+            "[cluster]\nrebalance_every_s = \"never\"",
+            ["`cluster.rebalance_every_s`", "settings.toml", "`never`", "a whole number from 0 to 86400"],
+        ),
         ("[sampling]\ntop_p = \"high\"", ["`sampling.top_p`", "settings.toml", "`high`", "a number"]),
     ] {
         let (_folder, sources) = file_with(text);
@@ -287,6 +303,18 @@ fn a_value_that_breaks_a_rule_is_named_with_what_is_expected() {
         (vec![("network.join_listen", "0.0.0.0:7400")], vec!["`network.join_listen`", "network.listen"]),
         (vec![("network.advertise", "[\"0.0.0.0:7400\"]")], vec!["`network.advertise`", "nobody can dial"]),
         (vec![("cluster.supervisor", "-")], vec!["`cluster.supervisor`"]),
+        (vec![("cluster.replicas", "0")], vec!["`cluster.replicas`", "from 1 to 256"]),
+        (vec![("cluster.replicas", "257")], vec!["`cluster.replicas`", "from 1 to 256"]),
+        (vec![("cluster.repair", "both")], vec!["`cluster.repair`", "\"both\"", "\"recompute\""]),
+        (
+            vec![("cluster.rebalance_every_s", "86401")],
+            vec!["`cluster.rebalance_every_s`", "from 0 to 86400"],
+        ),
+        (vec![("cluster.slow_start_s", "86401")], vec!["`cluster.slow_start_s`", "from 0 to 86400"]),
+        (vec![("cluster.full_percent", "0")], vec!["`cluster.full_percent`", "from 1 to 100"]),
+        (vec![("cluster.full_percent", "101")], vec!["`cluster.full_percent`", "from 1 to 100"]),
+        (vec![("cluster.copy_rate", "1023KiB")], vec!["`cluster.copy_rate`", "1023KiB", "at least \"1MiB\""]),
+        (vec![("cluster.copy_rate", "fast")], vec!["`cluster.copy_rate`", "\"fast\"", "\"512MiB\""]),
         (vec![("log.level", "info,=")], vec!["`log.level`", "\"info\""]),
     ] {
         let sources = overrides
@@ -300,6 +328,15 @@ fn a_value_that_breaks_a_rule_is_named_with_what_is_expected() {
         &sources,
         &["`attention.anchor_tokens`", "settings.toml", "attention.block_tokens (2048)"],
     );
+}
+
+#[test]
+fn a_copy_rate_of_none_is_no_bound() {
+    let rate = |text: &str| {
+        let sources = Sources::default().with_override("cluster.copy_rate", text);
+        Settings::read(&sources).unwrap().cluster.max_copy_rate()
+    };
+    assert_eq!((rate("0"), rate("1MiB"), rate("12.5MB")), (None, Some(1 << 20), Some(12_500_000)));
 }
 
 #[test]

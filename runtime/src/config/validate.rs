@@ -21,6 +21,14 @@ const MAX_GUESS: usize = 64;
 /// The longest block, chunk or answer in tokens, far above any model's context.
 const MAX_TOKENS: usize = 1 << 28;
 
+/// More nodes than this surely hold no block: copies cost memory, and two already outlive a lost node.
+const MAX_REPLICAS: usize = 256;
+/// A day: what takes longer than this to begin is surely meant never to, for which there is a better figure.
+const MAX_PERIOD_S: usize = 86_400;
+/// Copies slower than a piece of a block a second keep a host's way in taken for no gain; whoever receives one gives up on
+/// pieces that take many seconds.
+const MIN_COPY_RATE: u64 = 1 << 20;
+
 /// The most addresses that a node's record has room for.
 const MAX_ADVERTISED: usize = 8;
 /// The most seeds and names: each is asked again and again, and one that answers is enough.
@@ -35,7 +43,7 @@ struct Count {
 }
 
 /// The settings that count something and have a bound; 0 threads stand for as many as there are cores.
-const COUNTS: [Count; 10] = [
+const COUNTS: [Count; 14] = [
     Count { key: "attention.block_tokens", of: |s| s.attention.block_tokens, least: 1, most: MAX_TOKENS },
     Count { key: "hosts.count", of: |s| s.hosts.count, least: 1, most: MAX_HOSTS },
     Count { key: "hosts.threads", of: |s| s.hosts.threads, least: 0, most: MAX_THREADS },
@@ -45,6 +53,15 @@ const COUNTS: [Count; 10] = [
     Count { key: "query.max_sessions", of: |s| s.query.max_sessions, least: 1, most: MAX_QUEUE },
     Count { key: "query.queue_events", of: |s| s.query.queue_events, least: 1, most: MAX_QUEUE },
     Count { key: "query.guess_tokens", of: |s| s.query.guess_tokens, least: 0, most: MAX_GUESS },
+    Count { key: "cluster.replicas", of: |s| s.cluster.replicas, least: 1, most: MAX_REPLICAS },
+    Count {
+        key: "cluster.rebalance_every_s",
+        of: |s| s.cluster.rebalance_every_s,
+        least: 0,
+        most: MAX_PERIOD_S,
+    },
+    Count { key: "cluster.slow_start_s", of: |s| s.cluster.slow_start_s, least: 0, most: MAX_PERIOD_S },
+    Count { key: "cluster.full_percent", of: |s| s.cluster.full_percent, least: 1, most: 100 },
     Count { key: "sampling.max_tokens", of: |s| s.sampling.max_tokens, least: 1, most: MAX_TOKENS },
 ];
 
@@ -156,6 +173,12 @@ impl Settings {
             {
                 return invalid(key, error.to_string());
             }
+        }
+        if self.cluster.max_copy_rate().is_some_and(|rate| rate < MIN_COPY_RATE) {
+            return invalid(
+                "cluster.copy_rate",
+                format!("found {}, expected 0 (no bound) or at least \"1MiB\"", self.cluster.copy_rate),
+            );
         }
         if self.node.roles.is_empty() {
             return invalid(

@@ -122,6 +122,18 @@ words! {
 }
 
 words! {
+    /// How a block is made again elsewhere.
+    Repair {
+        /// Whichever of the others takes less time.
+        Cheapest = "cheapest",
+        /// Copied from a host that holds it.
+        Copy = "copy",
+        /// Encoded again from its tokens.
+        Recompute = "recompute",
+    }
+}
+
+words! {
     /// Where the context stands in the chat template.
     ContextRole {
         /// In the user's first message, before the first question.

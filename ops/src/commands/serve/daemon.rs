@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use stellate_actors::api::{Api, Shelf, serve_api};
-use stellate_actors::cluster::settings::ClusterSettings;
+use stellate_actors::cluster::settings::{ClusterSettings, RepairPolicy};
 use stellate_actors::member::{Member, MemberSetup};
 use stellate_actors::{Model, Node, NodeOptions};
+use stellate_runtime::config::{self, Repair};
 use stellate_runtime::membership::{Device, ModelFormat, NodeRecord, NodeState, RefusalReason, Requirements};
 use stellate_runtime::substrate::{Incoming, Substrate, SubstrateSetup};
 use stellate_runtime::transport::Connection;
@@ -179,8 +180,25 @@ fn member_setup(app: &App, substrate: &Substrate, model: &Model, durable: &Durab
         options: open::node_options(&app.settings),
         roles: own.roles,
         supervises: supervises(app, &own),
-        settings: ClusterSettings::default(),
-        max_bulk_rate: None,
+        settings: cluster_settings(&app.settings.cluster),
+        replicas: u16::try_from(app.settings.cluster.replicas).unwrap_or(u16::MAX),
+        max_bulk_rate: app.settings.cluster.max_copy_rate(),
+    }
+}
+
+/// The figures by which this node decides, if it supervises.
+fn cluster_settings(settings: &config::ClusterSettings) -> ClusterSettings {
+    let seconds = |count: usize| Duration::from_secs(count as u64);
+    ClusterSettings {
+        repair: match settings.repair {
+            Repair::Cheapest => RepairPolicy::Cheapest,
+            Repair::Copy => RepairPolicy::AlwaysCopy,
+            Repair::Recompute => RepairPolicy::AlwaysRecompute,
+        },
+        rebalance_every: Some(seconds(settings.rebalance_every_s)).filter(|every| !every.is_zero()),
+        slow_start: seconds(settings.slow_start_s),
+        full_permille: 10 * settings.full_percent as u64,
+        ..ClusterSettings::default()
     }
 }
 
@@ -250,5 +268,30 @@ async fn accept(mut asked: mpsc::Receiver<Connection>, api: Api) {
         let peer = connection.peer();
         tracing::info!(name = %peer.name, role = %peer.role, address = %connection.remote_address(), "asked");
         tokio::spawn(serve_api(connection, api.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settings_of_a_cluster_reach_its_supervisor_and_the_defaults_are_its_own() {
+        assert_eq!(cluster_settings(&config::ClusterSettings::default()), ClusterSettings::default());
+        let settings = config::ClusterSettings {
+            repair: Repair::Recompute,
+            rebalance_every_s: 0,
+            slow_start_s: 5,
+            full_percent: 70,
+            ..config::ClusterSettings::default()
+        };
+        let expected = ClusterSettings {
+            repair: RepairPolicy::AlwaysRecompute,
+            rebalance_every: None,
+            slow_start: Duration::from_secs(5),
+            full_permille: 700,
+            ..ClusterSettings::default()
+        };
+        assert_eq!(cluster_settings(&settings), expected);
     }
 }
