@@ -1,11 +1,12 @@
 //! The way to the supervisor, wherever it is: what this node asks it, the contexts that this node keeps and announces, and
 //! what its agent reports.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use stellate_kernels::KvShape;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -21,6 +22,7 @@ use crate::cluster::messages::{
     AnchorCopy, BlockNeed, ContextClaim, ContextPlaced, Refusal, SupervisorReply, SupervisorRequest,
 };
 use crate::error::{ContextFull, EncodeError};
+use crate::link::HostId;
 use crate::manifest::ContextId;
 use crate::node::{Node, WeakNode};
 use crate::placement::Placed;
@@ -216,7 +218,7 @@ impl Way {
     async fn place_claim(
         &self,
         claim: &ContextClaim,
-        suspects: Vec<crate::link::HostId>,
+        suspects: Vec<HostId>,
     ) -> Result<ContextPlaced, EncodeError> {
         let request = SupervisorRequest::Place { claim: claim.clone(), suspects };
         let placed = match self.ask(request).await? {
@@ -228,7 +230,8 @@ impl Way {
             }
         };
         self.seen.note(placed.term, placed.version);
-        placed.placed.iter().for_each(|placed| self.neighbours.reach(placed.host));
+        let hosts: BTreeSet<HostId> = placed.placed.iter().map(|placed| placed.host).collect();
+        join_all(hosts.into_iter().map(|host| self.neighbours.reach(host))).await;
         Ok(placed)
     }
 
@@ -259,7 +262,7 @@ impl Way {
 impl SupervisorPort for Way {
     fn place(&self, request: PlaceRequest) -> BoxFuture<'_, Result<Placement, EncodeError>> {
         Box::pin(async move {
-            let suspects = request.suspects.clone();
+            let suspects = self.neighbours.with_others_of_their_nodes(request.suspects.clone());
             let claim = self.claim(request);
             let context = claim.context;
             let is_known = self.node().is_some_and(|node| node.knows(context));
