@@ -103,7 +103,7 @@ impl Neighbours {
         let new = || {
             [ConnectionClass::Decode, ConnectionClass::Bulk].map(|class| {
                 let substrate = self.peers.substrate.clone();
-                Arc::new(NodeDialer { substrate, node, class, gate: tokio::sync::Mutex::new(()) })
+                Arc::new(RosterDialer { substrate, node, class, gate: tokio::sync::Mutex::new(()) })
                     as Arc<dyn Dialer>
             })
         };
@@ -114,7 +114,7 @@ impl Neighbours {
 
 /// Connections of one class to one node.
 #[derive(Debug)]
-struct NodeDialer {
+struct RosterDialer {
     substrate: SubstrateHandle,
     node: NodeId,
     class: ConnectionClass,
@@ -122,7 +122,7 @@ struct NodeDialer {
     gate: tokio::sync::Mutex<()>,
 }
 
-impl Dialer for NodeDialer {
+impl Dialer for RosterDialer {
     fn connect(&self) -> BoxFuture<'_, Result<Connection, DialFailure>> {
         Box::pin(async move {
             let _one = self.gate.lock().await;

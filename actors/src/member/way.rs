@@ -31,6 +31,8 @@ use crate::supervisor::{PlaceRequest, Placement};
 
 /// How long a supervisor that is not there, or has just started, is waited for: longer than its node takes to start again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long hosts are waited for where none is known: three of their reports.
+const FIRST_REPORTS: Duration = Duration::from_secs(3);
 /// How often it is asked meanwhile.
 const POLL: Duration = Duration::from_millis(100);
 /// How long it may take to answer: it computes nothing that takes long.
@@ -123,6 +125,9 @@ impl Way {
                     match self.peers.ask(&supervisor, request.clone(), limit).await {
                         Ok(SupervisorReply::Refused(Refusal::Settling { .. } | Refusal::Replaced))
                             if !left.is_zero() => {}
+                        // Hosts report every second; a supervisor that has just come may not have heard of any.
+                        Ok(SupervisorReply::Refused(Refusal::NoHosts)) if start.elapsed() < FIRST_REPORTS => {
+                        }
                         Ok(reply) => return Ok(reply),
                         Err(cause) => last = Some((node, cause)),
                     }
