@@ -87,7 +87,9 @@ impl Peers {
             (Some(one), None) if key == self.own_key() => Err(alike(&roster.own, &one.record)),
             (Some(member), None) => match &member.standing {
                 Standing::Compatible => Ok(()),
-                standing => Err(format!("{standing:?}")),
+                Standing::Incompatible(why) => {
+                    Err(why.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+                }
             },
             _ => Ok(()),
         }
