@@ -16,6 +16,7 @@ use stellate_actors::{
     AskOptions, Context, ContextSource, KvFormat, Layout, Model, ModelOptions, ModelSource, Node,
     NodeOptions, QueryInput, Session, TurnEvent, WeightChoice,
 };
+use stellate_runtime::config::{LogFormat, LogSettings};
 use stellate_runtime::identity::Credentials;
 use stellate_runtime::membership::{ModelFormat, NodeState, Roles};
 use stellate_runtime::store::{Store, StoreHandle, StoreOptions};
@@ -41,7 +42,10 @@ pub(crate) struct Spec {
     pub(crate) holds: bool,
     pub(crate) asks: bool,
     pub(crate) capacity_bytes: usize,
+    /// Nodes that shall hold each block.
     pub(crate) replicas: u16,
+    /// Whether blocks that move are computed again instead of copied.
+    pub(crate) recomputes: bool,
 }
 
 pub(crate) fn model() -> Model {
@@ -121,7 +125,12 @@ impl Visit for HealCounter {
 
 /// Runs until standard input ends.
 pub(crate) fn run(spec: Spec) {
-    tracing::subscriber::set_global_default(HealCounter).unwrap();
+    match std::env::var("RUST_LOG") {
+        Ok(level) => {
+            stellate_runtime::telemetry::init(&LogSettings { level, format: LogFormat::Human }).unwrap();
+        }
+        Err(_) => tracing::subscriber::set_global_default(HealCounter).unwrap(),
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (sender, lines) = mpsc::channel(16);
     std::thread::spawn(move || {
@@ -159,8 +168,7 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
             slow_start: Duration::ZERO,
             round_permille: 1000,
             rebalance_every: None,
-            // Where copies are looked at, nothing else is to make blocks again.
-            repair: if spec.replicas > 1 { RepairPolicy::AlwaysCopy } else { RepairPolicy::Cheapest },
+            repair: if spec.recomputes { RepairPolicy::AlwaysRecompute } else { RepairPolicy::AlwaysCopy },
             ..ClusterSettings::default()
         },
         replicas: spec.replicas,
@@ -188,6 +196,25 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
                         contexts.push((context, session));
                     }
                     Err(error) => say(format!("refused {error}")),
+                }
+            }
+            // Gives an encoding up once the supervisor has placed it.
+            ["give-up", mode, blocks, seed] => {
+                let text = text(blocks.parse().unwrap(), seed.parse().unwrap());
+                let encoding = node.encode(text, layout(mode));
+                let placed = async {
+                    loop {
+                        let reply = member.ask(SupervisorRequest::Snapshot).await.unwrap();
+                        let SupervisorReply::Snapshot(snapshot) = reply else { panic!("{reply:?}") };
+                        if !snapshot.contexts.is_empty() {
+                            return;
+                        }
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = placed => say("given up"),
+                    encoded = encoding => say(format!("too late: {:?}", encoded.map(|context| context.id()))),
                 }
             }
             ["places", context] => {

@@ -39,13 +39,17 @@ pub(super) async fn ready(args: &ServeArgs, app: &App) -> anyhow::Result<Identit
             check_same_cluster(args, &credentials)?;
             credentials
         }
-        Err(IdentityFileError::Missing { .. }) if args.join.is_some() => join_as(args, app, &data).await?,
-        Err(error @ IdentityFileError::Missing { .. }) => {
-            return Err(anyhow::Error::new(error).context(
-                "this node has no identity; found a cluster with `stellate cluster init`, or join one with \
-                 --join and --token-file",
-            ));
-        }
+        Err(error @ IdentityFileError::Missing { .. }) => match (&args.join, &args.token_file) {
+            (Some(address), Some(token_file)) => {
+                Invitation { address, token_file, name: args.name.clone() }.accept(app, &data).await?
+            }
+            _ => {
+                return Err(anyhow::Error::new(error).context(
+                    "this node has no identity; found a cluster with `stellate cluster init`, or join one with \
+                     --join and --token-file",
+                ));
+            }
+        },
         Err(error) => return Err(error.into()),
     };
     let revocations = Revocations::load(&folder, credentials.ca())?;
