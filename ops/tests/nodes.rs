@@ -74,6 +74,10 @@ fn two_nodes_hold_a_context_together_and_answer_as_one_process() {
         assert_eq!(nodes_of(&show(&home, daemon, &context)), BOTH);
         assert_eq!(answer(&home, daemon, &context, &query), expected);
     }
+    // What is not here is elsewhere.
+    let (code, message) = refusal(&mut home.ask(&second, &["context", "show", "c-1"]));
+    assert_eq!(code, 2);
+    assert!(message.contains("node `first` at 127.0.0.1:"), "{message}");
     let nodes = home.nodes_until(&second, |nodes| {
         nodes.iter().all(|node| node["blocks"].as_u64().is_some_and(|blocks| blocks > 0))
     });
