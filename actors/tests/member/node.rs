@@ -102,7 +102,7 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
     let store = Store::open(&spec.folder.join("store"), StoreOptions::default()).unwrap();
     let store = StoreHandle::start(store).unwrap();
     let mut setup = SubstrateSetup::new((Ipv4Addr::LOCALHOST, 0).into(), credentials, store.clone()).unwrap();
-    let roles = Roles { context: spec.holds, query: spec.asks, supervisor: spec.supervises };
+    let roles = Roles { context: spec.holds, query: spec.asks, supervisor: spec.supervises, issuer: false };
     setup.profile.roles = roles;
     setup.profile.state = NodeState::Active;
     setup.profile.model = Some(ModelFormat { fingerprint: "tiny 7".into(), kv_format: "f32".into() });
