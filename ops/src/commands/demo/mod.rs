@@ -1,12 +1,9 @@
 //! `stellate demo`: the small model inside the program finds facts hidden in a long document, under star and exact
-//! attention, over several turns. The document is made in `document.rs`, a mode is walked through in `walk.rs`, and
+//! attention, over several turns. The document is made in the library's `document`, a mode is walked through in `walk.rs`, and
 //! `tell.rs` puts it into words.
 
-mod document;
-mod filler;
 mod tell;
 mod walk;
-mod words;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -14,9 +11,9 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use stellate_actors::{Model, ModelSource};
+use stellate_ops::document::{Document, MAX_FACTS};
 use stellate_runtime::config::{AnchorTokens, AttentionMode};
 
-use self::document::{Document, MAX_FACTS};
 use self::walk::ModeReport;
 use crate::app::App;
 use crate::exit;
