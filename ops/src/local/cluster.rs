@@ -3,16 +3,15 @@
 //!
 //! The folder holds `admin/` (an administrator's identity), and for each node a data folder and a log.
 
-use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use stellate_actors::api::{Client, NodeInfo, NodeState, RemoteError};
+use stellate_actors::api::Client;
 use stellate_runtime::identity::Credentials;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -191,54 +190,6 @@ impl LocalCluster {
         self.until_whole().await
     }
 
-    /// Waits until every running node sees that those that run are active, and that no other is.
-    ///
-    /// # Errors
-    /// [`LocalError::Patience`] and what reaching a node comes to.
-    pub async fn until_whole(&self) -> Result<(), LocalError> {
-        let running: Vec<_> = self.running().map(|index| self.nodes[index].name.clone()).collect();
-        for index in self.running() {
-            let what = format!("{} to see exactly {} active", self.nodes[index].name, running.join(", "));
-            self.until_seen(index, &what, |seen| {
-                let active =
-                    seen.iter().filter(|node| node.state == NodeState::Active).map(|node| &node.name);
-                active.eq(running.iter().collect::<BTreeSet<_>>())
-            })
-            .await?;
-        }
-        Ok(())
-    }
-
-    /// Waits until the node at `index` sees the cluster as `is_so` wants it; `what` says how that is.
-    ///
-    /// # Errors
-    /// As [`until_whole`](Self::until_whole).
-    pub async fn until_seen(
-        &self,
-        index: usize,
-        what: &str,
-        is_so: impl Fn(&[NodeInfo]) -> bool,
-    ) -> Result<Vec<NodeInfo>, LocalError> {
-        let client = self.client(index).await?;
-        let start = Instant::now();
-        loop {
-            let seen = client.nodes().await;
-            match &seen {
-                Ok(nodes) if is_so(nodes) => return Ok(nodes.clone()),
-                _ if start.elapsed() < self.options.patience => tokio::time::sleep(LOOK_EVERY).await,
-                _ => {
-                    let (what, waited) = (what.to_owned(), start.elapsed());
-                    return Err(LocalError::Patience {
-                        what,
-                        waited,
-                        seen: describe(&seen),
-                        logs: self.logs(),
-                    });
-                }
-            }
-        }
-    }
-
     /// A connection to a node in the administrator's name, the same one each time.
     ///
     /// # Errors
@@ -294,8 +245,7 @@ impl LocalCluster {
     /// Holds a node where it is: it answers nobody and does not know it.
     ///
     /// # Errors
-    /// [`LocalError::Io`].
-    #[cfg(unix)]
+    /// [`LocalError::Io`], also where processes cannot be held.
     pub fn freeze(&mut self, index: usize) -> Result<(), LocalError> {
         self.nodes[index].process.as_mut().map_or(Ok(()), Process::freeze)
     }
@@ -303,8 +253,7 @@ impl LocalCluster {
     /// Lets a frozen node go on.
     ///
     /// # Errors
-    /// [`LocalError::Io`].
-    #[cfg(unix)]
+    /// As [`freeze`](Self::freeze).
     pub fn thaw(&mut self, index: usize) -> Result<(), LocalError> {
         self.nodes[index].process.as_mut().map_or(Ok(()), Process::thaw)
     }
@@ -352,8 +301,6 @@ impl LocalCluster {
         let mut leaving = Vec::new();
         for index in 1..self.nodes.len() {
             if let Some(mut process) = self.nodes[index].process.take() {
-                #[cfg(unix)]
-                process.thaw()?;
                 process.terminate()?;
                 leaving.push(process);
             }
@@ -361,12 +308,12 @@ impl LocalCluster {
         for process in leaving {
             ended = ended.and(Self::goodbye(process).await);
         }
-        if self.nodes.is_empty() {
-            return ended;
-        }
-        #[cfg(unix)]
-        self.thaw(0)?;
-        ended.and(self.terminate(0).await)
+        if self.nodes.is_empty() { ended } else { ended.and(self.terminate(0).await) }
+    }
+
+    /// How long anything may take that is waited for.
+    pub(super) fn patience(&self) -> Duration {
+        self.options.patience
     }
 
     /// The last lines of every log.
@@ -431,18 +378,5 @@ impl LocalCluster {
             }
         }
         command
-    }
-}
-
-fn describe(seen: &Result<Vec<NodeInfo>, RemoteError>) -> String {
-    match seen {
-        Ok(nodes) => {
-            let shown = nodes.iter().map(|node| {
-                let why = node.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-                format!("{} {}{why} with {} block(s)", node.name, node.state, node.blocks)
-            });
-            shown.collect::<Vec<_>>().join(", ")
-        }
-        Err(error) => error.to_string(),
     }
 }

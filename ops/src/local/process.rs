@@ -105,10 +105,10 @@ impl Process {
         }
     }
 
-    /// Asks it to stop; where there are no signals it is killed.
+    /// Asks it to stop, frozen or not; where there are no signals it is killed.
     pub(super) fn terminate(&mut self) -> Result<(), LocalError> {
         #[cfg(unix)]
-        return self.signal(rustix::process::Signal::TERM);
+        return self.signal(rustix::process::Signal::TERM).and_then(|()| self.thaw());
         #[cfg(not(unix))]
         self.kill()
     }
@@ -119,15 +119,26 @@ impl Process {
     }
 
     /// Holds it where it is.
-    #[cfg(unix)]
     pub(super) fn freeze(&mut self) -> Result<(), LocalError> {
-        self.signal(rustix::process::Signal::STOP)
+        #[cfg(unix)]
+        return self.signal(rustix::process::Signal::STOP);
+        #[cfg(not(unix))]
+        Err(self.cannot_hold())
     }
 
     /// Lets it go on.
-    #[cfg(unix)]
     pub(super) fn thaw(&mut self) -> Result<(), LocalError> {
-        self.signal(rustix::process::Signal::CONT)
+        #[cfg(unix)]
+        return self.signal(rustix::process::Signal::CONT);
+        #[cfg(not(unix))]
+        Err(self.cannot_hold())
+    }
+
+    #[cfg(not(unix))]
+    fn cannot_hold(&self) -> LocalError {
+        LocalError::io(format!("hold {}: this system has no such signal", self.name))(
+            std::io::ErrorKind::Unsupported.into(),
+        )
     }
 
     #[cfg(unix)]
