@@ -23,6 +23,7 @@ use stellate_kernels::{Cpu, CpuOptions, Partial};
 use stellate_model::block::BlockId;
 use stellate_model::decoder::Decoder;
 use stellate_model::random::{RandomModel, random_weights};
+use stellate_runtime::clock::SystemClock;
 use stellate_runtime::identity::{CertificateAuthority, Credentials, Revocations};
 use stellate_runtime::transport::{
     Accepted, Connection, ConnectionClass, Endpoint, EndpointSetup, NetworkThread, PREAMBLE_BYTES, Target,
@@ -134,7 +135,8 @@ async fn start_host(decoder: &Arc<Decoder>, host: HostId) -> ContextHostHandle {
     let engine = Engine::new(Arc::clone(decoder), Box::new(Cpu::new(&options).expect("a backend")), 64);
     let kv_shape = decoder.kv_shape(KvFormat::Bf16);
     let capacity_bytes = kv_shape.bytes_for(64);
-    let args = ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 4 };
+    let clock = Arc::new(SystemClock::new());
+    let args = ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 4, clock };
     let handle = context_host::start(args).await.expect("a host starts");
     let job = EncodeJob {
         id: BLOCK,

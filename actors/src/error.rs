@@ -14,10 +14,12 @@ use stellate_model::stream::StopError;
 
 use crate::api::RemoteError;
 use crate::budget::StoreFull;
+use crate::cluster::messages::Refusal;
 use crate::context_host::HostError;
 use crate::fanout::FanoutError;
 use crate::journal::JournalError;
 use crate::manifest::ContextId;
+use crate::member::AskFailure;
 use crate::prompt::PromptError;
 use crate::session::SessionId;
 
@@ -120,6 +122,12 @@ pub enum EncodeError {
         /// Its bound.
         queue: usize,
     },
+    /// There is no supervisor to place it, or it does not answer.
+    #[error("the context was not placed: {0}")]
+    Supervisor(#[from] AskFailure),
+    /// The supervisor does not place it.
+    #[error("the context was not placed: {0}")]
+    Refused(Refusal),
     /// It could not be written down.
     #[error(transparent)]
     Journal(#[from] JournalError),

@@ -45,6 +45,7 @@ pub mod journal;
 pub mod lease;
 pub mod link;
 pub mod manifest;
+pub mod member;
 pub mod model;
 pub mod node;
 pub mod path;

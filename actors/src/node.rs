@@ -1,9 +1,10 @@
 //! A node: the query host, the context hosts of its process, the ways to others, and the session API over them. Open a
 //! node, encode a document, open sessions over it, ask. How its actors are started is in [`start`], what it remembers in
-//! [`durable`].
+//! [`durable`], what the rest of a cluster asks of it in [`weak`].
 
 mod durable;
 mod start;
+mod weak;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use crate::fleet::Fleet;
 use crate::handle::Context;
 use crate::journal::Journal;
 use crate::link::HostId;
+use crate::manifest::ContextId;
 use crate::model::Model;
 use crate::path::context::{EncodeRequest, encode};
 use crate::port::{HostPort, SupervisorPort};
@@ -35,6 +37,7 @@ use crate::supervisor::{LocalSupervisor, SupervisorMsg};
 use crate::whereabouts::Moved;
 
 pub use start::{start_hosts, start_supervisor};
+pub(crate) use weak::WeakNode;
 
 /// Threads of one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -261,6 +264,16 @@ impl Node {
     /// As [`decoder`](Self::decoder).
     pub async fn moved(&self, moved: Moved) -> Result<(), Stopped> {
         call!(self.cast().query.actor, QueryHostMsg::Moved, moved).asked()
+    }
+
+    /// Brings a context back in the background, blocks of which are lost; `suspects` are hosts that they were on. Nothing
+    /// happens if it is being brought back already, or is not known.
+    ///
+    /// # Panics
+    /// As [`decoder`](Self::decoder).
+    pub fn heal(&self, context: ContextId, suspects: Vec<HostId>) {
+        // A query host that is gone, or has too much to do, heals when a step fails.
+        let _ = self.cast().query.actor.cast(QueryHostMsg::Heal(context, suspects));
     }
 
     /// The ways to the context hosts: hosts join and go here.

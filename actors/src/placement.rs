@@ -34,6 +34,8 @@ pub struct Need {
     pub id: BlockId,
     /// Bytes of its keys and values.
     pub bytes: usize,
+    /// Its tokens.
+    pub tokens: usize,
     /// Whether it is encoded behind the context's anchor.
     pub anchored: bool,
 }
@@ -248,7 +250,7 @@ mod tests {
     }
 
     fn needs(ids: &[BlockId]) -> Vec<Need> {
-        let need = |(index, &id)| Need { id, bytes: BYTES, anchored: index > 0 };
+        let need = |(index, &id)| Need { id, bytes: BYTES, tokens: 16, anchored: index > 0 };
         ids.iter().enumerate().map(need).collect()
     }
 

@@ -165,7 +165,7 @@ struct Full {
 impl Full {
     fn or_full<'a, T: Send + 'a>(&'a self, journaled: Journaled<'a, T>) -> Journaled<'a, T> {
         match self.is_full.load(Ordering::SeqCst) {
-            true => Box::pin(async { Err(JournalError::Store(HandleError::Busy)) }),
+            true => Box::pin(async { Err(JournalError::Store(HandleError::Closed)) }),
             false => journaled,
         }
     }

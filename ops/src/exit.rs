@@ -9,6 +9,7 @@ use stellate_actors::{AskError, EncodeError, OpenError, SessionError};
 use stellate_kernels::KernelError;
 use stellate_runtime::config::SettingsError;
 use stellate_runtime::identity::IdentityFileError;
+use stellate_runtime::substrate::StartError;
 use stellate_runtime::transport::JoinError;
 
 use crate::interrupt::Interrupted;
@@ -96,6 +97,14 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = cause.downcast_ref::<JoinError>() {
         return code_of_join(error);
+    }
+    if let Some(error) = cause.downcast_ref::<StartError>() {
+        return match error {
+            StartError::NotANode | StartError::Removed => Some(IDENTITY),
+            // `network.seeds` or `network.dns` names what cannot be looked for.
+            StartError::Discovery(_) => Some(USAGE),
+            _ => None,
+        };
     }
     if let Some(error) = cause.downcast_ref::<IdentityFileError>() {
         return match error {

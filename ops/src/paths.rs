@@ -28,6 +28,11 @@ pub(crate) fn identity(data: &Path) -> PathBuf {
     data.join("identity")
 }
 
+/// Where a node that has joined finds the one that let it in, within its data folder: a line for each address.
+pub(crate) fn seeds(data: &Path) -> PathBuf {
+    data.join("seeds")
+}
+
 /// The identity that a command line takes if none is named.
 pub(crate) fn default_admin() -> Result<PathBuf, UsageError> {
     let folder = user_folder("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("admin"));

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use stellate_runtime::identity::{NodeKey, Revocations};
 use stellate_runtime::transport::{
-    Backoff, CertificateFault, CloseCode, Closed, Connection, ConnectionClass, DatagramError, DialError,
-    Endpoint, EndpointSetup, Expected, FrameError, FrameKind, FrameLimits, NetworkThread, StreamError,
-    Target, TransportOptions,
+    CertificateFault, CloseCode, Closed, Connection, ConnectionClass, DatagramError, DialError, Endpoint,
+    EndpointSetup, Expected, FrameError, FrameKind, FrameLimits, NetworkThread, StreamError, Target,
+    TransportOptions,
 };
 
 mod support;
@@ -237,7 +237,7 @@ fn a_frozen_peer_is_found_by_its_silence() {
 }
 
 #[test]
-fn a_peer_that_comes_up_late_is_dialled_again_until_it_is_there() {
+fn a_peer_that_is_not_there_yet_is_silent_and_can_be_dialled_later() {
     let cluster = Cluster::new();
     run(async {
         let setup = cluster.setup(cluster.node("late"));
@@ -248,14 +248,12 @@ fn a_peer_that_comes_up_late_is_dialled_again_until_it_is_there() {
         client_setup.options.idle = Duration::from_millis(150);
         client_setup.options.keep_alive = Duration::from_millis(50);
         let (client, _keep) = cluster.bind(client_setup);
-        let backoff = || Backoff::new(Duration::from_millis(1), Duration::from_millis(20), 7);
         let target = Target::seed(address);
-        let error =
-            client.dial_patiently(target.clone(), ConnectionClass::Control, backoff(), 2).await.unwrap_err();
+        let error = client.dial(target.clone(), ConnectionClass::Control).await.unwrap_err();
         assert_eq!(error, DialError::Silent { address });
-        let dialling = client.dial_patiently(target, ConnectionClass::Control, backoff(), u32::MAX);
+        assert!(error.is_transient());
         let (late, _accepted) = cluster.bind(EndpointSetup { address, ..setup });
-        let connection = dialling.await.unwrap();
+        let connection = client.dial(target, ConnectionClass::Control).await.unwrap();
         assert_eq!(connection.peer().id, late.credentials().id());
     });
 }

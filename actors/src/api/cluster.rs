@@ -83,8 +83,8 @@ pub struct NodeInfo {
     pub used_bytes: u64,
     /// Blocks that it holds.
     pub blocks: u64,
-    /// Sessions open on it.
-    pub sessions: u64,
+    /// Sessions open on it; none where that is not known to the node that was asked.
+    pub sessions: Option<u64>,
     /// Round-trip time from the node that was asked, in microseconds; none to itself.
     pub rtt_us: Option<u64>,
 }

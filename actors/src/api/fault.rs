@@ -6,6 +6,7 @@ use stellate_runtime::transport::{CertificateFault, Closed, DialError, FrameErro
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::cluster::ClusterError;
+use crate::cluster::messages::Refusal;
 use crate::error::{AskError, ContextFull, EncodeError, SessionError};
 use crate::manifest::ContextId;
 use crate::prompt::PromptError;
@@ -187,6 +188,11 @@ impl From<&EncodeError> for Fault {
                 (ErrorCode::Full, detail)
             }
             EncodeError::Overloaded { queue } => (ErrorCode::Busy, Detail::Overloaded(count(*queue))),
+            EncodeError::Supervisor(_) => (ErrorCode::Unavailable, Detail::None),
+            EncodeError::Refused(Refusal::Settling { .. } | Refusal::Replaced) => {
+                (ErrorCode::Unavailable, Detail::None)
+            }
+            EncodeError::Refused(_) => (ErrorCode::Refused, Detail::None),
             EncodeError::Cancelled => (ErrorCode::Cancelled, Detail::Cancelled),
             EncodeError::Stopped => (ErrorCode::Unavailable, Detail::Stopped),
             EncodeError::Remote(RemoteError::Refused { code, .. }) => (*code, Detail::None),

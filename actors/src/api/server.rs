@@ -40,7 +40,7 @@ pub struct Api(pub(super) Arc<Shared>);
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) node: Node,
-    pub(super) shelf: Shelf,
+    pub(super) shelf: Arc<Shelf>,
     pub(super) cluster: Arc<dyn ClusterAdmin>,
     model: String,
     running: watch::Sender<usize>,
@@ -58,10 +58,10 @@ impl Drop for Running {
 }
 
 impl Api {
-    /// Serves `node`, whose model people call `model`.
-    pub fn new(node: Node, model: String, cluster: Arc<dyn ClusterAdmin>) -> Self {
+    /// Serves `node`, whose model people call `model`, with the contexts and sessions of `shelf`.
+    pub fn new(node: Node, shelf: Arc<Shelf>, model: String, cluster: Arc<dyn ClusterAdmin>) -> Self {
         let (running, leaving) = (watch::Sender::new(0), AtomicBool::new(false));
-        Self(Arc::new(Shared { node, shelf: Shelf::default(), cluster, model, running, leaving }))
+        Self(Arc::new(Shared { node, shelf, cluster, model, running, leaving }))
     }
 
     /// The contexts and sessions that are kept for clients.

@@ -28,6 +28,10 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     fn notify(&self, node: NodeKey, notice: QueryNodeNotice);
     /// Tells whoever watches how a drain stands.
     fn drained(&self, progress: DrainProgress);
+    /// Notes that agents follow a supervisor of a higher term; this one stops.
+    fn replaced(&self, highest: u64) {
+        let _ = highest;
+    }
 }
 
 /// What a supervisor keeps on disk: its term, and what administrators want of nodes.
@@ -36,17 +40,17 @@ pub trait SupervisorStore: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// In words; the supervisor does not start.
-    fn raise_term(&mut self) -> Result<u64, String>;
+    fn raise_term(&mut self) -> BoxFuture<'_, Result<u64, String>>;
     /// What is wanted of nodes.
     ///
     /// # Errors
     /// In words; the supervisor does not start.
-    fn intents(&mut self) -> Result<BTreeMap<NodeKey, Intent>, String>;
+    fn intents(&mut self) -> BoxFuture<'_, Result<BTreeMap<NodeKey, Intent>, String>>;
     /// Keeps an intent, or forgets it.
     ///
     /// # Errors
     /// In words.
-    fn keep(&mut self, node: NodeKey, intent: Option<Intent>) -> Result<(), String>;
+    fn keep(&mut self, node: NodeKey, intent: Option<Intent>) -> BoxFuture<'_, Result<(), String>>;
 }
 
 /// What a supervisor starts with.
@@ -71,6 +75,11 @@ pub enum ClusterMsg {
     Tell(SupervisorRequest),
     /// An agent has answered an order.
     Replied(u64, AgentReply),
+    /// The hosts of the supervisor's own node have reported; `is_alone` if there is no other node.
+    Reported {
+        /// Whether nobody else can hold anything.
+        is_alone: bool,
+    },
     /// Time has passed; sent by itself.
     Tick,
 }
@@ -99,7 +108,7 @@ impl Actor for ClusterSupervisor {
         args: ClusterArgs,
     ) -> Result<ClusterState, ActorProcessingErr> {
         let ClusterArgs { settings, transport, mut store, clock } = args;
-        let (term, intents) = (store.raise_term()?, store.intents()?);
+        let (term, intents) = (store.raise_term().await?, store.intents().await?);
         tracing::info!(term, "supervisor started");
         drop(myself.send_interval(TICK, || ClusterMsg::Tick));
         let cluster = Cluster::new(clock.now(), term, settings, intents);
@@ -116,22 +125,23 @@ impl Actor for ClusterSupervisor {
         match message {
             ClusterMsg::Ask(request, reply) => {
                 let answer = state.cluster.ask(now, request);
-                state.act(&myself);
+                state.act(&myself).await;
                 // Who asked may have given up.
                 let _ = reply.send(answer);
             }
             ClusterMsg::Tell(request) => drop(state.cluster.ask(now, request)),
             ClusterMsg::Replied(order, reply) => state.cluster.agent_replied(now, order, reply),
+            ClusterMsg::Reported { is_alone } => state.cluster.reported(now, is_alone),
             ClusterMsg::Tick => state.cluster.tick(now),
         }
-        state.act(&myself);
+        state.act(&myself).await;
         Ok(())
     }
 }
 
 impl ClusterState {
     /// Carries out what was done.
-    fn act(&mut self, myself: &ActorRef<ClusterMsg>) {
+    async fn act(&mut self, myself: &ActorRef<ClusterMsg>) {
         while let Some(action) = self.cluster.poll_action() {
             match action {
                 Action::ToAgent { node, order } => {
@@ -143,11 +153,12 @@ impl ClusterState {
                 Action::ToQueryNode { node, notice } => self.transport.notify(node, notice),
                 Action::Drain(progress) => self.transport.drained(progress),
                 Action::Intent { node, intent } => {
-                    if let Err(cause) = self.store.keep(node, intent) {
+                    if let Err(cause) = self.store.keep(node, intent).await {
                         tracing::error!(%node, ?intent, %cause, "what is wanted of a node was not kept on disk");
                     }
                 }
                 Action::Replaced { highest } => {
+                    self.transport.replaced(highest);
                     myself.stop(Some(format!("a supervisor of term {highest} is there")));
                 }
             }
@@ -220,8 +231,8 @@ mod tests {
             _: BlockId,
             _: u64,
             _: u32,
-        ) -> BoxFuture<'static, Result<(), AgentRefusal>> {
-            Box::pin(async { Ok(()) })
+        ) -> BoxFuture<'static, Result<bool, AgentRefusal>> {
+            Box::pin(async { Ok(false) })
         }
         fn pull(
             &self,
@@ -260,23 +271,23 @@ mod tests {
     }
 
     impl AgentStore for Memory {
-        fn start(&mut self) -> Result<(u64, u64), String> {
-            Ok((0, 1))
+        fn start(&mut self) -> BoxFuture<'_, Result<(u64, u64), String>> {
+            Box::pin(async { Ok((0, 1)) })
         }
-        fn raise(&mut self, _: u64) -> Result<(), String> {
-            Ok(())
+        fn raise(&mut self, _: u64) -> BoxFuture<'_, Result<(), String>> {
+            Box::pin(async { Ok(()) })
         }
     }
 
     impl SupervisorStore for Memory {
-        fn raise_term(&mut self) -> Result<u64, String> {
-            Ok(1)
+        fn raise_term(&mut self) -> BoxFuture<'_, Result<u64, String>> {
+            Box::pin(async { Ok(1) })
         }
-        fn intents(&mut self) -> Result<BTreeMap<NodeKey, Intent>, String> {
-            Ok(BTreeMap::new())
+        fn intents(&mut self) -> BoxFuture<'_, Result<BTreeMap<NodeKey, Intent>, String>> {
+            Box::pin(async { Ok(BTreeMap::new()) })
         }
-        fn keep(&mut self, _: NodeKey, _: Option<Intent>) -> Result<(), String> {
-            Ok(())
+        fn keep(&mut self, _: NodeKey, _: Option<Intent>) -> BoxFuture<'_, Result<(), String>> {
+            Box::pin(async { Ok(()) })
         }
     }
 
@@ -332,8 +343,14 @@ mod tests {
         let place = SupervisorRequest::Place { claim: claim.clone(), suspects: Vec::new() };
         let SupervisorReply::Placed(placed) = ask(&supervisor, place).await else { panic!("there is room") };
         for (order, need) in (100..).zip(&claim.needs) {
-            let encode =
-                EncodeOrder { host: host(0), block: need.id, ids: Vec::new(), position: 0, anchor: None };
+            let encode = EncodeOrder {
+                host: host(0),
+                block: need.id,
+                ids: Vec::new(),
+                position: 0,
+                anchor: None,
+                recompute_anchor: false,
+            };
             let request = AgentRequest::Encode(encode);
             let order = AgentOrder { term: placed.term, version: placed.version, order, request };
             let reply = ractor::call!(agent, AgentMsg::Order, order).unwrap();

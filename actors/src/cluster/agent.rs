@@ -71,14 +71,14 @@ impl Fence {
 pub trait AgentHosts: Send + Sync + fmt::Debug + 'static {
     /// Encodes a block unless it is held; tells whether it was encoded.
     fn encode(&self, order: EncodeOrder) -> BoxFuture<'static, Result<bool, AgentRefusal>>;
-    /// Promises room for a block of so many bytes and tokens.
+    /// Promises room for a block of so many bytes and tokens, unless the host holds it; tells whether it does.
     fn reserve(
         &self,
         host: HostId,
         block: BlockId,
         bytes: u64,
         tokens: u32,
-    ) -> BoxFuture<'static, Result<(), AgentRefusal>>;
+    ) -> BoxFuture<'static, Result<bool, AgentRefusal>>;
     /// Copies a block from another host into the room that was promised, and seals it if it is what the source sent; an
     /// order to encode it that comes meanwhile waits for the copy. The BLAKE3 that the source named.
     fn pull(
@@ -101,12 +101,12 @@ pub trait AgentStore: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// In words.
-    fn start(&mut self) -> Result<(u64, u64), String>;
+    fn start(&mut self) -> BoxFuture<'_, Result<(u64, u64), String>>;
     /// Keeps a term; returns when it is safe.
     ///
     /// # Errors
     /// In words; the order that brought the term is then refused.
-    fn raise(&mut self, term: u64) -> Result<(), String>;
+    fn raise(&mut self, term: u64) -> BoxFuture<'_, Result<(), String>>;
 }
 
 /// The way from an agent to the supervisor. What does not arrive is sent again a second later.
@@ -135,6 +135,9 @@ pub struct AgentArgs {
 pub enum AgentMsg {
     /// Follow an order.
     Order(AgentOrder, RpcReplyPort<AgentReply>),
+    /// Blocks are about to be encoded on a host by its own process, as a supervisor of this term and version placed them.
+    /// Answered when every order to free some of them that came before has been followed.
+    Claim(HostId, Vec<BlockId>, (u64, u64), RpcReplyPort<()>),
     /// Report what is there; sent by itself.
     Report,
 }
@@ -180,7 +183,7 @@ impl Actor for Agent {
         args: AgentArgs,
     ) -> Result<AgentState, ActorProcessingErr> {
         let AgentArgs { node, hosts, mut store, uplink, clock } = args;
-        let (highest, start) = store.start()?;
+        let (highest, start) = store.start().await?;
         let moments = Moments { start, count: Arc::new(AtomicU64::new(0)) };
         myself.cast(AgentMsg::Report)?;
         drop(myself.send_interval(HEARTBEAT, || AgentMsg::Report));
@@ -196,6 +199,11 @@ impl Actor for Agent {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             AgentMsg::Order(order, reply) => state.follow(order, reply).await,
+            AgentMsg::Claim(host, blocks, by, reply) => {
+                blocks.into_iter().for_each(|block| state.fence.claim(host, block, by));
+                // Who asked may have given up.
+                let _ = reply.send(());
+            }
             AgentMsg::Report => state.uplink.send(SupervisorRequest::Inventory(state.inventory().await)),
         }
         Ok(())
@@ -205,22 +213,21 @@ impl Actor for Agent {
 impl AgentState {
     /// Follows an order. What takes long goes on beside, so that the mailbox stays free.
     async fn follow(&mut self, order: AgentOrder, reply: RpcReplyPort<AgentReply>) {
-        if let Err(refusal) = self.admit(&order) {
+        if let Err(refusal) = self.admit(&order).await {
             drop(reply.send(AgentReply::Refused(refusal)));
             return;
         }
         let (by, moments) = ((order.term, order.version), self.moments.clone());
         match order.request {
             AgentRequest::Encode(encode) => {
-                self.fence.claim(encode.host, encode.block, by);
-                if let Some((anchor, _)) = &encode.anchor {
-                    self.fence.claim(encode.host, *anchor, by);
-                }
+                encode.kept().for_each(|block| self.fence.claim(encode.host, block, by));
                 answer(reply, self.hosts.encode(encode), |fresh| AgentReply::Encoded { fresh });
             }
             AgentRequest::Reserve { host, block, bytes, tokens } => {
                 self.fence.claim(host, block, by);
-                answer(reply, self.hosts.reserve(host, block, bytes, tokens), |()| AgentReply::Reserved);
+                answer(reply, self.hosts.reserve(host, block, bytes, tokens), |held| AgentReply::Reserved {
+                    held,
+                });
             }
             AgentRequest::Pull { host, block, from } => {
                 let pulled = move |digest| AgentReply::Pulled { digest, at: moments.next() };
@@ -239,14 +246,14 @@ impl AgentState {
         }
     }
 
-    fn admit(&mut self, order: &AgentOrder) -> Result<(), AgentRefusal> {
+    async fn admit(&mut self, order: &AgentOrder) -> Result<(), AgentRefusal> {
         // A query node may have been placed by an earlier supervisor: what it has encoded shows in the inventory.
         if matches!(order.request, AgentRequest::Encode(_)) {
             return Ok(());
         }
         let before = self.fence.highest;
         if let Some(term) = self.fence.admit(order.term)? {
-            self.store.raise(term).map_err(|cause| {
+            self.store.raise(term).await.map_err(|cause| {
                 self.fence.highest = before;
                 AgentRefusal::Failed { cause }
             })?;

@@ -11,6 +11,7 @@ use crate::link::HostId;
 use crate::manifest::ContextId;
 
 use super::drain::DrainPlan;
+pub use super::encode_order::{AnchorOrder, EncodeOrder};
 use super::plan::Plan;
 use super::snapshot::ClusterSnapshot;
 
@@ -212,21 +213,6 @@ pub enum AgentRequest {
     Inventory,
 }
 
-/// A block to encode, as token ids.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
-pub struct EncodeOrder {
-    /// The host.
-    pub host: HostId,
-    /// The block.
-    pub block: BlockId,
-    /// Its tokens.
-    pub ids: Vec<u32>,
-    /// The position of its first token in the context.
-    pub position: u64,
-    /// The address and the tokens of the anchor that it stands behind.
-    pub anchor: Option<(BlockId, Vec<u32>)>,
-}
-
 /// What an agent answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub enum AgentReply {
@@ -236,7 +222,10 @@ pub enum AgentReply {
         fresh: bool,
     },
     /// There is room, and it is promised.
-    Reserved,
+    Reserved {
+        /// Whether the host holds the block already.
+        held: bool,
+    },
     /// The block has come and was sealed.
     Pulled {
         /// BLAKE3 of the block as the source holds it.
@@ -503,4 +492,16 @@ pub enum Refusal {
     /// The supervisor was replaced by a later one.
     #[error("a supervisor of a later term is there; ask that one")]
     Replaced,
+    /// The node that asks cannot work with this cluster.
+    #[error("this node cannot work with the cluster: {cause}; `stellate node ls` says why")]
+    Incompatible {
+        /// Why.
+        cause: String,
+    },
+    /// What was asked could not be read.
+    #[error("the supervisor could not read what was asked: {cause}; run the same version on both sides")]
+    Unreadable {
+        /// What is wrong with it.
+        cause: String,
+    },
 }

@@ -160,7 +160,7 @@ impl Cluster {
         let Some(migration) = self.moves.get_mut(&id) else { return };
         let (block, from, to) = (migration.block, migration.from, migration.to);
         match (migration.step, reply) {
-            (Step::Reserving, AgentReply::Reserved) => {
+            (Step::Reserving, AgentReply::Reserved { .. }) => {
                 migration.step = Step::Copying;
                 migration.deadline = now + self.settings.copy_timeout;
                 match migration.choice.way {

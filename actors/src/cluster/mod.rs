@@ -5,6 +5,7 @@
 pub mod actor;
 pub mod agent;
 pub mod drain;
+mod encode_order;
 pub mod messages;
 pub mod migration;
 pub mod order;

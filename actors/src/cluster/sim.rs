@@ -375,12 +375,12 @@ impl World {
                 host.fence.claim(id, block, by);
                 let free_bytes = host.capacity.saturating_sub(host.used());
                 if host.blocks.contains_key(&block) {
-                    AgentReply::Reserved
+                    AgentReply::Reserved { held: false }
                 } else if bytes > free_bytes {
                     AgentReply::Refused(AgentRefusal::Full { needed_bytes: bytes, free_bytes })
                 } else {
                     host.reserved.insert(block, bytes);
-                    AgentReply::Reserved
+                    AgentReply::Reserved { held: false }
                 }
             }
             AgentRequest::Pull { block, from, .. } => match host.reserved.get(&block).copied() {

@@ -22,6 +22,9 @@ use super::plan::{Plan, PlannedMove};
 use super::settings::ClusterSettings;
 use super::table::{Hold, HostEntry, HostState, Table};
 
+/// The term of a supervisor that has seen no earlier one, on a node that has seen none.
+const FIRST_TERM: u64 = 1;
+
 /// What an administrator wants of a node; outlives supervisors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intent {
@@ -84,6 +87,8 @@ pub struct Cluster {
     pub(crate) settings: ClusterSettings,
     pub(crate) term: u64,
     pub(crate) started: Duration,
+    /// When it has listened for long enough to decide.
+    pub(crate) settles: Duration,
     pub(crate) is_replaced: bool,
     pub(crate) table: Table,
     pub(crate) intents: BTreeMap<NodeKey, Intent>,
@@ -113,6 +118,7 @@ impl Cluster {
     ) -> Self {
         Self {
             next_round: now + settings.unclaimed_grace,
+            settles: now + settings.settle,
             settings,
             term,
             started: now,
@@ -260,6 +266,14 @@ impl Cluster {
         self.pump(now);
     }
 
+    /// The hosts of the supervisor's own node have reported. A supervisor of the first term, before which nothing was placed,
+    /// and one that is alone have nothing more to listen for.
+    pub fn reported(&mut self, now: Duration, is_alone: bool) {
+        if self.term == FIRST_TERM || is_alone {
+            self.settles = self.settles.min(now);
+        }
+    }
+
     /// A query node is there, and has announced its contexts to the supervisor of a term.
     pub fn renew(&mut self, now: Duration, node: NodeKey, announced: u64) {
         self.query_nodes.insert(node, now);
@@ -312,7 +326,12 @@ impl Cluster {
         let needs: Vec<_> = claim
             .needs
             .iter()
-            .map(|need| Need { id: need.id, bytes: need.bytes as usize, anchored: need.anchored })
+            .map(|need| Need {
+                id: need.id,
+                bytes: need.bytes as usize,
+                tokens: need.tokens as usize,
+                anchored: need.anchored,
+            })
             .collect();
         let anchor = claim.anchor.map(|anchor| AnchorNeed {
             id: anchor.id,
@@ -551,7 +570,7 @@ impl Cluster {
         if self.is_replaced {
             return Err(Refusal::Replaced);
         }
-        let left = (self.started + self.settings.settle).saturating_sub(now);
+        let left = self.settles.saturating_sub(now);
         match left.as_millis() as u64 {
             0 => Ok(()),
             retry_ms => Err(Refusal::Settling { retry_ms }),

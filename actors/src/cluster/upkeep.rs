@@ -34,7 +34,7 @@ impl Cluster {
             tracing::warn!(%host, "a host has fallen silent");
             self.host_gone(now, host);
         }
-        if !self.has_settled && now >= self.started + self.settings.settle {
+        if !self.has_settled && now >= self.settles {
             self.has_settled = true;
             for id in self.table.blocks.keys().copied().collect::<Vec<_>>() {
                 self.check_lost(&id, &[]);

@@ -1,9 +1,12 @@
-//! The context host: an actor that owns a device thread, which owns the keys and values of blocks. The actor only hands
-//! work over, so that its mailbox stays free; what is done with the work is in [`device`], how a block is encoded in
-//! [`crate::path::context`].
+//! The context host: an actor over the keys and values of blocks ([`held`]) and over a device thread that computes them and
+//! attends to them ([`device`]). The actor hands blocks to encode over and answers all else at once, so that nobody waits
+//! behind a block that is being encoded. How a block is encoded is in [`crate::path::context`].
 
 mod device;
+pub mod held;
 mod port;
+pub mod rate;
+pub mod strip;
 
 use std::sync::Arc;
 
@@ -12,14 +15,19 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use stellate_kernels::KvShape;
 use stellate_model::block::BlockId;
+use stellate_runtime::clock::Clock;
 
 use crate::budget::{BudgetedBlock, KvBudget, StoreFull};
 use crate::cancel::CancelToken;
-use crate::device_thread::{DeviceThread, Inbox, RETRY};
+use crate::device_thread::{DeviceThread, Inbox};
 use crate::engine::Engine;
 use crate::link::{AttendJob, HostId, LocalLink};
 use crate::path::context::Anchor;
 use crate::progress::EncodeMeter;
+
+pub use device::EncodeWork;
+use held::HeldBlocks;
+use rate::Rates;
 
 /// Attention jobs that may wait for a context host: more than the sessions that a query host steps side by side.
 const ATTEND_QUEUE: usize = 256;
@@ -104,8 +112,8 @@ pub enum ContextHostMsg {
     Share(BlockId, RpcReplyPort<Result<Option<Arc<BudgetedBlock>>, HostError>>),
     /// Let go of blocks that no context needs any more.
     Release(Vec<BlockId>),
-    /// Hand over releases that found the queue full.
-    Retry,
+    /// Encode a block whose copy, which was on its way, has come or does not come; sent by itself.
+    Resume(EncodeWork),
 }
 
 /// What a context host starts with.
@@ -121,6 +129,8 @@ pub struct ContextHostArgs {
     pub capacity_bytes: usize,
     /// Jobs that may wait for it.
     pub queue_jobs: usize,
+    /// Measures how fast it encodes.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// A context host that runs: the actor, and the ways past its mailbox.
@@ -132,6 +142,10 @@ pub struct ContextHostHandle {
     pub actor: ActorRef<ContextHostMsg>,
     /// Its store, to read its fill from.
     pub budget: Arc<KvBudget>,
+    /// What it holds: to be looked at, and to be added to by what comes from other nodes.
+    pub held: Arc<HeldBlocks>,
+    /// How fast it works.
+    pub rates: Arc<Rates>,
     attends: Sender<AttendJob>,
 }
 
@@ -152,14 +166,16 @@ pub async fn start(args: ContextHostArgs) -> Result<ContextHostHandle, ractor::S
     let (attends, attend_jobs) = bounded(ATTEND_QUEUE);
     let budget = KvBudget::new(args.kv_shape, args.capacity_bytes);
     let host = args.host;
-    let start = Start { args, budget: Arc::clone(&budget), attend_jobs };
+    let (held, rates) = (HeldBlocks::new(host, Arc::clone(&budget)), Arc::new(Rates::default()));
+    let start = Start { args, held: Arc::clone(&held), rates: Arc::clone(&rates), attend_jobs };
     let (actor, _) = Actor::spawn(None, ContextHost, start).await?;
-    Ok(ContextHostHandle { host, actor, budget, attends })
+    Ok(ContextHostHandle { host, actor, budget, held, rates, attends })
 }
 
 struct Start {
     args: ContextHostArgs,
-    budget: Arc<KvBudget>,
+    held: Arc<HeldBlocks>,
+    rates: Arc<Rates>,
     attend_jobs: crossbeam_channel::Receiver<AttendJob>,
 }
 
@@ -167,7 +183,8 @@ struct ContextHost;
 
 struct State {
     host: HostId,
-    thread: DeviceThread<ContextHostMsg>,
+    held: Arc<HeldBlocks>,
+    thread: DeviceThread<EncodeWork>,
 }
 
 impl Actor for ContextHost {
@@ -176,13 +193,14 @@ impl Actor for ContextHost {
     type Arguments = Start;
 
     async fn pre_start(&self, _: ActorRef<Self::Msg>, start: Start) -> Result<State, ActorProcessingErr> {
-        let Start { args, budget, attend_jobs } = start;
-        let ContextHostArgs { host, engine, queue_jobs, .. } = args;
+        let Start { args, held, rates, attend_jobs } = start;
+        let ContextHostArgs { host, engine, queue_jobs, clock, .. } = args;
+        let shared = Arc::clone(&held);
         let thread = DeviceThread::spawn(format!("stellate-{host}"), queue_jobs, move |jobs, stop| {
             let attend_jobs = Inbox(attend_jobs);
-            device::Device::new(host, engine, budget, stop).run(&attend_jobs.0, jobs);
+            device::Device::new(host, engine, shared, (rates, clock), stop).run(&attend_jobs.0, jobs);
         })?;
-        Ok(State { host, thread })
+        Ok(State { host, held, thread })
     }
 
     async fn handle(
@@ -191,8 +209,19 @@ impl Actor for ContextHost {
         message: ContextHostMsg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.hand_over(message) {
-            drop(myself.send_after(RETRY, || ContextHostMsg::Retry));
+        match message {
+            ContextHostMsg::Encode(job, reply) => {
+                state.encode(&myself, EncodeWork::new(&state.held, job, reply));
+            }
+            ContextHostMsg::Resume(work) => state.hand_over(work),
+            ContextHostMsg::Reserve(id, tokens, reply) => {
+                let held = Arc::clone(&state.held);
+                // It may be on its way.
+                tokio::spawn(async move { drop(reply.send(held.reserve(id, tokens).await)) });
+            }
+            ContextHostMsg::Seal(id, block, reply) => drop(reply.send(state.held.insert(id, block))),
+            ContextHostMsg::Share(id, reply) => drop(reply.send(Ok(state.held.get(&id)))),
+            ContextHostMsg::Release(ids) => drop(state.held.release(&ids)),
         }
         Ok(())
     }
@@ -203,25 +232,31 @@ impl Actor for ContextHost {
 }
 
 impl State {
-    /// Hands a message to the device thread, or refuses it if the queue is full; a release is kept instead, and goes
-    /// before whatever comes later. Tells whether one was just kept or is still kept by a retry.
-    fn hand_over(&mut self, message: ContextHostMsg) -> bool {
-        let error = HostError::Overloaded { host: self.host, queue: self.thread.queue_jobs() };
-        let message = match message {
-            ContextHostMsg::Retry => return self.thread.retry(),
-            message => self.thread.offer(message),
-        };
-        match message {
-            Ok(()) | Err(ContextHostMsg::Retry) => {}
-            Err(ContextHostMsg::Encode(_, reply)) => drop(reply.send(Err(error))),
-            Err(ContextHostMsg::Reserve(_, _, reply)) => drop(reply.send(Err(error))),
-            Err(ContextHostMsg::Seal(_, _, reply)) => drop(reply.send(Err(error))),
-            Err(ContextHostMsg::Share(_, reply)) => drop(reply.send(Err(error))),
-            Err(release @ ContextHostMsg::Release(_)) => {
-                self.thread.keep(release);
-                return true;
-            }
+    /// Has a block encoded once no copy of it is on its way any more.
+    fn encode(&mut self, myself: &ActorRef<ContextHostMsg>, work: EncodeWork) {
+        let copies = work.earlier_copies();
+        if copies.is_empty() {
+            return self.hand_over(work);
         }
-        false
+        if work.of_block() > self.thread.queue_jobs() {
+            let (host, queue) = (self.host, self.thread.queue_jobs());
+            return work.answer(Err(HostError::Overloaded { host, queue }));
+        }
+        let myself = myself.clone();
+        tokio::spawn(async move {
+            for copy in copies {
+                copy.wait().await;
+            }
+            // A host that has stopped drops the work, and with it the way back: who asked is told.
+            drop(myself.cast(ContextHostMsg::Resume(work)));
+        });
+    }
+
+    /// Hands a block to the device thread, or refuses it if the queue is full.
+    fn hand_over(&mut self, work: EncodeWork) {
+        let (host, queue) = (self.host, self.thread.queue_jobs());
+        if let Err(work) = self.thread.offer(work) {
+            work.answer(Err(HostError::Overloaded { host, queue }));
+        }
     }
 }

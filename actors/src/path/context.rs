@@ -30,7 +30,7 @@ use crate::fleet::Fleet;
 use crate::journal::ContextRecord;
 use crate::lease::ContextLease;
 use crate::link::HostId;
-use crate::manifest::{ContextId, Manifest};
+use crate::manifest::{ContextId, Manifest, ManifestBlock};
 use crate::path::heal::{Effort, settle};
 use crate::path::query::forward;
 use crate::placement::{AnchorNeed, Need, Placed};
@@ -128,6 +128,7 @@ pub(crate) fn place_request(
     let needs = manifest.blocks.iter().map(|block| Need {
         id: block.id,
         bytes: bytes_for(block.range.len()),
+        tokens: block.range.len(),
         anchored: manifest.anchor.is_some() && block.range.start > 0,
     });
     // An anchor that is computed again behind every block is kept nowhere.
@@ -164,12 +165,7 @@ async fn encode_star(
     meter: &EncodeMeter,
     cancel: &CancelToken,
 ) -> Result<(), EncodeError> {
-    let anchor = manifest.anchor.map(|id| Anchor {
-        id,
-        ids: manifest.ids[..manifest.layout.anchor_tokens(manifest.tokens())].into(),
-        first_block: manifest.blocks[0].id,
-        is_kept: false,
-    });
+    let anchor = anchor_of(manifest);
     let hosts = fleet.hosts.snapshot();
     let used: std::collections::BTreeSet<HostId> = placed.iter().map(|placed| placed.host).collect();
     let of_hosts = used.into_iter().map(|host| {
@@ -178,16 +174,7 @@ async fn encode_star(
         async move {
             let port = reach(hosts, host)?;
             for (block, placed) in blocks {
-                let anchor = anchor.clone().filter(|_| block.range.start > 0);
-                let job = EncodeJob {
-                    id: block.id,
-                    ids: manifest.ids[block.range.clone()].into(),
-                    position: block.range.start,
-                    anchor: anchor.map(|anchor| Anchor { is_kept: placed.anchor_copy, ..anchor }),
-                    recompute_anchor: fleet.recompute_anchor,
-                    meter: meter.clone(),
-                    cancel: cancel.clone(),
-                };
+                let job = star_job(fleet, manifest, block, anchor, placed.anchor_copy, meter, cancel);
                 let encoded = port.encode(job).await?;
                 meter.sealed(block.range.len(), encoded == Encoded::Held);
             }
@@ -208,22 +195,92 @@ async fn encode_exact(
 ) -> Result<(), EncodeError> {
     let _one_at_a_time = fleet.exact_gate.lock().await;
     let whereabouts = Arc::new(Whereabouts::at(placed.to_vec()));
-    for (index, (block, placed)) in manifest.blocks.iter().zip(placed).enumerate() {
-        let (hosts, tokens) = (fleet.hosts.snapshot(), block.range.len());
-        let host = reach(&hosts, placed.host)?;
-        match host.reserve(block.id, tokens).await? {
-            Reserved::Held => meter.sealed(tokens, true),
-            Reserved::Room(room) => {
-                let (manifest, whereabouts) = (Arc::clone(manifest), Arc::clone(&whereabouts));
-                let (meter, cancel) = (meter.clone(), cancel.clone());
-                let job = ExactJob { manifest, whereabouts, index, room, meter: meter.clone(), cancel };
-                let sealed = call!(fleet.query, QueryHostMsg::EncodeExact, job).asked()??;
-                host.seal(block.id, sealed).await?;
-                meter.sealed(tokens, false);
-            }
+    for (index, placed) in placed.iter().enumerate() {
+        encode_exact_block(fleet, manifest, &whereabouts, index, placed.host, meter, cancel).await?;
+    }
+    Ok(())
+}
+
+/// Stage 4, `exact`: one block, computed by the query host and sealed on `host`, unless that holds it.
+async fn encode_exact_block(
+    fleet: &Fleet,
+    manifest: &Arc<Manifest>,
+    whereabouts: &Arc<Whereabouts>,
+    index: usize,
+    host: HostId,
+    meter: &EncodeMeter,
+    cancel: &CancelToken,
+) -> Result<(), EncodeError> {
+    let block = &manifest.blocks[index];
+    let (hosts, tokens) = (fleet.hosts.snapshot(), block.range.len());
+    let host = reach(&hosts, host)?;
+    match host.reserve(block.id, tokens).await? {
+        Reserved::Held => meter.sealed(tokens, true),
+        Reserved::Room(room) => {
+            let (manifest, whereabouts) = (Arc::clone(manifest), Arc::clone(whereabouts));
+            let (meter, cancel) = (meter.clone(), cancel.clone());
+            let job = ExactJob { manifest, whereabouts, index, room, meter: meter.clone(), cancel };
+            let sealed = call!(fleet.query, QueryHostMsg::EncodeExact, job).asked()??;
+            host.seal(block.id, sealed).await?;
+            meter.sealed(tokens, false);
         }
     }
     Ok(())
+}
+
+/// One block of a context that can be asked, encoded on `host` as well.
+pub(crate) async fn encode_again(
+    fleet: &Fleet,
+    context: &EncodedContext,
+    index: usize,
+    host: HostId,
+    meter: &EncodeMeter,
+    cancel: &CancelToken,
+) -> Result<(), EncodeError> {
+    let manifest = &context.manifest;
+    if manifest.layout.attention == Attention::Exact {
+        let _one_at_a_time = fleet.exact_gate.lock().await;
+        let whereabouts = Arc::new(Whereabouts::at(context.whereabouts.now().placed.clone()));
+        return encode_exact_block(fleet, manifest, &whereabouts, index, host, meter, cancel).await;
+    }
+    let hosts = fleet.hosts.snapshot();
+    // No room was promised there for a copy of the anchor.
+    let (anchor, block) = (anchor_of(manifest), &manifest.blocks[index]);
+    let job = star_job(fleet, manifest, block, &anchor, false, meter, cancel);
+    reach(&hosts, host)?.encode(job).await?;
+    Ok(())
+}
+
+/// The anchor that the later blocks of a context stand behind.
+fn anchor_of(manifest: &Manifest) -> Option<Anchor> {
+    manifest.anchor.map(|id| Anchor {
+        id,
+        ids: manifest.ids[..manifest.layout.anchor_tokens(manifest.tokens())].into(),
+        first_block: manifest.blocks[0].id,
+        is_kept: false,
+    })
+}
+
+/// A block behind its anchor, of which the host keeps a copy if `is_kept`, as a host is asked to encode it.
+fn star_job(
+    fleet: &Fleet,
+    manifest: &Manifest,
+    block: &ManifestBlock,
+    anchor: &Option<Anchor>,
+    is_kept: bool,
+    meter: &EncodeMeter,
+    cancel: &CancelToken,
+) -> EncodeJob {
+    let anchor = anchor.clone().filter(|_| block.range.start > 0);
+    EncodeJob {
+        id: block.id,
+        ids: manifest.ids[block.range.clone()].into(),
+        position: block.range.start,
+        anchor: anchor.map(|anchor| Anchor { is_kept, ..anchor }),
+        recompute_anchor: fleet.recompute_anchor,
+        meter: meter.clone(),
+        cancel: cancel.clone(),
+    }
 }
 
 /// The way to a host.

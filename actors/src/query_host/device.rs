@@ -10,7 +10,7 @@ use ractor::{ActorRef, RpcReplyPort};
 use stellate_runtime::clock::Clock;
 
 use super::slot::{Means, Slot, routes};
-use super::{Errands, ExactJob, OpenSession, QueryHostArgs, QueryHostMsg, SessionLease};
+use super::{Errand, Errands, ExactJob, OpenSession, QueryHostArgs, QueryHostMsg, SessionLease};
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cancel::CancelToken;
 use crate::catalogue::Catalogue;
@@ -19,6 +19,7 @@ use crate::engine::Engine;
 use crate::error::{AskError, EncodeError, SessionError};
 use crate::fanout::{Fanout, FanoutError};
 use crate::journal::JournalError;
+use crate::link::HostId;
 use crate::manifest::{ContextId, Manifest};
 use crate::path::context::{EncodedContext, ExactEncoder};
 use crate::path::query::{Step, TurnRequest};
@@ -146,6 +147,7 @@ impl Device {
                 self.switch(&moved);
                 drop(reply.send(()));
             }
+            QueryHostMsg::Heal(context, suspects) => self.heal(context, suspects),
             QueryHostMsg::Rerouted(context, placed) => self.reroute(&context, placed),
             QueryHostMsg::Written(session, outcome) => self.written(session, outcome),
             QueryHostMsg::Retry => {}
@@ -200,6 +202,14 @@ impl Device {
         }
         for Exact { route, .. } in &self.exact {
             route.whereabouts.moved(&route.manifest, moved);
+        }
+    }
+
+    /// Has a context healed that nobody asks at the moment, unless that is under way.
+    fn heal(&mut self, context: ContextId, suspects: Vec<HostId>) {
+        let Some(known) = self.contexts.get(context) else { return };
+        if !self.healing.contains(&context) && self.errands.try_send(Errand::Heal(known, suspects)).is_ok() {
+            self.healing.insert(context);
         }
     }
 

@@ -21,7 +21,8 @@ use crate::directory::Directory;
 use crate::engine::Engine;
 use crate::error::{AskError, EncodeError, SessionError};
 use crate::journal::JournalError;
-use crate::manifest::Manifest;
+use crate::link::HostId;
+use crate::manifest::{ContextId, Manifest};
 use crate::path::context::EncodedContext;
 use crate::path::query::TurnRequest;
 use crate::placement::Placed;
@@ -75,6 +76,8 @@ pub enum QueryHostMsg {
     Close(SessionId),
     /// A block lies elsewhere. Answered when no step asks for it in its old place any more.
     Moved(Moved, RpcReplyPort<()>),
+    /// Blocks of a context are lost, on these hosts among others: bring it back, as if a step had failed.
+    Heal(ContextId, Vec<HostId>),
     /// A context's blocks lie so from now on, or could not be brought back.
     Rerouted(Arc<EncodedContext>, Result<Vec<Placed>, Arc<EncodeError>>),
     /// The last turn of a session is durable, or could not be written down.
@@ -196,8 +199,11 @@ fn hand_over(thread: &mut DeviceThread<QueryHostMsg>, message: QueryHostMsg) -> 
     };
     match message {
         // Without a reply the asker of a log learns that there is none.
-        // Nor is a move acknowledged: who misses it asks in the old place, and heals.
-        Ok(()) | Err(QueryHostMsg::Retry | QueryHostMsg::Turns(..) | QueryHostMsg::Moved(..)) => {}
+        // Nor is a move acknowledged: who misses it asks in the old place, and heals; so does who misses a loss.
+        Ok(())
+        | Err(
+            QueryHostMsg::Retry | QueryHostMsg::Turns(..) | QueryHostMsg::Moved(..) | QueryHostMsg::Heal(..),
+        ) => {}
         Err(QueryHostMsg::EncodeExact(_, reply)) => {
             drop(reply.send(Err(EncodeError::Overloaded { queue })));
         }

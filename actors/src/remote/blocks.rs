@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ractor::call;
 use stellate_model::block::BlockId;
 use stellate_runtime::transport::{CloseCode, Closed, Connection, FrameReceiver, FrameSender, StreamError};
 use tokio::sync::Semaphore;
@@ -22,7 +21,8 @@ use super::frames::{
 pub use super::landing::Landing;
 use super::serve::LocalHosts;
 use crate::budget::{BudgetedBlock, StoreFull};
-use crate::context_host::{ContextHostMsg, HostError, Reserved};
+use crate::context_host::HostError;
+use crate::context_host::held::Opening;
 use crate::link::HostId;
 
 /// Transfers of one connection under way; a host takes one at a time, a node a few.
@@ -39,11 +39,14 @@ pub enum FetchError {
     #[error("the copy of a block was cut off: {0}; fetch the rest")]
     Interrupted(String),
     /// The other side has no such block, or does not give it.
-    #[error("the block is not to be had: {0}; ask another host or encode it again")]
-    Refused(String),
+    #[error("the block is not to be had: {}; ask another host or encode it again", describe(.0))]
+    Refused(NoTransfer),
     /// The bytes are not those that were sent. They were thrown away.
     #[error("the copy of a block has another hash than the block; fetch it again")]
     Hash,
+    /// The landing was told to end. What arrived is there.
+    #[error("the copy of a block was cancelled")]
+    Cancelled,
 }
 
 /// A block was not put into another host. That host holds nothing of it.
@@ -86,7 +89,7 @@ impl From<Closed> for PutError {
 }
 
 /// What a refusal says.
-fn describe(reason: NoTransfer) -> &'static str {
+fn describe(reason: &NoTransfer) -> &'static str {
     match reason {
         NoTransfer::HostGone => "the host has stopped, or is not of that node",
         NoTransfer::NoSuchBlock => "the host does not hold it",
@@ -107,21 +110,29 @@ pub async fn fetch_block(
     landing: &mut Landing,
     rate: Option<u64>,
 ) -> Result<(), FetchError> {
-    let (mut sender, mut receiver) = connection.open().await?;
     let offset = landing.arrived_bytes() as u64;
     let fetch = Fetch { host: host.0, id: *id.as_bytes(), offset, rate: rate.unwrap_or(0) };
+    let (mut receiver, head) = tokio::select! {
+        asked = ask_for(connection, fetch) => asked?,
+        () = landing.cancel().cancelled() => return Err(FetchError::Cancelled),
+    };
+    if !landing.take_head(&head) {
+        return Err(FetchError::Refused(NoTransfer::Shape));
+    }
+    landing.receive(&mut receiver).await
+}
+
+/// Asks for a block, up to the head of the answer.
+async fn ask_for(connection: &Connection, fetch: Fetch) -> Result<(FrameReceiver, BlockHead), FetchError> {
+    let (mut sender, mut receiver) = connection.open().await?;
     sender.send(FETCH, &fetch, &[]).await?;
     sender.finish();
     let head = in_time(receiver.expect()).await?;
     if head.kind == NO_TRANSFER {
-        let reason: NoTransfer = head.header().map_err(StreamError::from)?;
-        return Err(FetchError::Refused(describe(reason).to_owned()));
+        return Err(FetchError::Refused(head.header().map_err(StreamError::from)?));
     }
-    let head: BlockHead = head.expect(BLOCK).map_err(StreamError::from)?;
-    if !head.is_of(landing.shape(), landing.tokens(), offset) {
-        return Err(FetchError::Refused("it is of another shape".to_owned()));
-    }
-    landing.receive(&mut receiver).await
+    let head = head.expect(BLOCK).map_err(StreamError::from)?;
+    Ok((receiver, head))
 }
 
 /// Puts a block that was computed here into `host`, a context host of the peer, which then holds it.
@@ -153,7 +164,7 @@ async fn take_put_reply(receiver: &mut FrameReceiver) -> Result<PutReply, PutErr
             NoTransfer::Full(needed, free) => {
                 PutError::Full(StoreFull { needed_tokens: needed as usize, free_tokens: free as usize })
             }
-            reason => PutError::Refused(describe(reason).to_owned()),
+            reason => PutError::Refused(describe(&reason).to_owned()),
         });
     }
     Ok(frame.expect(PUT_REPLY).map_err(StreamError::from)?)
@@ -259,11 +270,9 @@ impl BlockServer {
         let Some(host) = self.hosts.hosts.get(&HostId(fetch.host)) else {
             return Ok(Some(NoTransfer::HostGone));
         };
-        let block = match call!(host.actor, ContextHostMsg::Share, id) {
-            Err(_) => return Ok(Some(NoTransfer::HostGone)),
-            Ok(Err(error)) => return Ok(Some(refusal(&error))),
-            Ok(Ok(None)) => return Ok(Some(NoTransfer::NoSuchBlock)),
-            Ok(Ok(Some(block))) => block,
+        let Some(block) = host.held.get(&id) else {
+            let is_open = host.held.is_open();
+            return Ok(Some(if is_open { NoTransfer::NoSuchBlock } else { NoTransfer::HostGone }));
         };
         let offset = usize::try_from(fetch.offset).unwrap_or(usize::MAX);
         // A sealed block is as large as its tokens need; another copy is laid out by that.
@@ -289,31 +298,37 @@ impl BlockServer {
         let Some(tokens) = tokens.filter(|&tokens| head.is_of(self.hosts.kv_shape, tokens, 0)) else {
             return Ok(Some(NoTransfer::Shape));
         };
-        let room = match call!(host.actor, ContextHostMsg::Reserve, id, tokens) {
-            Err(_) => return Ok(Some(NoTransfer::HostGone)),
-            Ok(Err(error)) => return Ok(Some(refusal(&error))),
-            Ok(Ok(Reserved::Held)) => {
+        let (strip, arrival, was_promised) = match host.held.receive(id, tokens).await {
+            Err(error) => return Ok(Some(refusal(&error))),
+            Ok(Opening::Held) => {
                 sender.send(PUT_REPLY, &PutReply::Held, &[]).await?;
                 return Ok(None);
             }
-            Ok(Ok(Reserved::Room(room))) => room,
+            Ok(Opening::Room { strip, arrival, was_promised }) => (strip, arrival, was_promised),
         };
-        sender.send(PUT_REPLY, &PutReply::Ready, &[]).await?;
-        let mut landing = Landing::new(room, tokens);
-        match landing.receive(receiver).await {
-            Ok(()) => {}
-            Err(FetchError::Hash) => return Ok(Some(NoTransfer::Hash)),
-            Err(error) => return Err(StreamError::Closed(Closed::Other(error.to_string()))),
+        let mut landing = Landing::on(strip, arrival.revoked().clone(), arrival.count());
+        let received = match sender.send(PUT_REPLY, &PutReply::Ready, &[]).await {
+            Ok(()) if landing.take_head(&head) => landing.receive(receiver).await,
+            Ok(()) => Err(FetchError::Refused(NoTransfer::Shape)),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = received {
+            // The room stays promised, so that the block can be put again.
+            if let Some(strip) = landing.into_strip().filter(|_| was_promised) {
+                arrival.promise(strip);
+            }
+            return match error {
+                FetchError::Hash => Ok(Some(NoTransfer::Hash)),
+                error => Err(StreamError::Closed(Closed::Other(error.to_string()))),
+            };
         }
         let Some(block) = landing.into_block() else { return Ok(Some(NoTransfer::Hash)) };
-        match call!(host.actor, ContextHostMsg::Seal, id, block) {
-            Err(_) => Ok(Some(NoTransfer::HostGone)),
-            Ok(Err(error)) => Ok(Some(refusal(&error))),
-            Ok(Ok(())) => {
-                sender.send(PUT_REPLY, &PutReply::Held, &[]).await?;
-                Ok(None)
-            }
+        if arrival.seal(block).is_err() {
+            // Released while it was on its way, or with the host.
+            return Ok(Some(NoTransfer::HostGone));
         }
+        sender.send(PUT_REPLY, &PutReply::Held, &[]).await?;
+        Ok(None)
     }
 
     /// The lower of two rates, of which 0 is none.

@@ -1,13 +1,18 @@
 //! Where a block arrives: the memory that it will lie in, filled from the front, and the hash of what is there. Copying and
 //! hashing are done on a thread that may block, piece by piece, beside the network thread that receives.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use stellate_kernels::KvShape;
 use stellate_runtime::transport::{Frame, FrameError, FrameReceiver, Payload, StreamError};
 use tokio::sync::mpsc;
 
 use super::blocks::{FetchError, in_time};
-use super::frames::{DONE, Done, PIECE, PIECE_BYTES, Piece};
+use super::frames::{BlockHead, DONE, Done, PIECE, PIECE_BYTES, Piece};
 use crate::budget::BudgetedBlock;
+use crate::cancel::CancelToken;
+use crate::context_host::strip::Strip;
 
 /// Pieces that wait to be copied: enough that neither side waits for the other at each piece.
 const PIECES_AHEAD: usize = 4;
@@ -16,18 +21,14 @@ const PIECES_AHEAD: usize = 4;
 #[derive(Debug)]
 pub struct Landing {
     shape: KvShape,
+    bytes: usize,
     tokens: usize,
     arrived: usize,
     /// `None` while a thread fills it, and for ever if that thread was left behind.
     strip: Option<Strip>,
-    is_verified: bool,
-}
-
-#[derive(Debug)]
-struct Strip {
-    block: BudgetedBlock,
-    arrived: usize,
-    hasher: blake3::Hasher,
+    hash: Option<[u8; 32]>,
+    cancel: CancelToken,
+    count: Arc<AtomicU64>,
 }
 
 impl Landing {
@@ -37,9 +38,15 @@ impl Landing {
     /// If the room is for another number of tokens.
     pub fn new(room: BudgetedBlock, tokens: usize) -> Self {
         assert_eq!(room.bytes(), room.shape().bytes_for(tokens), "the room is as large as the block");
-        let shape = room.shape();
-        let strip = Strip { block: room, arrived: 0, hasher: blake3::Hasher::new() };
-        Self { shape, tokens, arrived: 0, strip: Some(strip), is_verified: false }
+        Self { tokens, ..Self::on(Strip::new(room), CancelToken::default(), Arc::default()) }
+    }
+
+    /// For a block of as many bytes as there is room for, some of which may be there. Copies into it end when `cancel` says
+    /// so, and `count` is told of the bytes that have come.
+    pub fn on(strip: Strip, cancel: CancelToken, count: Arc<AtomicU64>) -> Self {
+        let (shape, bytes, arrived) = (strip.shape(), strip.bytes(), strip.arrived_bytes());
+        let tokens = strip.capacity_tokens();
+        Self { shape, bytes, tokens, arrived, strip: Some(strip), hash: None, cancel, count }
     }
 
     /// The shape of the block.
@@ -47,7 +54,7 @@ impl Landing {
         self.shape
     }
 
-    /// Tokens of the block.
+    /// Tokens of the block; before its head has come, tokens that there is room for.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
@@ -57,11 +64,37 @@ impl Landing {
         self.arrived
     }
 
+    /// BLAKE3 of the block as it was sent, if all of it arrived and hashed right.
+    pub fn hash(&self) -> Option<[u8; 32]> {
+        self.hash
+    }
+
     /// The block, if all of it arrived and hashed right.
     pub fn into_block(self) -> Option<BudgetedBlock> {
-        let mut block = self.strip.filter(|_| self.is_verified)?.block;
-        block.set_len(self.tokens);
-        Some(block)
+        let tokens = self.tokens;
+        self.strip.filter(|_| self.hash.is_some()).map(|strip| strip.into_block(tokens))
+    }
+
+    /// The room, with what has arrived, unless a copy was left within a piece.
+    pub fn into_strip(self) -> Option<Strip> {
+        self.strip
+    }
+
+    /// Ends copies into it.
+    pub(super) fn cancel(&self) -> &CancelToken {
+        &self.cancel
+    }
+
+    /// Whether a block of this head, from where this one ends, fits; and takes its number of tokens if so.
+    pub(super) fn take_head(&mut self, head: &BlockHead) -> bool {
+        let tokens = usize::try_from(head.tokens).unwrap_or(usize::MAX);
+        let fits = tokens <= self.tokens
+            && self.shape.bytes_for(tokens) == self.bytes
+            && head.is_of(self.shape, tokens, self.arrived as u64);
+        if fits {
+            self.tokens = tokens;
+        }
+        fits
     }
 
     /// Takes pieces until the hash comes, and compares it.
@@ -70,24 +103,24 @@ impl Landing {
         let strip = self.strip.take().ok_or_else(cut_off)?;
         let (pieces, to_copy) = mpsc::channel(PIECES_AHEAD);
         let (give_back, mut spare) = mpsc::channel(PIECES_AHEAD);
-        let copying = tokio::task::spawn_blocking(move || strip.fill(to_copy, &give_back));
-        let received = self.pass_on(receiver, pieces, &mut spare).await;
-        let strip = copying.await.map_err(|_| cut_off())?;
-        self.arrived = strip.arrived;
-        let Done { hash } = match received {
-            Err(error) => {
-                self.strip = Some(strip);
-                return Err(error);
-            }
-            Ok(done) => done,
+        let count = Arc::clone(&self.count);
+        let copying = tokio::task::spawn_blocking(move || fill(strip, to_copy, &give_back, &count));
+        // Not dropped when it is cancelled, but ended: the memory is here again when this returns.
+        let received = tokio::select! {
+            received = self.pass_on(receiver, pieces, &mut spare) => received,
+            () = self.cancel.cancelled() => Err(FetchError::Cancelled),
         };
-        if strip.hasher.finalize() == blake3::Hash::from_bytes(hash) {
-            self.is_verified = true;
-            self.strip = Some(strip);
+        let strip = copying.await.map_err(|_| cut_off())?;
+        self.arrived = strip.arrived_bytes();
+        let strip = self.strip.insert(strip);
+        let Done { hash } = received?;
+        if strip.hash() == blake3::Hash::from_bytes(hash) {
+            self.hash = Some(hash);
             return Ok(());
         }
+        strip.restart();
         self.arrived = 0;
-        self.strip = Some(Strip { block: strip.block, arrived: 0, hasher: blake3::Hasher::new() });
+        self.count.store(0, Ordering::Relaxed);
         Err(FetchError::Hash)
     }
 
@@ -98,7 +131,7 @@ impl Landing {
         pieces: mpsc::Sender<Payload>,
         spare: &mut mpsc::Receiver<Payload>,
     ) -> Result<Done, FetchError> {
-        let total = self.shape.bytes_for(self.tokens);
+        let total = self.bytes;
         let mut at = self.arrived;
         while at < total {
             while let Ok(payload) = spare.try_recv() {
@@ -122,17 +155,18 @@ fn check_piece(frame: &Frame, at: usize, total: usize) -> Result<(), StreamError
     if fits { Ok(()) } else { Err(FrameError::Header { kind: PIECE, problem: problem() }.into()) }
 }
 
-impl Strip {
-    fn fill(mut self, mut pieces: mpsc::Receiver<Payload>, give_back: &mpsc::Sender<Payload>) -> Self {
-        while let Some(piece) = pieces.blocking_recv() {
-            let bytes = piece.as_bytes();
-            let end = self.arrived + bytes.len();
-            self.block.raw_mut()[self.arrived..end].copy_from_slice(bytes);
-            self.hasher.update(bytes);
-            self.arrived = end;
-            // Where nobody waits for the memory, it goes.
-            let _ = give_back.try_send(piece);
-        }
-        self
+/// Copies pieces until no more come.
+fn fill(
+    mut strip: Strip,
+    mut pieces: mpsc::Receiver<Payload>,
+    give_back: &mpsc::Sender<Payload>,
+    count: &AtomicU64,
+) -> Strip {
+    while let Some(piece) = pieces.blocking_recv() {
+        strip.fill(piece.as_bytes());
+        count.store(strip.arrived_bytes() as u64, Ordering::Relaxed);
+        // Where nobody waits for the memory, it goes.
+        let _ = give_back.try_send(piece);
     }
+    strip
 }

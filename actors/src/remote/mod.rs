@@ -1,6 +1,6 @@
 //! What goes between nodes besides control messages: attention ([`link`], [`serve`]), blocks ([`blocks`]), and a context
-//! host of another node as the paths see it ([`host`]). Bytes on the wire are in [`frames`] and [`messages`]; connections,
-//! certificates and frames themselves are `stellate_runtime`'s.
+//! host of another node as the paths see it ([`host`]). Bytes on the wire are in [`frames`], orders in [`crate::cluster::messages`];
+//! connections, certificates and frames themselves are `stellate_runtime`'s.
 //!
 //! # One stream per query host and context host
 //!
@@ -22,7 +22,6 @@ pub mod frames;
 pub mod host;
 mod landing;
 pub mod link;
-pub mod messages;
 mod routes;
 pub mod serve;
 

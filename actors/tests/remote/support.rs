@@ -20,6 +20,7 @@ use stellate_kernels::{Cpu, CpuOptions};
 use stellate_model::block::{Addresser, BlockId};
 use stellate_model::decoder::Decoder;
 use stellate_model::random::{RandomModel, random_weights};
+use stellate_runtime::clock::SystemClock;
 use stellate_runtime::identity::{CertificateAuthority, Credentials, Revocations};
 use stellate_runtime::transport::{
     Accepted, Connection, ConnectionClass, Endpoint, EndpointSetup, NetworkThread, Target,
@@ -133,7 +134,8 @@ impl Model {
         let engine = Engine::new(Arc::clone(&self.decoder), Box::new(Cpu::new(&options).unwrap()), 32);
         let kv_shape = self.decoder.kv_shape(self.format);
         let capacity_bytes = kv_shape.bytes_for(8 * BLOCK_TOKENS);
-        let args = ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 16 };
+        let clock = Arc::new(SystemClock::new());
+        let args = ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 16, clock };
         context_host::start(args).await.unwrap()
     }
 

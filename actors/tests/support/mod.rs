@@ -69,7 +69,7 @@ impl Served {
         let authority = Authority::new();
         let model = Model::load(&ModelSource::Demo, &ModelOptions::default(), &mut |_| {}).unwrap();
         let node = Node::open(&model, options.with_hosts(2)).await.unwrap();
-        let api = Api::new(node.clone(), "demo".to_owned(), Arc::new(OneNode));
+        let api = Api::new(node.clone(), Arc::default(), "demo".to_owned(), Arc::new(OneNode));
         let network = NetworkThread::start("served").unwrap();
         let name = "server".parse().unwrap();
         let credentials = Arc::new(authority.0.issue_node(&name, SystemTime::now()).unwrap());
@@ -119,7 +119,7 @@ impl OneNode {
             capacity_bytes: 2,
             used_bytes: 1,
             blocks: 1,
-            sessions: 0,
+            sessions: Some(0),
             rtt_us: None,
         }
     }

@@ -31,7 +31,7 @@ struct InitArgs {
     /// The node's data folder; else node.data_dir, else the user's own
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
-    /// The node's name; else this machine's
+    /// The node's name; else node.name, else this machine's
     #[arg(long, value_name = "NAME")]
     name: Option<NodeName>,
     /// Print one JSON document
@@ -59,7 +59,7 @@ struct Founded {
 pub(crate) fn run(args: ClusterArgs, app: &App) -> anyhow::Result<ExitCode> {
     let ClusterCommand::Init(InitArgs { dir, name, json }) = args.command;
     let dir = folder(dir, &app.settings)?;
-    let name = name.map_or_else(machine_name, Ok)?;
+    let name = own_name(name, &app.settings)?;
     let now = SystemTime::now();
     let authority = CertificateAuthority::create(now)?;
     let credentials = authority.issue_node(&name, now)?;
@@ -90,8 +90,17 @@ pub(crate) fn folder(dir: Option<PathBuf>, settings: &Settings) -> Result<PathBu
     dir.map_or_else(|| paths::data_dir(settings), Ok)
 }
 
+/// The name to found or join by: the one given, else `node.name`, else this machine's.
+pub(crate) fn own_name(given: Option<NodeName>, settings: &Settings) -> Result<NodeName, UsageError> {
+    match (given, settings.node.name.as_str()) {
+        (Some(name), _) => Ok(name),
+        (None, "") => machine_name(),
+        (None, name) => name.parse().map_err(|error| UsageError(format!("node.name: {error}"))),
+    }
+}
+
 /// This machine's name, as far as it can name a node.
-pub(crate) fn machine_name() -> Result<NodeName, UsageError> {
+fn machine_name() -> Result<NodeName, UsageError> {
     let text = std::fs::read_to_string(Path::new("/proc/sys/kernel/hostname"))
         .ok()
         .or_else(|| std::env::var("HOSTNAME").ok())

@@ -116,7 +116,7 @@ pub(super) fn nodes(nodes: &[NodeInfo]) -> String {
             node.devices.clone(),
             used,
             node.blocks.to_string(),
-            node.sessions.to_string(),
+            node.sessions.map_or("-".to_owned(), |sessions| sessions.to_string()),
             node.rtt_us.map_or("-".to_owned(), |us| human::seconds(us as f64 / 1e6)),
         ]
     };

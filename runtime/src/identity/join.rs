@@ -9,8 +9,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use rustls::pki_types::CertificateSigningRequestDer;
 use wincode::{SchemaRead, SchemaWrite};
@@ -36,7 +36,12 @@ pub(crate) struct JoinRequest {
 /// What it is answered. The revocation list follows as the payload of the frame.
 #[derive(Clone, Debug, SchemaRead, SchemaWrite)]
 pub(crate) enum JoinReply {
-    Accepted { certificate_der: Vec<u8>, ca_der: Vec<u8> },
+    /// `nodes` is where the node that answers is reached by the cluster's own protocol.
+    Accepted {
+        certificate_der: Vec<u8>,
+        ca_der: Vec<u8>,
+        nodes: Vec<SocketAddr>,
+    },
     Refused(JoinRefusal),
 }
 
@@ -187,7 +192,6 @@ pub struct JoinDesk {
     store: Arc<dyn IssuingStore>,
     revocations: Revocations,
     clock: Arc<dyn Clock>,
-    lifetime: Duration,
 }
 
 impl JoinDesk {
@@ -198,14 +202,7 @@ impl JoinDesk {
         revocations: Revocations,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { authority, store, revocations, clock, lifetime: NODE_LIFETIME }
-    }
-
-    /// With certificates that are valid for `lifetime`.
-    #[must_use]
-    pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
-        self.lifetime = lifetime;
-        self
+        Self { authority, store, revocations, clock }
     }
 
     /// The CA.
@@ -218,12 +215,18 @@ impl JoinDesk {
         &self.revocations
     }
 
-    /// Answers a request whose connection exported `exported`. A refusal is logged.
-    pub(crate) fn admit(&self, request: &JoinRequest, exported: &[u8; 32]) -> JoinReply {
+    /// Answers a request whose connection exported `exported`, on a node that is reached at `nodes`. A refusal is logged.
+    pub(crate) fn admit(
+        &self,
+        request: &JoinRequest,
+        exported: &[u8; 32],
+        nodes: &[SocketAddr],
+    ) -> JoinReply {
         match self.try_admit(request, exported) {
             Ok((node, certificate_der)) => {
                 tracing::info!(token = %request.token, name = %request.name, %node, "a node has joined");
-                JoinReply::Accepted { certificate_der, ca_der: self.authority.certificate().to_vec() }
+                let (ca_der, nodes) = (self.authority.certificate().to_vec(), nodes.to_vec());
+                JoinReply::Accepted { certificate_der, ca_der, nodes }
             }
             Err(refusal) => {
                 // The name is a stranger's text: quoted, so that it cannot pose as another line of the log.
@@ -261,7 +264,7 @@ impl JoinDesk {
                 tracing::error!(%error, "a join could not be decided");
                 JoinRefusal::Unavailable
             })??;
-        let issued = self.authority.issue(&name, Role::Node, &spki_der, now, self.lifetime);
+        let issued = self.authority.issue(&name, Role::Node, &spki_der, now, NODE_LIFETIME);
         let certificate = issued.map_err(|error| {
             tracing::error!(%error, %node, "a certificate could not be issued");
             JoinRefusal::Unavailable
@@ -283,7 +286,7 @@ impl JoinDesk {
         }
         let spki_der = super::certificate::spki_der(current_der).map_err(|_| JoinRefusal::BadRequest)?;
         let now = self.clock.wall();
-        let issued = self.authority.issue(&details.name, details.role, &spki_der, now, self.lifetime);
+        let issued = self.authority.issue(&details.name, details.role, &spki_der, now, NODE_LIFETIME);
         let certificate = issued.map_err(|error| {
             tracing::error!(%error, node = %details.id, "a certificate could not be renewed");
             JoinRefusal::Unavailable

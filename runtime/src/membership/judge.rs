@@ -61,7 +61,10 @@ impl fmt::Display for Mismatch {
                 "speaks protocol {} to {}, the cluster {} to {}: upgrade the older",
                 theirs.oldest, theirs.newest, ours.oldest, ours.newest
             ),
-            Self::Model { theirs, ours } => write!(out, "has the model {theirs}, the cluster {ours}"),
+            Self::Model { theirs, ours } => {
+                // Fingerprints: their first digits tell them apart.
+                write!(out, "has the model {theirs:.12}, the cluster {ours:.12}")
+            }
             Self::KvFormat { theirs, ours } => {
                 write!(out, "keeps keys and values as {theirs}, the cluster as {ours}")
             }

@@ -24,6 +24,8 @@ pub struct NodeRecord {
     pub version: u32,
     /// Its name, a [`NodeName`]: that of its certificate, and its own in the cluster.
     pub name: String,
+    /// The version of its program, for people: what it speaks is in `protocol`.
+    pub program: String,
     /// Where it listens, the preferred address first.
     pub addresses: Vec<SocketAddr>,
     /// The versions of the cluster's protocol that it speaks.
@@ -86,6 +88,8 @@ pub struct Roles {
     pub query: bool,
     /// May place blocks.
     pub supervisor: bool,
+    /// Holds the CA's key: lets nodes in, removes them, renews certificates.
+    pub issuer: bool,
 }
 
 /// What its operator and a node itself say about it. Whether it answers is another matter: [`super::Liveness`].

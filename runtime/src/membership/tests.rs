@@ -25,6 +25,7 @@ fn record(number: u16, boot: u32) -> NodeRecord {
         boot,
         version: 1,
         name: format!("node-{number}"),
+        program: "1.0.0".to_owned(),
         addresses: vec![SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + u32::from(number)), 7400))],
         protocol: ProtocolRange { oldest: 1, newest: 1 },
         roles: Roles { context: true, ..Roles::default() },

@@ -18,10 +18,6 @@ const UNIT: usize = 1 << 10;
 /// A request to a store did not take place, or it is not known whether it did.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandleError {
-    /// The queue is full. Nothing has been written.
-    #[error("the store's queue is full; try again in a moment")]
-    Busy,
-
     /// The store has been closed. Nothing has been written.
     #[error("the store is closed")]
     Closed,
@@ -104,21 +100,6 @@ impl StoreHandle {
         Ok(outcome.await.map_err(|_| HandleError::Closed)??)
     }
 
-    /// As [`Self::write`], but refused at once if the queue has no room.
-    ///
-    /// # Errors
-    /// Busy, closed, or the disk failed.
-    pub async fn try_write(&self, writes: Vec<Write>) -> Result<Vec<Result<Written, Refusal>>, HandleError> {
-        let units = self.units(&writes);
-        let room = Arc::clone(&self.room).try_acquire_many_owned(units).map_err(|_| HandleError::Busy)?;
-        let (reply, outcome) = oneshot::channel();
-        self.writer.try_send(Request { writes, reply, _room: room }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => HandleError::Busy,
-            mpsc::error::TrySendError::Closed(_) => HandleError::Closed,
-        })?;
-        Ok(outcome.await.map_err(|_| HandleError::Closed)??)
-    }
-
     /// One write, see [`Self::write`].
     ///
     /// # Errors
@@ -156,12 +137,6 @@ impl StoreHandle {
                 tracing::error!("a thread of the store panicked");
             }
         }
-    }
-
-    /// The semaphore of queued bytes.
-    #[cfg(test)]
-    pub(super) fn room_for_tests(&self) -> &Arc<Semaphore> {
-        &self.room
     }
 
     fn units(&self, writes: &[Write]) -> u32 {

@@ -42,6 +42,8 @@ pub(super) enum Input {
     Update(Change, oneshot::Sender<Result<(), UpdateError>>),
     Require(Requirements),
     Remove(NodeId, oneshot::Sender<()>),
+    /// A node holds this one for removed.
+    Shunned(NodeId),
     Leave(oneshot::Sender<()>),
 }
 
@@ -153,6 +155,7 @@ impl Driver {
                 self.work_off().await;
                 let _ = done.send(());
             }
+            Input::Shunned(by) => self.follow(Event::Refused { by, reason: RefusalReason::Removed }).await,
             Input::Leave(_) => unreachable!("the loop takes it"),
         }
     }

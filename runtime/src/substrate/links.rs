@@ -16,8 +16,8 @@ use super::node::Context;
 use crate::control::ControlError;
 use crate::identity::NodeId;
 use crate::transport::{
-    Accepted, Backoff, CloseCode, Connection, ConnectionClass, DialError, FrameKind, FrameReceiver,
-    FrameSender, StreamError, Target, decode_revocations, encode_revocations,
+    Accepted, Backoff, CertificateFault, CloseCode, Closed, Connection, ConnectionClass, DialError,
+    FrameKind, FrameReceiver, FrameSender, StreamError, Target, decode_revocations, encode_revocations,
 };
 
 /// The first wait before a member is dialled again, and the longest.
@@ -99,7 +99,12 @@ pub(super) async fn keep_connected(context: Arc<Context>, node: NodeId) {
             Err(error) if error.is_transient() => {
                 tracing::debug!(node = %node, %error, "a member was not reached")
             }
-            Err(error) => tracing::warn!(node = %node, %error, "a member was not reached"),
+            Err(error) => {
+                tracing::warn!(node = %node, %error, "a member was not reached");
+                if matches!(error, DialError::RefusedByPeer { fault: CertificateFault::Revoked, .. }) {
+                    context.tell(Input::Shunned(node)).await;
+                }
+            }
         }
         sleep(backoff.next_wait()).await;
     }
@@ -152,6 +157,17 @@ pub(super) async fn serve(context: Arc<Context>, connection: Connection) {
         () = hear_streams(&context, &connection) => {}
     }
     context.tell(Input::Disconnected(node, connection.number())).await;
+    if connection.close_reason().is_some_and(|reason| is_removal(&reason)) {
+        context.tell(Input::Shunned(node)).await;
+    }
+}
+
+/// Whether the peer holds this node for removed.
+fn is_removal(reason: &Closed) -> bool {
+    matches!(
+        reason,
+        Closed::ByPeer { code: CloseCode::Revoked } | Closed::RefusedByPeer(CertificateFault::Revoked)
+    )
 }
 
 async fn hear_datagrams(context: &Context, connection: &Connection) {

@@ -13,6 +13,7 @@
 //! 4. [`upkeep`] renews the certificate, and writes lists of the revoked to the disk.
 
 mod driver;
+mod handle;
 mod issuing;
 mod links;
 mod memory;
@@ -24,6 +25,7 @@ mod upkeep;
 #[cfg(test)]
 mod tests;
 
+pub use handle::SubstrateHandle;
 pub use issuing::DurableIssuing;
 pub use memory::MemoryError;
 pub use node::{ConnectError, ManageError, Substrate, UpdateError};

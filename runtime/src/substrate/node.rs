@@ -10,8 +10,9 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 use super::driver::{Driver, Input};
+use super::handle::SubstrateHandle;
 use super::issuing::DurableIssuing;
-use super::links::{Forward, accept_all, dial_member};
+use super::links::{Forward, accept_all};
 use super::memory::{Memory, MemoryError, Remembered};
 use super::roster::Roster;
 use super::setup::{Incoming, StartError, SubstrateSetup, reachable};
@@ -23,7 +24,7 @@ use crate::identity::{
     IssueError, IssuingStore, IssuingStoreError, JoinDesk, JoinToken, NodeId, RevocationError, Role, TokenId,
     TokenRecord,
 };
-use crate::membership::{Event, Membership, NodeRecord, RecordError, Requirements, Start};
+use crate::membership::{Event, Membership, NodeRecord, RecordError, Requirements, Roles, Start};
 use crate::transport::{
     Connection, ConnectionClass, DialError, Endpoint, EndpointSetup, JoinServer, NetworkHandle, NetworkThread,
 };
@@ -166,9 +167,14 @@ impl Substrate {
         self.context.endpoint.local_address()
     }
 
-    /// Where nodes join, if they do here.
+    /// Where nodes join, as others reach it, if they do here.
     pub fn join_address(&self) -> Option<SocketAddr> {
-        self.join.as_ref()?.local_address().ok()
+        let local = self.join.as_ref()?.local_address().ok()?;
+        // The record's address is one that others reach; a socket that listens everywhere is behind it too.
+        let known = self.roster().own.addresses.first().copied();
+        let everywhere =
+            known.filter(|known| local.ip().is_unspecified() && known.is_ipv4() == local.is_ipv4());
+        Some(everywhere.map_or_else(|| reachable(local), |known| SocketAddr::new(known.ip(), local.port())))
     }
 
     /// Its place on the network, for measures and what else is asked of it.
@@ -201,11 +207,14 @@ impl Substrate {
         self.context.events.subscribe()
     }
 
+    /// What layers above hold of this node. It does not keep the network thread: that ends with this object.
+    pub fn handle(&self) -> SubstrateHandle {
+        SubstrateHandle { context: self.context.clone() }
+    }
+
     /// Waits until the node has met another one, or knows that it starts alone: nowhere to look, or nobody there.
     pub async fn ready(&self) {
-        let mut ready = self.context.ready.subscribe();
-        // The sender lives as long as this object.
-        let _ = ready.wait_for(|ready| *ready).await;
+        self.handle().ready().await;
     }
 
     /// A connection of `class` to a node: the live one, else a new one. It may be closed as superseded when the other dials
@@ -214,16 +223,7 @@ impl Substrate {
     /// # Errors
     /// The node is not known, or not reached.
     pub async fn connect(&self, node: NodeId, class: ConnectionClass) -> Result<Connection, ConnectError> {
-        let connection = match self.context.endpoint.connection(node, class) {
-            Some(live) => live,
-            None if self.roster().member(node).is_none() => return Err(ConnectError::Unknown(node)),
-            None => dial_member(&self.context, node, class).await?,
-        };
-        Forward::hand(&self.context, &connection);
-        if class == ConnectionClass::Control {
-            self.context.tell(Input::Connected(connection.clone())).await;
-        }
-        Ok(connection)
+        self.handle().connect(node, class).await
     }
 
     /// Changes what this node says of itself. When it returns, [`Self::roster`] shows it; the others hear of it soon. A
@@ -359,18 +359,22 @@ impl Opening {
         endpoint.options = setup.transport.clone();
         endpoint.clock = setup.clock.clone();
         let (endpoint, accepted) = Endpoint::bind(&handle, endpoint)?;
+        let local = endpoint.local_address().unwrap_or(setup.listen);
+        let addresses =
+            if setup.advertise.is_empty() { vec![reachable(local)] } else { setup.advertise.clone() };
         let join = match (&desk, setup.join_listen) {
             (Some(desk), Some(address)) => Some(JoinServer::bind(
                 &handle,
                 address,
                 &setup.credentials,
                 desk.clone(),
+                addresses.clone(),
                 setup.transport.clone(),
                 setup.clock.clone(),
             )?),
             _ => None,
         };
-        let membership = self.membership(&setup, &endpoint)?;
+        let membership = self.membership(&setup, addresses, desk.is_some())?;
         let own = Requirements { protocol: setup.profile.protocol, model: setup.profile.model.clone() };
         let requirements = setup.requirements.take().unwrap_or(own);
         let control = match setup.control {
@@ -433,19 +437,22 @@ impl Opening {
         Ok((Some(Arc::new(desk)), Some(issuing)))
     }
 
-    fn membership(&self, setup: &SubstrateSetup, endpoint: &Endpoint) -> Result<Membership, StartError> {
+    fn membership(
+        &self,
+        setup: &SubstrateSetup,
+        addresses: Vec<SocketAddr>,
+        is_issuer: bool,
+    ) -> Result<Membership, StartError> {
         let profile = setup.profile.clone();
-        let local = endpoint.local_address();
-        let listens = || reachable(local.unwrap_or(setup.listen));
-        let addresses = if setup.advertise.is_empty() { vec![listens()] } else { setup.advertise.clone() };
         let record = NodeRecord {
             node: self.own,
             boot: self.remembered.boot,
             version: 1,
             name: setup.credentials.details().name.to_string(),
+            program: env!("CARGO_PKG_VERSION").to_owned(),
             addresses,
             protocol: profile.protocol,
-            roles: profile.roles,
+            roles: Roles { issuer: is_issuer, ..profile.roles },
             state: self.remembered.state.unwrap_or(profile.state),
             model: profile.model,
             devices: profile.devices,

@@ -21,7 +21,7 @@ use crate::transport::{Connection, EndpointError, TransportOptions, WIRE_VERSION
 /// What a node says of itself at its start, beside its identity and its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeProfile {
-    /// What it is there for.
+    /// What it is there for; whether it is the issuer is said by [`SubstrateSetup::authority`].
     pub roles: Roles,
     /// Its state, unless an operator's wish was stored before: [`NodeState::Joining`] until it can take work.
     pub state: NodeState,
@@ -134,6 +134,7 @@ impl SubstrateSetup {
             context: node.has_role(NodeRole::Context),
             query: node.has_role(NodeRole::Query),
             supervisor: node.has_role(NodeRole::Supervisor),
+            issuer: false,
         };
         if setup.profile.roles.context {
             setup.profile.capacity_bytes =

@@ -33,10 +33,10 @@ async fn renewed(context: &Arc<Context>) -> Option<Arc<Credentials>> {
     if let Some(desk) = &context.desk {
         return renewed_here(context, desk.clone()).await;
     }
-    // Nobody says who holds the CA's key; supervisors are the likeliest.
+    // Whoever holds the CA's key says so, if it is there.
     let roster = context.roster.borrow().clone();
     let mut members: Vec<_> = roster.members.iter().filter(|member| member.is_up()).collect();
-    members.sort_by_key(|member| !member.record.roles.supervisor);
+    members.sort_by_key(|member| !member.record.roles.issuer);
     for member in members {
         for address in member.addresses() {
             match context.endpoint.renew(Target::node(member.id, address)).await {

@@ -1,11 +1,10 @@
-//! Dialling peers: handshake, a look at who is there, hello; once, or again and again until it works.
+//! Dialling peers: handshake, a look at who is there, hello. Who dials again and when is the caller's business.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::time::timeout;
 
-use super::backoff::Backoff;
 use super::close::{CertificateFault, CloseCode, Closed, version_reason};
 use super::connection::{Connection, Peer, identity_of};
 use super::endpoint::{Endpoint, Shared};
@@ -176,29 +175,6 @@ impl Endpoint {
     /// that lose theirs ask [`Endpoint::connection`] or dial again.
     pub async fn dial(&self, target: Target, class: ConnectionClass) -> Result<Connection, DialError> {
         dial(&self.shared, target, class).await
-    }
-
-    /// Dials until it works, waiting as `backoff` says after each failure that may pass; `attempts` at most.
-    pub async fn dial_patiently(
-        &self,
-        target: Target,
-        class: ConnectionClass,
-        mut backoff: Backoff,
-        attempts: u32,
-    ) -> Result<Connection, DialError> {
-        let mut attempt = 1;
-        loop {
-            match dial(&self.shared, target.clone(), class).await {
-                Err(error) if error.is_transient() && attempt < attempts => {
-                    let wait = backoff.next_wait();
-                    tracing::debug!(%error, attempt, wait_ms = wait.as_millis(), "dialling again later");
-                    let slept = self.shared.network.run(tokio::time::sleep(wait)).await;
-                    slept.ok_or(DialError::Stopped)?;
-                    attempt += 1;
-                }
-                result => return result,
-            }
-        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::thread::NetworkHandle;
 use crate::clock::Clock;
 use crate::identity::{
     CaHash, CertificateProblem, Credentials, JoinRefusal, JoinReply, JoinRequest, JoinToken, NodeKey,
-    NodeName, Pinned, PinnedVerifier, Revocations, tls,
+    NodeName, Pinned, PinnedVerifier, Revocations, SignedRevocations, tls,
 };
 
 /// Frames of the exchange: a request of some hundred bytes; an answer with two certificates and the list of the revoked.
@@ -34,6 +34,8 @@ pub struct Joined {
     pub credentials: Credentials,
     /// The list of the revoked, as the cluster has it.
     pub revocations: Revocations,
+    /// Where the node that let it in is reached by the cluster's own protocol.
+    pub nodes: Vec<SocketAddr>,
 }
 
 /// The node has not joined. The key is as good as before: the same join may be tried again.
@@ -156,7 +158,7 @@ pub async fn join(
         socket.close(CloseCode::Done.into(), b"");
         result.unwrap_or(Err(JoinError::Silent { address }))
     });
-    let (certificate, ca, list) = exchanged.await.ok_or(JoinError::Stopped)??;
+    let Issued { certificate, ca, list, mut nodes } = exchanged.await.ok_or(JoinError::Stopped)??;
     if CaHash::of(&ca) != token.ca_hash() {
         return Err(CertificateProblem::OtherCa.into());
     }
@@ -172,7 +174,10 @@ pub async fn join(
     if credentials.details().name != *name {
         return Err(CertificateProblem::Name.into());
     }
-    Ok(Joined { credentials, revocations })
+    // What a node behind a translation of addresses says of itself may lead nowhere; this way there was one.
+    let same_way = nodes.first().map(|node| SocketAddr::new(address.ip(), node.port()));
+    nodes.extend(same_way.filter(|way| !nodes.contains(way)));
+    Ok(Joined { credentials, revocations, nodes })
 }
 
 struct Attempt {
@@ -184,7 +189,12 @@ struct Attempt {
     verifier: Arc<PinnedVerifier>,
 }
 
-type Issued = (CertificateDer<'static>, CertificateDer<'static>, Option<crate::identity::SignedRevocations>);
+struct Issued {
+    certificate: CertificateDer<'static>,
+    ca: CertificateDer<'static>,
+    list: Option<SignedRevocations>,
+    nodes: Vec<SocketAddr>,
+}
 
 impl Attempt {
     async fn exchange(
@@ -229,11 +239,12 @@ impl Attempt {
         let frame = receiver.expect().await?;
         match frame.expect(FrameKind::JOIN_REPLY)? {
             JoinReply::Refused(refusal) => Ok(Err(refusal.into())),
-            JoinReply::Accepted { certificate_der, ca_der } => {
+            JoinReply::Accepted { certificate_der, ca_der, nodes } => {
                 let list = decode_revocations(frame.payload.as_bytes());
                 let list = list
                     .map_err(|error| JoinError::Failed { address: self.address, problem: error.to_string() });
-                Ok(list.map(|list| (certificate_der.into(), ca_der.into(), list)))
+                let (certificate, ca) = (certificate_der.into(), ca_der.into());
+                Ok(list.map(|list| Issued { certificate, ca, list, nodes }))
             }
         }
     }

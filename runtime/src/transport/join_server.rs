@@ -34,18 +34,21 @@ pub struct JoinServer {
 #[derive(Debug)]
 struct Shared {
     desk: Arc<JoinDesk>,
+    nodes: Vec<SocketAddr>,
     limiter: Mutex<Limiter>,
     clock: Arc<dyn Clock>,
     options: TransportOptions,
 }
 
 impl JoinServer {
-    /// Opens the join address, showing `credentials` of this cluster's CA.
+    /// Opens the join address, showing `credentials` of this cluster's CA. Who is let in is told to look for the cluster at
+    /// `nodes`.
     pub fn bind(
         network: &NetworkHandle,
         address: SocketAddr,
         credentials: &Credentials,
         desk: Arc<JoinDesk>,
+        nodes: Vec<SocketAddr>,
         options: TransportOptions,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, EndpointError> {
@@ -64,7 +67,7 @@ impl JoinServer {
         let socket = open_socket(network, address, &options, Some(config))?;
         let (each, all) = (options.joins_per_minute_and_address, options.joins_per_minute);
         let limiter = Mutex::new(Limiter::new(each, all, clock.now()));
-        let shared = Arc::new(Shared { desk, limiter, clock, options });
+        let shared = Arc::new(Shared { desk, nodes, limiter, clock, options });
         network.spawn(serve(socket.clone(), shared));
         Ok(Self { socket })
     }
@@ -133,8 +136,8 @@ async fn answer(shared: &Shared, incoming: Incoming) -> Result<(), StreamError> 
         return Err(StreamError::Ended);
     }
     // The desk waits for a disk and computes: not on this thread.
-    let desk = shared.desk.clone();
-    let decided = tokio::task::spawn_blocking(move || desk.admit(&request, &exported)).await;
+    let (desk, nodes) = (shared.desk.clone(), shared.nodes.clone());
+    let decided = tokio::task::spawn_blocking(move || desk.admit(&request, &exported, &nodes)).await;
     let reply = decided.unwrap_or(JoinReply::Refused(JoinRefusal::Unavailable));
     let list = match reply {
         JoinReply::Accepted { .. } => encode_revocations(shared.desk.revocations().signed()),

@@ -14,19 +14,14 @@ use super::hello::ConnectionClass;
 use super::stream::{FrameReceiver, FrameSender, StreamError};
 use crate::identity::{Credentials, JoinRefusal, SignedRevocations};
 
+/// Asks for a newer certificate for the key of the connection, and for the list.
 #[derive(Debug, SchemaRead, SchemaWrite)]
-enum IdentityRequest {
-    /// A newer certificate for the key of this connection, and the list.
-    Renew,
-    /// The list alone.
-    Revocations,
-}
+struct RenewRequest;
 
 /// The list follows as the payload, if there is one.
 #[derive(Debug, SchemaRead, SchemaWrite)]
-enum IdentityReply {
+enum RenewReply {
     Renewed { certificate_der: Vec<u8> },
-    Revocations,
     Refused(JoinRefusal),
 }
 
@@ -54,10 +49,7 @@ impl Endpoint {
     /// Asks the node that holds the CA for a newer certificate and the list of the revoked, and uses both from now on. The
     /// caller writes what is returned to disk, on a thread that may block; so it does with [`Endpoint::revocations`].
     pub async fn renew(&self, issuer: Target) -> Result<Arc<Credentials>, RenewError> {
-        let reply = self.ask_issuer(issuer, IdentityRequest::Renew).await?;
-        let IdentityReply::Renewed { certificate_der } = reply else {
-            return Err(RenewError::BadAnswer("a certificate was asked for".to_owned()));
-        };
+        let certificate_der = self.ask_issuer(issuer).await?;
         let renewed = self.credentials().renewed(certificate_der.into());
         let renewed = Arc::new(renewed.map_err(|problem| RenewError::BadAnswer(problem.to_string()))?);
         self.shared.replace_credentials(renewed.clone())?;
@@ -65,22 +57,10 @@ impl Endpoint {
         Ok(renewed)
     }
 
-    /// Asks the node that holds the CA for the list of the revoked, and puts it in force if it is newer.
-    pub async fn fetch_revocations(&self, issuer: Target) -> Result<(), RenewError> {
-        match self.ask_issuer(issuer, IdentityRequest::Revocations).await? {
-            IdentityReply::Revocations => Ok(()),
-            _ => Err(RenewError::BadAnswer("the revocation list was asked for".to_owned())),
-        }
-    }
-
-    async fn ask_issuer(
-        &self,
-        issuer: Target,
-        request: IdentityRequest,
-    ) -> Result<IdentityReply, RenewError> {
+    async fn ask_issuer(&self, issuer: Target) -> Result<Vec<u8>, RenewError> {
         let connection = dial(&self.shared, issuer, ConnectionClass::Identity).await?;
         let exchanged = self.shared.network.run(async move {
-            let answer = exchange(&connection, request).await;
+            let answer = exchange(&connection).await;
             connection.close(CloseCode::Done);
             answer
         });
@@ -91,18 +71,15 @@ impl Endpoint {
                 .map_err(|error| RenewError::BadAnswer(error.to_string()))?;
         }
         match reply {
-            IdentityReply::Refused(refusal) => Err(refusal.into()),
-            reply => Ok(reply),
+            RenewReply::Refused(refusal) => Err(refusal.into()),
+            RenewReply::Renewed { certificate_der } => Ok(certificate_der),
         }
     }
 }
 
-async fn exchange(
-    connection: &Connection,
-    request: IdentityRequest,
-) -> Result<(IdentityReply, Option<SignedRevocations>), RenewError> {
+async fn exchange(connection: &Connection) -> Result<(RenewReply, Option<SignedRevocations>), RenewError> {
     let (mut sender, mut receiver) = connection.open().await.map_err(StreamError::from)?;
-    sender.send(FrameKind::RENEW, &request, &[]).await?;
+    sender.send(FrameKind::RENEW, &RenewRequest, &[]).await?;
     sender.finish();
     let frame = receiver.expect().await?;
     let reply = frame.expect(FrameKind::RENEW_REPLY).map_err(StreamError::from)?;
@@ -148,21 +125,20 @@ async fn answer(
     mut sender: FrameSender,
     mut receiver: FrameReceiver,
 ) -> Result<(), StreamError> {
-    let request = receiver.expect().await?.expect(FrameKind::RENEW)?;
-    let reply = match (request, shared.desk.clone(), connection.certificate()) {
-        (IdentityRequest::Revocations, _, _) => IdentityReply::Revocations,
-        (IdentityRequest::Renew, Some(desk), Some(certificate)) => {
+    let RenewRequest = receiver.expect().await?.expect(FrameKind::RENEW)?;
+    let reply = match (shared.desk.clone(), connection.certificate()) {
+        (Some(desk), Some(certificate)) => {
             // The desk computes and logs: not on this thread.
             let renewed = tokio::task::spawn_blocking(move || desk.renew(&certificate)).await;
             match renewed.unwrap_or(Err(JoinRefusal::Unavailable)) {
-                Ok(certificate_der) => IdentityReply::Renewed { certificate_der },
+                Ok(certificate_der) => RenewReply::Renewed { certificate_der },
                 Err(refusal) => {
                     tracing::warn!(node = %connection.peer().id, %refusal, "a certificate was not renewed");
-                    IdentityReply::Refused(refusal)
+                    RenewReply::Refused(refusal)
                 }
             }
         }
-        _ => IdentityReply::Refused(JoinRefusal::Unavailable),
+        _ => RenewReply::Refused(JoinRefusal::Unavailable),
     };
     let revocations = encode_revocations(shared.revocations.signed());
     sender.send(FrameKind::RENEW_REPLY, &reply, &[&revocations]).await?;

@@ -112,6 +112,7 @@ impl Cluster {
             any_port(),
             &credentials,
             self.desk.clone(),
+            vec![any_port()],
             options,
             self.clock(),
         )

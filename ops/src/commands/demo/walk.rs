@@ -7,8 +7,8 @@ use serde::Serialize;
 use stellate_actors::{
     AskOptions, Attention, Context, ContextSource, FinishReason, Layout, Model, Node, Session,
 };
+use stellate_ops::document::{Document, Fact};
 
-use super::document::{Document, Fact};
 use crate::app::App;
 use crate::open;
 use crate::report::stores;

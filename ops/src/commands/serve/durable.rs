@@ -3,11 +3,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use stellate_actors::api::Api;
 use stellate_actors::{Journal, Node, StoreJournal};
 use stellate_runtime::store::{Store, StoreHandle, StoreOptions};
+
+/// How long the last users of the store may take to let it go.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Within the data folder.
 const STORE_FOLDER: &str = "store";
@@ -30,6 +34,14 @@ impl Durable {
     /// The store.
     pub(super) fn store(&self) -> StoreHandle {
         self.store.clone()
+    }
+
+    /// Closes it, once nobody uses it any more. What was acknowledged is on the disk in any case.
+    pub(super) async fn close(self) {
+        let closing = tokio::task::spawn_blocking(move || self.store.close());
+        if tokio::time::timeout(CLOSING, closing).await.is_err() {
+            tracing::warn!("the store is still in use; it ends with the process");
+        }
     }
 
     /// The node's contexts and sessions in it.

@@ -1,7 +1,9 @@
-//! Who the node is: the identity in its data folder, or one that it gets by joining. A restart finds the one it had.
+//! Who the node is: the identity in its data folder, or one that it gets by joining, with the addresses by which it finds the
+//! cluster again. A restart finds what it had.
 
+use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -9,11 +11,11 @@ use stellate_runtime::clock::SystemClock;
 use stellate_runtime::identity::{
     CertificateAuthority, Credentials, IdentityFileError, JoinToken, NodeKey, Revocations,
 };
-use stellate_runtime::transport::{JoinError, NetworkHandle, TransportOptions, join};
+use stellate_runtime::transport::{JoinError, NetworkThread, TransportOptions, join};
 
 use super::ServeArgs;
 use crate::app::App;
-use crate::commands::cluster::machine_name;
+use crate::commands::cluster::own_name;
 use crate::exit::UsageError;
 use crate::{paths, remote};
 
@@ -26,10 +28,14 @@ pub(super) struct Identity {
     pub(super) revocations: Revocations,
     /// The CA, on the node that holds it.
     pub(super) authority: Option<CertificateAuthority>,
+    /// Where key and certificate came from.
+    pub(super) folder: PathBuf,
+    /// Where the node was that this one joined through.
+    pub(super) seeds: Vec<String>,
 }
 
 /// The node's identity, once it has one.
-pub(super) async fn ready(args: &ServeArgs, app: &App, network: &NetworkHandle) -> anyhow::Result<Identity> {
+pub(super) async fn ready(args: &ServeArgs, app: &App) -> anyhow::Result<Identity> {
     let data = paths::data_dir(&app.settings)?;
     let folder = paths::identity(&data);
     let credentials = match Credentials::load(&folder) {
@@ -37,9 +43,7 @@ pub(super) async fn ready(args: &ServeArgs, app: &App, network: &NetworkHandle) 
             check_same_cluster(args, &credentials)?;
             credentials
         }
-        Err(IdentityFileError::Missing { .. }) if args.join.is_some() => {
-            join_as(args, &folder, network).await?
-        }
+        Err(IdentityFileError::Missing { .. }) if args.join.is_some() => join_as(args, app, &data).await?,
         Err(error @ IdentityFileError::Missing { .. }) => {
             return Err(anyhow::Error::new(error).context(
                 "this node has no identity; found a cluster with `stellate cluster init`, or join one with \
@@ -58,7 +62,10 @@ pub(super) async fn ready(args: &ServeArgs, app: &App, network: &NetworkHandle) 
         Err(IdentityFileError::Missing { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    Ok(Identity { credentials: Arc::new(credentials), revocations, authority })
+    // A node without the file was founded, or looks elsewhere.
+    let seeds = fs::read_to_string(paths::seeds(&data)).unwrap_or_default();
+    let seeds = seeds.split_whitespace().map(str::to_owned).collect();
+    Ok(Identity { credentials: Arc::new(credentials), revocations, authority, folder, seeds })
 }
 
 /// A node that has joined needs no token; one that is for another cluster is a slip that must not pass in silence.
@@ -77,7 +84,7 @@ fn check_same_cluster(args: &ServeArgs, credentials: &Credentials) -> anyhow::Re
     Ok(())
 }
 
-async fn join_as(args: &ServeArgs, folder: &Path, network: &NetworkHandle) -> anyhow::Result<Credentials> {
+async fn join_as(args: &ServeArgs, app: &App, data: &Path) -> anyhow::Result<Credentials> {
     let (Some(text), Some(file)) = (&args.join, &args.token_file) else {
         unreachable!("clap has each require the other")
     };
@@ -85,12 +92,19 @@ async fn join_as(args: &ServeArgs, folder: &Path, network: &NetworkHandle) -> an
         UsageError(format!("--join {text} is not an address that can be reached; write address and port"))
     })?;
     let token = read_token(file)?;
-    let name = args.name.clone().map_or_else(machine_name, Ok)?;
-    let key = NodeKey::load_or_create(folder)?;
+    let name = own_name(args.name.clone(), &app.settings)?;
+    let folder = paths::identity(data);
+    let key = NodeKey::load_or_create(&folder)?;
+    let network = NetworkThread::start("joining").context("cannot start the network thread")?;
     let (options, clock) = (TransportOptions::default(), Arc::new(SystemClock::new()));
-    let joined = join(network, address, &token, &name, key, &options, clock).await?;
-    joined.revocations.save(folder)?;
-    joined.credentials.save(folder)?;
+    let joined = join(&network.handle(), address, &token, &name, key, &options, clock).await?;
+    joined.revocations.save(&folder)?;
+    // Before the identity: a node that has one does not join again.
+    let (file, seeds) = (paths::seeds(data), joined.nodes.iter().map(|node| format!("{node}\n")));
+    fs::write(&file, seeds.collect::<String>())
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    joined.credentials.save(&folder)?;
+    tokio::task::spawn_blocking(move || drop(network)).await?;
     tracing::info!(%name, id = %joined.credentials.id(), "joined the cluster");
     Ok(joined.credentials)
 }

@@ -1,25 +1,24 @@
 //! `stellate serve`: a node until it is told to stop. Who it is comes from `identity.rs`, what runs is put together in
-//! `daemon.rs`, what administrators are told is in `one_node.rs`, and
-//! what outlives the process in `durable.rs`.
+//! `daemon.rs`, its place in the cluster is held in `place.rs`, what administrators are told is in `cluster`, and what
+//! outlives the process in `durable.rs`.
 
+mod cluster;
 mod daemon;
 mod durable;
 mod identity;
-mod one_node;
+mod place;
 mod signals;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
-use stellate_actors::NodeOptions;
 use stellate_runtime::identity::NodeName;
-use stellate_runtime::transport::NetworkThread;
+use stellate_runtime::substrate::{StartError, Substrate};
 
 use self::daemon::Daemon;
-use self::durable::{Durable, take_up};
+use self::durable::Durable;
 use self::signals::Signals;
 use crate::app::App;
 use crate::settings::{ModelArgs, NodeArgs, Overrides};
@@ -43,7 +42,7 @@ pub(crate) struct ServeArgs {
     /// A file that holds the join token, as `stellate token create` prints it
     #[arg(long, value_name = "FILE", requires = "join")]
     token_file: Option<PathBuf>,
-    /// The name to join by; else this machine's
+    /// The name to join by; else node.name, else this machine's
     #[arg(long, value_name = "NAME", requires = "join")]
     name: Option<NodeName>,
     /// The node's data folder (node.data_dir)
@@ -58,6 +57,9 @@ pub(crate) struct ServeArgs {
     /// Print the line of readiness as JSON: {"ready": {"address", "join_address", "name", "id", "model"}}
     #[arg(long)]
     json: bool,
+    /// End at once when standard input does: whoever started this node is gone
+    #[arg(long, hide = true)]
+    end_with_stdin: bool,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -86,36 +88,47 @@ impl ServeArgs {
     }
 }
 
+impl Ready {
+    fn of(substrate: &Substrate, model: String) -> Self {
+        let own = &substrate.roster().own;
+        Self {
+            address: own.addresses.first().map(ToString::to_string).unwrap_or_default(),
+            join_address: substrate.join_address().map(|address| address.to_string()),
+            name: own.name.clone(),
+            id: own.node.to_string(),
+            model,
+        }
+    }
+}
+
 /// Serves until it is told to stop.
 ///
 /// # Errors
-/// No identity, or one that cannot be used; `JoinError`; `OpenError`; an address that cannot be had.
+/// No identity, or one that cannot be used; `JoinError`; `OpenError`; an address that cannot be had; `StartError::Removed`
+/// when the cluster has removed the node.
 pub(crate) async fn run(args: ServeArgs, app: &App) -> anyhow::Result<ExitCode> {
+    if args.end_with_stdin {
+        stellate_ops::local::end_with_stdin();
+    }
     let mut signals = Signals::listen(app)?;
-    let network = NetworkThread::start("stellate-network").context("cannot start the network thread")?;
-    let identity = signals.or(identity::ready(&args, app, &network.handle())).await??;
+    let identity = signals.or(identity::ready(&args, app)).await??;
     let model = signals.or(open::load_model(app, open::model_source(&args.model, &app.settings))).await??;
     let durable = Durable::open(&paths::data_dir(&app.settings)?).await?;
-    let options =
-        NodeOptions { journal: Some(durable.journal().await?), ..open::node_options(&app.settings) };
-    let node = open::open_node_with(options, &model).await?;
-    // What was issued before is read from the disk.
-    let start = || Daemon::start(app, &args, &network.handle(), identity, node.clone(), durable.store());
-    let daemon = match tokio::task::block_in_place(start) {
-        Ok(daemon) => daemon,
-        Err(error) => {
-            node.close().await;
-            return Err(error);
-        }
-    };
-    take_up(&daemon.api, &node).await?;
+    let daemon = Daemon::start(app, &args, identity, &model, durable).await?;
     say_ready(&args, &daemon.ready)?;
-    signals.asked_to_stop().await;
+    let is_removed = tokio::select! {
+        () = signals.asked_to_stop() => false,
+        () = daemon.removed() => true,
+    };
+    if is_removed {
+        // Nothing that it does counts any more.
+        daemon.leave().await;
+        return Err(StartError::Removed.into());
+    }
     tracing::info!(running = daemon.api.running(), "leaving once what runs has ended");
     // A second signal ends the process by itself.
     daemon.api.finish().await;
-    daemon.stop().await;
-    node.close().await;
+    daemon.leave().await;
     tracing::info!("left");
     Ok(ExitCode::SUCCESS)
 }

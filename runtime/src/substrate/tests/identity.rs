@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::identity::{JoinRefusal, JoinToken, NodeKey};
+use crate::membership::RefusalReason;
 use crate::transport::{JoinError, Joined, NetworkThread, TransportOptions, join};
 
 async fn try_join(issuer: &Substrate, token: &JoinToken, name: &str) -> Result<Joined, JoinError> {
@@ -23,9 +24,10 @@ fn tokens_names_and_removals_outlive_the_issuing_node() {
         assert_eq!(a.tokens().await.unwrap()[0].used_by(), [joined.credentials.id()]);
         let (b_credentials, b_store) = (Arc::new(joined.credentials), cluster.store("b"));
         let mut setup = cluster.setup(&b_credentials, &b_store);
-        seek(&mut setup, &[&a]);
+        setup.discovery.seeds = joined.nodes.iter().map(ToString::to_string).collect();
         let (b, _b) = Substrate::start(setup).await.unwrap();
         met(&a, &b).await;
+        assert!(b.roster().member(a.id()).unwrap().record.roles.issuer);
         a.stop().await;
 
         let a = cluster.issuer(&credentials, &store).await;
@@ -79,6 +81,8 @@ fn a_removal_reaches_all_nodes_and_the_removed_one_does_not_start_again() {
         for open in b.endpoint().connections().into_iter().filter(|open| open.peer().id == id) {
             open.closed().await;
         }
+        let is_removal = |(_, reason): &(_, RefusalReason)| *reason == RefusalReason::Removed;
+        until(&c, |roster| roster.refusals.iter().any(is_removal)).await;
         c.stop().await;
         let mut setup = cluster.setup(&c_credentials, &c_store);
         setup.revocations = b.endpoint().revocations().clone();

@@ -1,0 +1,184 @@
+//! What nodes call each other by: thin actors in process groups, one for each part that a node plays. They read what has come
+//! over the network, hand it on in the order it came, and always answer: a caller on another node is not told that an actor
+//! has dropped its call.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use ractor::concurrency::oneshot;
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ractor_cluster::RactorClusterMessage;
+use stellate_runtime::control::Wire;
+
+use crate::cluster::actor::ClusterMsg;
+use crate::cluster::agent::AgentMsg;
+use crate::cluster::messages::{
+    AgentOrder, AgentRefusal, AgentReply, QueryNodeNotice, Refusal, SupervisorReply, SupervisorRequest,
+};
+
+/// Supervisors: one, or two while one takes over from another.
+pub(super) const SUPERVISORS: &str = "stellate.supervisor";
+/// Agents: one on each node.
+pub(super) const AGENTS: &str = "stellate.agent";
+/// Query nodes.
+pub(super) const QUERY_NODES: &str = "stellate.query";
+
+/// What a supervisor is asked over the network.
+#[derive(Debug, RactorClusterMessage)]
+pub(super) enum SupervisorCall {
+    /// Something is asked.
+    #[rpc]
+    Ask(Wire<SupervisorRequest>, RpcReplyPort<Wire<SupervisorReply>>),
+}
+
+/// What an agent is asked over the network.
+#[derive(Debug, RactorClusterMessage)]
+pub(super) enum AgentCall {
+    /// Follow an order.
+    #[rpc]
+    Order(Wire<AgentOrder>, RpcReplyPort<Wire<AgentReply>>),
+}
+
+/// What a query node is told over the network.
+#[derive(Debug, RactorClusterMessage)]
+pub(super) enum QueryCall {
+    /// Something has happened.
+    Notice(Wire<QueryNodeNotice>),
+}
+
+/// Looks at what the supervisor is asked before it is.
+pub(super) trait Doorkeeper: Send + Sync + Debug + 'static {
+    /// `None` lets the request in; else that is the answer.
+    fn answer(&self, request: &SupervisorRequest) -> Option<SupervisorReply>;
+}
+
+/// The way in to a supervisor of this node.
+#[derive(Debug)]
+pub(super) struct SupervisorGate;
+
+impl Actor for SupervisorGate {
+    type Msg = SupervisorCall;
+    type State = (ActorRef<ClusterMsg>, Arc<dyn Doorkeeper>);
+    type Arguments = Self::State;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Self::Msg>,
+        state: Self::State,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Self::Msg>,
+        message: SupervisorCall,
+        (cluster, doorkeeper): &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let SupervisorCall::Ask(request, reply) = message;
+        let answer = match request.take() {
+            Err(error) => Some(SupervisorReply::Refused(Refusal::Unreadable { cause: error.to_string() })),
+            Ok(request) => match doorkeeper.answer(&request) {
+                None => {
+                    let (asked, answer) = oneshot();
+                    // One that has stopped was replaced, or its node is closing: the asker looks for another.
+                    drop(cluster.cast(ClusterMsg::Ask(request, asked.into())));
+                    relay(reply, answer, || SupervisorReply::Refused(Refusal::Replaced));
+                    return Ok(());
+                }
+                answer => answer,
+            },
+        };
+        // Who asked may have given up.
+        drop(answer.map(|answer| reply.send(Wire::new(answer))));
+        Ok(())
+    }
+}
+
+/// The way in to the agent of this node.
+#[derive(Debug)]
+pub(super) struct AgentGate;
+
+impl Actor for AgentGate {
+    type Msg = AgentCall;
+    type State = ActorRef<AgentMsg>;
+    type Arguments = ActorRef<AgentMsg>;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Self::Msg>,
+        agent: ActorRef<AgentMsg>,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(agent)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Self::Msg>,
+        message: AgentCall,
+        agent: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let AgentCall::Order(order, reply) = message;
+        let failed = |cause: String| AgentReply::Refused(AgentRefusal::Failed { cause });
+        match order.take() {
+            Ok(order) => {
+                let (asked, answer) = oneshot();
+                drop(agent.cast(AgentMsg::Order(order, asked.into())));
+                relay(reply, answer, move || failed("the agent has stopped".to_owned()));
+            }
+            Err(error) => drop(reply.send(Wire::new(failed(error.to_string())))),
+        }
+        Ok(())
+    }
+}
+
+/// What a query node does with what it is told. Called on the actor: it must not wait.
+pub(super) trait Listener: Send + Sync + Debug + 'static {
+    /// The supervisor has said something.
+    fn hear(&self, notice: QueryNodeNotice);
+}
+
+/// The way in to the query side of this node.
+#[derive(Debug)]
+pub(super) struct QueryGate;
+
+impl Actor for QueryGate {
+    type Msg = QueryCall;
+    type State = Arc<dyn Listener>;
+    type Arguments = Arc<dyn Listener>;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Self::Msg>,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(listener)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Self::Msg>,
+        message: QueryCall,
+        listener: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let QueryCall::Notice(notice) = message;
+        match notice.take() {
+            Ok(notice) => listener.hear(notice),
+            Err(error) => tracing::warn!(%error, "a notice of the supervisor could not be read"),
+        }
+        Ok(())
+    }
+}
+
+/// Passes an answer on once it is there, or what stands for none.
+fn relay<T: Send + Debug + 'static>(
+    reply: RpcReplyPort<Wire<T>>,
+    answer: ractor::concurrency::OneshotReceiver<T>,
+    none: impl FnOnce() -> T + Send + 'static,
+) {
+    tokio::spawn(async move {
+        let answer = answer.await.unwrap_or_else(|_| none());
+        // Who asked may have given up.
+        let _ = reply.send(Wire::new(answer));
+    });
+}

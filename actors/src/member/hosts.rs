@@ -1,0 +1,191 @@
+//! The context hosts of a node as its agent orders them about: encode, promise room, copy from elsewhere ([`super::pull`]),
+//! hash, let go, and say what is there. What a host holds is in [`crate::context_host::held`]: looking at it waits for nobody.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, ready};
+use stellate_model::block::BlockId;
+use stellate_model::decoder::Decoder;
+use stellate_runtime::clock::Clock;
+
+use super::pull::{BlockSources, Pull, hash_of};
+use crate::cancel::CancelToken;
+use crate::cluster::agent::AgentHosts;
+use crate::cluster::messages::{AgentRefusal, EncodeOrder, HeldBlock, HostInventory};
+use crate::context_host::held::{HeldBlocks, Way};
+use crate::context_host::{ContextHostHandle, EncodeJob, Encoded, HostError};
+use crate::link::HostId;
+use crate::port::HostPort;
+use crate::progress::EncodeMeter;
+
+/// The context hosts of this process.
+#[derive(Debug)]
+pub struct NodeHosts {
+    hosts: Arc<BTreeMap<HostId, ContextHostHandle>>,
+    decoder: Arc<Decoder>,
+    sources: Arc<dyn BlockSources>,
+    clock: Arc<dyn Clock>,
+    max_rate: Option<u64>,
+}
+
+impl NodeHosts {
+    /// These hosts, which run `decoder`. Copies come from `sources`, each at `max_rate` bytes a second at most, and are
+    /// timed by `clock`.
+    pub fn new(
+        hosts: impl IntoIterator<Item = ContextHostHandle>,
+        decoder: Arc<Decoder>,
+        sources: Arc<dyn BlockSources>,
+        clock: Arc<dyn Clock>,
+        max_rate: Option<u64>,
+    ) -> Self {
+        let hosts = hosts.into_iter().map(|host| (host.host, host)).collect();
+        Self { hosts: Arc::new(hosts), decoder, sources, clock, max_rate }
+    }
+
+    fn host(&self, host: HostId) -> Result<&ContextHostHandle, AgentRefusal> {
+        self.hosts.get(&host).ok_or(AgentRefusal::NoSuchHost { host })
+    }
+
+    /// The job that an order comes to, if the model can run it.
+    fn job(&self, order: EncodeOrder, cancel: CancelToken) -> Result<EncodeJob, AgentRefusal> {
+        let cannot = |cause: String| AgentRefusal::Failed { cause };
+        let nothing = || cannot("the order to encode names no tokens, or positions beyond any".to_owned());
+        let job = order.into_job(EncodeMeter::default(), cancel).ok_or_else(nothing)?;
+        let anchor = job.anchor.as_ref().map_or(&[][..], |anchor| &anchor.ids);
+        for ids in [&job.ids, anchor] {
+            self.decoder.check_ids(ids).map_err(|error| cannot(error.to_string()))?;
+        }
+        let context_tokens = job.position + job.ids.len();
+        self.decoder.config().check_context(context_tokens).map_err(|error| cannot(error.to_string()))?;
+        Ok(job)
+    }
+
+    fn begin_encode(&self, order: EncodeOrder) -> Result<Encode, AgentRefusal> {
+        let host = self.host(order.host)?.clone();
+        // Noted before anything waits: an order to free the block that comes next takes this one back.
+        let expected = host.held.expect(order.block, Way::Encode);
+        let job = self.job(order, expected.revoked().clone())?;
+        Ok(Encode { host, job, expected })
+    }
+
+    fn begin_pull(&self, host: HostId, block: BlockId, from: HostId) -> Result<Pull, AgentRefusal> {
+        let target = self.host(host)?.clone();
+        let arrival = target.held.expect(block, Way::Copy);
+        Ok(Pull {
+            arrival,
+            target,
+            block,
+            from,
+            near: self.hosts.get(&from).cloned(),
+            sources: Arc::clone(&self.sources),
+            clock: Arc::clone(&self.clock),
+            max_rate: self.max_rate,
+        })
+    }
+
+    fn promise(&self, host: HostId, block: BlockId, bytes: u64, tokens: u32) -> Result<bool, AgentRefusal> {
+        let held = &self.host(host)?.held;
+        let needed = held.budget().shape().bytes_for(tokens as usize) as u64;
+        if tokens == 0 || needed != bytes {
+            let cause = format!(
+                "{tokens} tokens are {needed} bytes on {host}, not {bytes}: it runs another model or format"
+            );
+            return Err(AgentRefusal::Failed { cause });
+        }
+        held.promise(block, tokens as usize).map_err(|error| refusal(held, error))
+    }
+}
+
+/// A block to encode, as soon as it is its turn.
+struct Encode {
+    host: ContextHostHandle,
+    job: EncodeJob,
+    expected: crate::context_host::held::Arrival,
+}
+
+impl Encode {
+    async fn run(self) -> Result<bool, AgentRefusal> {
+        let Self { host, job, expected } = self;
+        if host.held.get(&job.id).is_some() {
+            return Ok(false);
+        }
+        let encoded = HostPort::encode(&host, job).await;
+        drop(expected);
+        Ok(encoded.map_err(|error| refusal(&host.held, error))? == Encoded::Fresh)
+    }
+}
+
+impl AgentHosts for NodeHosts {
+    fn encode(&self, order: EncodeOrder) -> BoxFuture<'static, Result<bool, AgentRefusal>> {
+        let encode = self.begin_encode(order);
+        Box::pin(async move { encode?.run().await })
+    }
+
+    fn reserve(
+        &self,
+        host: HostId,
+        block: BlockId,
+        bytes: u64,
+        tokens: u32,
+    ) -> BoxFuture<'static, Result<bool, AgentRefusal>> {
+        Box::pin(ready(self.promise(host, block, bytes, tokens)))
+    }
+
+    fn pull(
+        &self,
+        host: HostId,
+        block: BlockId,
+        from: HostId,
+    ) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>> {
+        let pull = self.begin_pull(host, block, from);
+        Box::pin(async move { pull?.run().await })
+    }
+
+    fn verify(&self, host: HostId, block: BlockId) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>> {
+        let held = self.host(host).map(|target| target.held.get(&block));
+        Box::pin(async move {
+            let held = held?.ok_or(AgentRefusal::NoSuchBlock { host, block })?;
+            hash_of(held).await
+        })
+    }
+
+    fn free(&self, host: HostId, blocks: Vec<BlockId>) -> BoxFuture<'static, ()> {
+        let copies = self.host(host).map(|host| host.held.release(&blocks)).unwrap_or_default();
+        Box::pin(async move {
+            for copy in copies {
+                copy.wait().await;
+            }
+        })
+    }
+
+    fn inventory(&self) -> BoxFuture<'static, Vec<HostInventory>> {
+        let named =
+            |list: Vec<(BlockId, u64)>| list.into_iter().map(|(id, bytes)| HeldBlock { id, bytes }).collect();
+        let working = self.hosts.values().filter(|host| host.held.is_open());
+        let inventory = working.map(|host| HostInventory {
+            host: host.host,
+            capacity_bytes: host.budget.capacity_bytes() as u64,
+            blocks: named(host.held.list()),
+            inbound: named(host.held.inbound()),
+            encode_tokens_per_s: host.rates.encode.per_second(),
+            copy_bytes_per_s: host.rates.copy.per_second(),
+        });
+        Box::pin(ready(inventory.collect()))
+    }
+}
+
+/// Why a host did not do its part, as an agent says it.
+fn refusal(held: &HeldBlocks, error: HostError) -> AgentRefusal {
+    let budget = held.budget();
+    match error {
+        HostError::Full(full) => AgentRefusal::Full {
+            needed_bytes: budget.shape().bytes_for(full.needed_tokens) as u64,
+            free_bytes: (budget.capacity_bytes() - budget.used_bytes()) as u64,
+        },
+        HostError::Cancelled => {
+            AgentRefusal::Failed { cause: "the block was freed before it was encoded".to_owned() }
+        }
+        error => AgentRefusal::Failed { cause: error.to_string() },
+    }
+}

@@ -1,0 +1,384 @@
+//! A node's part in a cluster: what runs beside its query host so that blocks may lie on several nodes. Here the parts are put
+//! together and ended; what each does is in its own file.
+//!
+//! * [`way`]: to the supervisor, wherever it is; [`claims`], the contexts that this node keeps there.
+//! * [`neighbours`]: hosts of other nodes as the paths see them; [`own`], those of this node.
+//! * [`hosts`]: those of this node as its agent orders them about; [`pull`], blocks that come from elsewhere.
+//! * [`notices`]: what the supervisor tells the query side.
+//! * [`supervision`]: the supervisor, on the node that supervises; [`transport`], its way to the others.
+//! * [`calls`] and [`peers`]: how nodes call each other; [`store`]: what must not be forgotten.
+
+mod calls;
+mod claims;
+mod neighbours;
+mod notices;
+mod own;
+mod peers;
+mod supervision;
+mod transport;
+mod way;
+
+pub mod hosts;
+pub mod pull;
+pub mod store;
+
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+
+use ractor::{Actor, ActorCell, ActorRef};
+use stellate_runtime::identity::NodeId;
+use stellate_runtime::membership::Roles;
+use stellate_runtime::store::StoreHandle;
+use stellate_runtime::substrate::SubstrateHandle;
+use stellate_runtime::transport::Connection;
+use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinHandle;
+
+use self::calls::{AGENTS, AgentGate, Listener, QUERY_NODES, QueryGate};
+use self::hosts::NodeHosts;
+use self::neighbours::Neighbours;
+use self::notices::Notices;
+use self::own::OwnHost;
+use self::peers::{Peers, key_of};
+use self::store::{AgentRecords, SupervisorRecords};
+use self::supervision::{Running, Supervision, Watch};
+use self::way::{Reports, Seen, Way};
+use crate::budget::KvBudget;
+use crate::cluster::actor::SupervisorStore;
+use crate::cluster::agent::{Agent, AgentArgs, AgentMsg};
+use crate::cluster::drain::DrainProgress;
+use crate::cluster::messages::{SupervisorReply, SupervisorRequest};
+use crate::cluster::settings::ClusterSettings;
+use crate::context_host::ContextHostHandle;
+use crate::directory::Directory;
+use crate::error::OpenError;
+use crate::model::Model;
+use crate::node::{Node, NodeOptions, Surroundings, start_hosts};
+use crate::port::SupervisorPort;
+use crate::remote::{AttendShape, BlockServer, LocalHosts, serve_decode};
+
+/// Events of drains that may wait for a slow reader.
+const DRAINS: usize = 256;
+
+/// What a member of a cluster is started with.
+#[derive(Debug)]
+pub struct MemberSetup {
+    /// Its place on the network.
+    pub substrate: SubstrateHandle,
+    /// What it must not forget.
+    pub store: StoreHandle,
+    /// What its hosts run.
+    pub model: Model,
+    /// How its hosts are built. Those are of the node that is opened among them, and end with it.
+    pub options: NodeOptions,
+    /// What it is there for.
+    pub roles: Roles,
+    /// Whether it is the one that supervises.
+    pub supervises: bool,
+    /// By which figures, if it does.
+    pub settings: ClusterSettings,
+    /// Bytes a second that a copy of a block may take; none is no bound.
+    pub max_bulk_rate: Option<u64>,
+}
+
+/// The member did not start. Nothing of it runs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemberError {
+    /// Its hosts.
+    #[error(transparent)]
+    Hosts(#[from] OpenError),
+    /// Another node has the same 48 first bits in its id, by which hosts and blocks would be taken for each other's.
+    #[error(
+        "the ids of this node and of node {name} begin alike ({key}); delete this node's identity folder and join again"
+    )]
+    SameKey {
+        /// What both begin with.
+        key: String,
+        /// The other node's name.
+        name: String,
+    },
+    /// What it must not forget could not be read or written.
+    #[error("the store of this node failed: {0}")]
+    Store(String),
+    /// An actor.
+    #[error("cannot start {what}: {reason}")]
+    Start {
+        /// What was to be started.
+        what: &'static str,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+/// The supervisor was not asked, or did not answer in time. It may have done what was asked; asking again does no harm.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskFailure {
+    /// There is none.
+    #[error(
+        "no supervisor was found within {waited_s} s; start the node that supervises (cluster.supervisor), and ask again"
+    )]
+    NoSupervisor {
+        /// How long it was looked for, in seconds.
+        waited_s: u64,
+    },
+    /// It is there and does not answer.
+    #[error("the supervisor on node {node} did not answer within {waited_s} s: {cause}; ask again")]
+    Unanswered {
+        /// Its node.
+        node: String,
+        /// How long it was asked, in seconds.
+        waited_s: u64,
+        /// What happened last.
+        cause: String,
+    },
+}
+
+/// A node's part in a cluster. Dropped without [`stop`](Self::stop), it ends at once.
+pub struct Member {
+    way: Arc<Way>,
+    own: Vec<ContextHostHandle>,
+    directory: Arc<Directory>,
+    drains: broadcast::Sender<DrainProgress>,
+    running: Running,
+    agent: ActorRef<AgentMsg>,
+    gates: Vec<ActorCell>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Member").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+impl Member {
+    /// Starts it: the context hosts if it has that role, their agent, the supervisor if it supervises. `decode` and `bulk`
+    /// are the connections of [`stellate_runtime::substrate::Incoming`]. Call it within a tokio runtime of several threads.
+    ///
+    /// # Errors
+    /// See [`MemberError`].
+    pub async fn start(
+        setup: MemberSetup,
+        decode: mpsc::Receiver<Connection>,
+        bulk: mpsc::Receiver<Connection>,
+    ) -> Result<Self, MemberError> {
+        let peers = Peers::new(setup.substrate.clone());
+        check_key(&peers)?;
+        let key = peers.own_key();
+        let mut options = setup.options.clone();
+        if !setup.roles.context {
+            options.hosts.clear();
+        }
+        let own = start_hosts(&setup.model, &options, key.0).await?;
+        let started = Self::start_with(&setup, peers, own.clone(), decode, bulk).await;
+        if started.is_err() {
+            own.iter().for_each(|host| host.actor.stop(None));
+        }
+        started
+    }
+
+    async fn start_with(
+        setup: &MemberSetup,
+        peers: Peers,
+        own: Vec<ContextHostHandle>,
+        decode: mpsc::Receiver<Connection>,
+        bulk: mpsc::Receiver<Connection>,
+    ) -> Result<Self, MemberError> {
+        let (decoder, options) = (&setup.model.decoder, &setup.options);
+        let kv_shape = decoder.kv_shape(options.kv_format);
+        let (seen, directory) = (Arc::new(Seen::default()), Arc::new(Directory::default()));
+        let neighbours = Arc::new(Neighbours::new(
+            peers.clone(),
+            Arc::clone(&seen),
+            Arc::clone(&directory),
+            AttendShape::of(decoder),
+            KvBudget::new(kv_shape, options.capacity_bytes),
+        ));
+        let way = Arc::new(Way::new(peers.clone(), Arc::clone(&seen), Arc::clone(&neighbours), kv_shape));
+        let args = AgentArgs {
+            node: peers.own_key(),
+            hosts: Arc::new(NodeHosts::new(
+                own.iter().cloned(),
+                Arc::clone(decoder),
+                neighbours,
+                Arc::clone(&options.clock),
+                setup.max_bulk_rate,
+            )),
+            store: Box::new(AgentRecords::new(setup.store.clone())),
+            uplink: Arc::new(Reports(Arc::clone(&way))),
+            clock: Arc::clone(&options.clock),
+        };
+        let (agent, _) = Actor::spawn(None, Agent, args).await.map_err(|e| not_started("the agent", e))?;
+        for host in &own {
+            let (host, agent, seen) = (host.clone(), agent.clone(), Arc::clone(&seen));
+            directory.join(Arc::new(OwnHost { host, agent, seen }));
+        }
+        let mut member = Self {
+            way,
+            own,
+            directory,
+            drains: broadcast::channel(DRAINS).0,
+            running: Running::default(),
+            agent,
+            gates: Vec::new(),
+            tasks: Vec::new(),
+        };
+        member.open(setup, decode, bulk).await?;
+        Ok(member)
+    }
+
+    /// Opens the ways in, and starts what goes on by itself. The supervisor first: what reports finds it.
+    async fn open(
+        &mut self,
+        setup: &MemberSetup,
+        decode: mpsc::Receiver<Connection>,
+        bulk: mpsc::Receiver<Connection>,
+    ) -> Result<(), MemberError> {
+        if setup.supervises {
+            let store = setup.store.clone();
+            let supervision = Supervision {
+                peers: self.way.peers.clone(),
+                settings: setup.settings.clone(),
+                clock: Arc::clone(&setup.options.clock),
+                stores: Arc::new(move || {
+                    Box::new(SupervisorRecords::new(store.clone())) as Box<dyn SupervisorStore>
+                }),
+                drains: self.drains.clone(),
+                has_hosts: !self.own.is_empty(),
+                running: Arc::clone(&self.running),
+            };
+            let supervisor = supervision.start().await?;
+            self.tasks.push(tokio::spawn(supervision.keep_up(supervisor)));
+        }
+        let gate = Actor::spawn(None, AgentGate, self.agent.clone()).await;
+        let (gate, _) = gate.map_err(|error| not_started("the way in to the agent", error))?;
+        self.join(AGENTS, gate.get_cell());
+        if setup.roles.query {
+            let listener: Arc<dyn Listener> = Arc::new(Notices::new(Arc::clone(&self.way)));
+            let gate = Actor::spawn(None, QueryGate, listener).await;
+            let (gate, _) = gate.map_err(|error| not_started("the way in to the query node", error))?;
+            self.join(QUERY_NODES, gate.get_cell());
+            self.tasks.push(tokio::spawn(Arc::clone(&self.way).keep_in_touch()));
+        }
+        self.serve_others(setup, decode, bulk);
+        self.tasks.push(tokio::spawn(watch_roster(Arc::clone(&self.way), Arc::clone(&self.running))));
+        Ok(())
+    }
+
+    /// Serves the connections of other nodes, on the network thread.
+    fn serve_others(
+        &mut self,
+        setup: &MemberSetup,
+        mut decode: mpsc::Receiver<Connection>,
+        mut bulk: mpsc::Receiver<Connection>,
+    ) {
+        let (decoder, network) = (&setup.model.decoder, self.way.peers.substrate.network());
+        let kv_shape = decoder.kv_shape(setup.options.kv_format);
+        let hosts = LocalHosts::new(self.own.iter().cloned(), decoder, kv_shape);
+        let blocks = BlockServer::new(hosts.clone(), setup.max_bulk_rate);
+        let spawner = network.clone();
+        self.tasks.push(network.spawn(async move {
+            while let Some(connection) = decode.recv().await {
+                spawner.spawn(serve_decode(connection, hosts.clone()));
+            }
+        }));
+        let spawner = network.clone();
+        self.tasks.push(network.spawn(async move {
+            while let Some(connection) = bulk.recv().await {
+                spawner.spawn(blocks.clone().serve(connection));
+            }
+        }));
+    }
+
+    fn join(&mut self, group: &'static str, gate: ActorCell) {
+        self.gates.push(gate.clone());
+        self.way.peers.join(group, gate);
+    }
+
+    /// What a query node of this process finds around it.
+    pub fn surroundings(&self) -> Surroundings {
+        let supervisor = Arc::clone(&self.way) as Arc<dyn SupervisorPort>;
+        Surroundings { own: self.own.clone(), hosts: Arc::clone(&self.directory), supervisor }
+    }
+
+    /// Tells `node` what the supervisor says from now on, and the supervisor of the contexts of `node`. The node is not kept
+    /// open by this.
+    pub fn serve(&self, node: &Node) {
+        self.way.serve(node);
+    }
+
+    /// Asks the supervisor, wherever it is. Waits a while for one that is not there or has just started.
+    ///
+    /// # Errors
+    /// There is none, or it does not answer.
+    pub async fn ask(&self, request: SupervisorRequest) -> Result<SupervisorReply, AskFailure> {
+        self.way.ask(request).await
+    }
+
+    /// The node of the supervisor, if one is known.
+    pub fn supervisor(&self) -> Option<NodeId> {
+        self.way.peers.supervisor().map(|(node, _)| node)
+    }
+
+    /// How drains go on, from now on. Only the supervisor's node is told; others ask for
+    /// [`SupervisorRequest::Snapshot`].
+    pub fn drains(&self) -> broadcast::Receiver<DrainProgress> {
+        self.drains.subscribe()
+    }
+
+    /// Ends it, the supervisor first. The hosts end with their node.
+    pub async fn stop(mut self) {
+        let supervisor = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.tasks.drain(..).for_each(|task| task.abort());
+        if let Some(supervisor) = supervisor {
+            supervisor.stop().await;
+        }
+        for gate in self.gates.drain(..) {
+            // One that has stopped already has nothing to wait for.
+            let _ = gate.stop_and_wait(None, None).await;
+        }
+        let _ = self.agent.stop_and_wait(None, None).await;
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.gates.iter().for_each(|gate| gate.stop(None));
+        self.agent.stop(None);
+        if let Some(supervisor) = &*self.running.lock().unwrap_or_else(PoisonError::into_inner) {
+            supervisor.end();
+        }
+    }
+}
+
+/// Two nodes whose hosts would have the same ids cannot be in one cluster: the second does not start.
+fn check_key(peers: &Peers) -> Result<(), MemberError> {
+    let (key, roster) = (peers.own_key(), peers.substrate.roster());
+    match roster.members.iter().find(|member| key_of(member.id) == key) {
+        None => Ok(()),
+        Some(other) => {
+            let (key, name) = (key.to_string(), other.record.name.clone());
+            Err(MemberError::SameKey { key, name })
+        }
+    }
+}
+
+/// Lets go of what was on nodes that have gone.
+async fn watch_roster(way: Arc<Way>, running: Running) {
+    let (mut changes, mut watch) = (way.peers.substrate.watch(), Watch::default());
+    loop {
+        let roster = changes.borrow_and_update().clone();
+        way.neighbours.leave(&roster);
+        watch.look(&roster, &running);
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn not_started(what: &'static str, error: impl fmt::Display) -> MemberError {
+    MemberError::Start { what, reason: error.to_string() }
+}

@@ -1,0 +1,191 @@
+//! Who is who: nodes by the first bits of their ids, and the actors of the cluster by the node they are on. How they are
+//! called so that no caller waits for ever.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ractor::rpc::CallResult;
+use ractor::{ActorCell, ActorRef, ActorStatus};
+use stellate_runtime::control::{ControlEvent, Wire};
+use stellate_runtime::identity::NodeId;
+use stellate_runtime::membership::{NodeRecord, Standing};
+use stellate_runtime::substrate::SubstrateHandle;
+use tokio::time::{Instant, sleep};
+
+use super::calls::{AGENTS, AgentCall, QUERY_NODES, QueryCall, SUPERVISORS, SupervisorCall};
+use crate::cluster::messages::{
+    AgentOrder, AgentReply, NodeKey, QueryNodeNotice, SupervisorReply, SupervisorRequest,
+};
+
+/// How long an actor of a node that is there is waited for: longer than a lost session takes to be opened again.
+const LONGEST_SEARCH: Duration = Duration::from_secs(5);
+/// How often it is looked for.
+const SEARCH_POLL: Duration = Duration::from_millis(50);
+
+/// The key of a node: what its hosts' ids begin with.
+pub(super) fn key_of(node: NodeId) -> NodeKey {
+    let [a, b, c, d, e, f, ..] = *node.as_bytes();
+    NodeKey([a, b, c, d, e, f])
+}
+
+/// The nodes of the cluster and their actors. Clones are the same.
+#[derive(Clone, Debug)]
+pub(super) struct Peers {
+    pub(super) substrate: SubstrateHandle,
+    /// The actors of this node, by group.
+    own: Arc<Mutex<BTreeMap<&'static str, ActorCell>>>,
+}
+
+impl Peers {
+    pub(super) fn new(substrate: SubstrateHandle) -> Self {
+        Self { substrate, own: Arc::default() }
+    }
+
+    /// This node's key.
+    pub(super) fn own_key(&self) -> NodeKey {
+        key_of(self.substrate.id())
+    }
+
+    /// Makes an actor of this node known to all.
+    pub(super) fn join(&self, group: &'static str, actor: ActorCell) {
+        if self.substrate.control().is_some() {
+            ractor::pg::join(group.to_owned(), vec![actor.clone()]);
+        }
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).insert(group, actor);
+    }
+
+    /// The actors of a group with their nodes, ordered by node.
+    fn members(&self, group: &'static str) -> Vec<(NodeId, ActorCell)> {
+        let own_id = self.substrate.id();
+        let mut members = self.substrate.control().map(|control| control.members(group)).unwrap_or_default();
+        members.retain(|(node, _)| *node != own_id);
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner).get(group).cloned();
+        let is_running = |actor: &ActorCell| actor.get_status() <= ActorStatus::Running;
+        members.extend(own.filter(is_running).map(|actor| (own_id, actor)));
+        members.sort_by_key(|(node, _)| *node);
+        members
+    }
+
+    /// The supervisor, if one is known: that of the lowest node, should there be two for a moment.
+    pub(super) fn supervisor(&self) -> Option<(NodeId, ActorRef<SupervisorCall>)> {
+        let (node, actor) = self.members(SUPERVISORS).into_iter().next()?;
+        Some((node, actor.into()))
+    }
+
+    /// Whether another node supervises.
+    pub(super) fn is_supervised_elsewhere(&self) -> bool {
+        self.members(SUPERVISORS).iter().any(|(node, _)| *node != self.substrate.id())
+    }
+
+    /// Whether a node can take part, and its name; in words why not. One that is not known yet can.
+    pub(super) fn check(&self, key: NodeKey) -> Result<(), String> {
+        let roster = self.substrate.roster();
+        let mut named = roster.members.iter().filter(|member| key_of(member.id) == key);
+        match (named.next(), named.next()) {
+            (Some(one), Some(other)) => Err(alike(&one.record, &other.record)),
+            (Some(one), None) if key == self.own_key() => Err(alike(&roster.own, &one.record)),
+            (Some(member), None) => match &member.standing {
+                Standing::Compatible => Ok(()),
+                standing => Err(format!("{standing:?}")),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// The node of this key that answers, as far as is known; this one too.
+    pub(super) fn live(&self, key: NodeKey) -> Option<NodeId> {
+        if key == self.own_key() {
+            return Some(self.substrate.id());
+        }
+        let roster = self.substrate.roster();
+        let member = roster.members.iter().find(|member| key_of(member.id) == key && member.is_up())?;
+        self.check(key).is_ok().then_some(member.id)
+    }
+
+    fn find(&self, group: &'static str, key: NodeKey) -> Option<(NodeId, ActorCell)> {
+        self.members(group).into_iter().find(|(node, _)| key_of(*node) == key)
+    }
+
+    /// Asks a supervisor once.
+    pub(super) async fn ask(
+        &self,
+        supervisor: &ActorRef<SupervisorCall>,
+        request: SupervisorRequest,
+        limit: Duration,
+    ) -> Result<SupervisorReply, String> {
+        let asked = supervisor.call(|reply| SupervisorCall::Ask(Wire::new(request), reply), Some(limit));
+        answer(asked.await)
+    }
+
+    /// Gives an order to the agent of a node, and waits for the answer: as long as `limit`, or as long as the node is there.
+    pub(super) async fn order(
+        &self,
+        key: NodeKey,
+        order: AgentOrder,
+        limit: Option<Duration>,
+    ) -> Result<AgentReply, String> {
+        let start = Instant::now();
+        let (node, agent) = loop {
+            match self.find(AGENTS, key) {
+                Some(found) => break found,
+                None if self.live(key).is_none() => return Err("its node is not there".to_owned()),
+                None if start.elapsed() > LONGEST_SEARCH => {
+                    return Err("its node cannot be called at the moment".to_owned());
+                }
+                None => sleep(SEARCH_POLL).await,
+            }
+        };
+        let gone = self.gone(node);
+        let agent = ActorRef::<AgentCall>::from(agent);
+        let called = agent.call(|reply| AgentCall::Order(Wire::new(order), reply), limit);
+        tokio::select! {
+            called = called => answer(called),
+            () = gone => Err("its node has gone".to_owned()),
+        }
+    }
+
+    /// Waits until a node cannot be called any more. For this node that never is.
+    fn gone(&self, node: NodeId) -> impl Future<Output = ()> + use<> {
+        let control = self.substrate.control().filter(|_| node != self.substrate.id()).cloned();
+        let events = control.as_ref().map(|control| control.events());
+        async move {
+            let (Some(control), Some(mut events)) = (control, events) else {
+                return std::future::pending().await;
+            };
+            while control.ready_peers().contains(&node) {
+                use tokio::sync::broadcast::error::RecvError;
+                match events.recv().await {
+                    Ok(ControlEvent::Gone(gone)) if gone == node => return,
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return,
+                }
+            }
+        }
+    }
+
+    /// Tells a query node something, which may be lost.
+    pub(super) fn notify(&self, key: NodeKey, notice: QueryNodeNotice) {
+        let Some((_, actor)) = self.find(QUERY_NODES, key) else {
+            tracing::debug!(node = %key, ?notice, "a query node that is not there was to be told something");
+            return;
+        };
+        drop(ActorRef::<QueryCall>::from(actor).cast(QueryCall::Notice(Wire::new(notice))));
+    }
+}
+
+fn alike(one: &NodeRecord, other: &NodeRecord) -> String {
+    format!(
+        "the ids of nodes {} and {} begin alike; remove one of them, delete its identity folder and join it again",
+        one.name, other.name
+    )
+}
+
+/// What came of a call.
+fn answer<T, M>(called: Result<CallResult<Wire<T>>, ractor::MessagingErr<M>>) -> Result<T, String> {
+    match called {
+        Ok(CallResult::Success(answer)) => answer.take().map_err(|error| error.to_string()),
+        Ok(CallResult::Timeout) => Err("no answer came in time".to_owned()),
+        Ok(CallResult::SenderError) | Err(_) => Err("the way to it broke".to_owned()),
+    }
+}

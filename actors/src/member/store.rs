@@ -1,0 +1,234 @@
+//! What an agent and a supervisor must not forget, in the store of their node: terms, starts, and what administrators want of
+//! nodes. What the node remembers of itself is the substrate's.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::BoxFuture;
+use stellate_runtime::store::{Condition, HandleError, Kind, Promise, StoreHandle, Write};
+
+use crate::cluster::actor::SupervisorStore;
+use crate::cluster::agent::AgentStore;
+use crate::cluster::messages::NodeKey;
+use crate::cluster::supervisor::Intent;
+
+const STARTS_KEY: &[u8] = b"agent starts";
+const TERM_KEY: &[u8] = b"supervisor term";
+/// Before the first bytes of a node's id.
+const INTENT_PREFIX: &[u8] = b"node/";
+/// Intents read at once.
+const PAGE: usize = 256;
+
+/// Agents obey whoever is of the highest term, whichever node that is: a term has one supervisor, since each that starts
+/// raises it.
+const ANY_HOLDER: [u8; 32] = [0; 32];
+
+/// The highest term seen, as the store's promise; and how often the agent has started.
+#[derive(Clone, Debug)]
+pub struct AgentRecords(StoreHandle);
+
+impl AgentRecords {
+    /// Those in the store of this node.
+    pub fn new(store: StoreHandle) -> Self {
+        Self(store)
+    }
+}
+
+impl AgentStore for AgentRecords {
+    fn start(&mut self) -> BoxFuture<'_, Result<(u64, u64), String>> {
+        Box::pin(async {
+            let starts = number(&self.0, STARTS_KEY).await?.unwrap_or(0).saturating_add(1);
+            keep_number(&self.0, STARTS_KEY, starts).await?;
+            Ok((promised(&self.0).await?, starts))
+        })
+    }
+
+    fn raise(&mut self, term: u64) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { promise(&self.0, term).await })
+    }
+}
+
+/// The term of the node's supervisor, and the intents that it was told of.
+#[derive(Clone, Debug)]
+pub struct SupervisorRecords(StoreHandle);
+
+impl SupervisorRecords {
+    /// Those in the store of this node.
+    pub fn new(store: StoreHandle) -> Self {
+        Self(store)
+    }
+}
+
+impl SupervisorStore for SupervisorRecords {
+    fn raise_term(&mut self) -> BoxFuture<'_, Result<u64, String>> {
+        Box::pin(async {
+            // Where the supervisor was on another node before, the agent of this one has seen its term.
+            let own = number(&self.0, TERM_KEY).await?.unwrap_or(0);
+            let term = own.max(promised(&self.0).await?).saturating_add(1);
+            keep_number(&self.0, TERM_KEY, term).await?;
+            Ok(term)
+        })
+    }
+
+    fn intents(&mut self) -> BoxFuture<'_, Result<BTreeMap<NodeKey, Intent>, String>> {
+        Box::pin(async {
+            let listing = self.0.read(|store| {
+                let mut listed: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+                loop {
+                    let after = listed.last().map(|(key, _)| key.as_slice());
+                    let page = store.list(Kind::Intent, INTENT_PREFIX, after, PAGE)?;
+                    let is_last = page.len() < PAGE;
+                    for entry in page {
+                        if let Some(record) = store.get(Kind::Intent, &entry.key)? {
+                            listed.push((entry.key, record.value));
+                        }
+                    }
+                    if is_last {
+                        return Ok(listed);
+                    }
+                }
+            });
+            let listed = listing.await.map_err(in_words)?;
+            listed.iter().map(|(key, value)| read_intent(key, value)).collect()
+        })
+    }
+
+    fn keep(&mut self, node: NodeKey, intent: Option<Intent>) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            let (kind, condition, key) = (Kind::Intent, Condition::Any, intent_key(node));
+            let write = match intent {
+                Some(intent) => Write::Put { kind, key, value: word(intent).to_vec(), condition },
+                None => Write::Delete { kind, key, condition },
+            };
+            self.0.write_one(write).await.map(|_| ()).map_err(in_words)
+        })
+    }
+}
+
+fn intent_key(node: NodeKey) -> Vec<u8> {
+    [INTENT_PREFIX, &node.0].concat()
+}
+
+/// An intent as it is kept.
+fn word(intent: Intent) -> &'static [u8] {
+    match intent {
+        Intent::Cordon => b"cordon",
+        Intent::Drain => b"drain",
+    }
+}
+
+fn read_intent(key: &[u8], value: &[u8]) -> Result<(NodeKey, Intent), String> {
+    let node = key.strip_prefix(INTENT_PREFIX).and_then(|node| node.try_into().ok());
+    let intent = [Intent::Cordon, Intent::Drain].into_iter().find(|&intent| word(intent) == value);
+    match (node, intent) {
+        (Some(node), Some(intent)) => Ok((NodeKey(node), intent)),
+        _ => Err(format!(
+            "what is wanted of a node is kept in a form that this version does not read ({} bytes at a key of {}); \
+             start the version that wrote it",
+            value.len(),
+            key.len()
+        )),
+    }
+}
+
+async fn promised(store: &StoreHandle) -> Result<u64, String> {
+    let promise = store.read(|store| store.promised()).await.map_err(in_words)?;
+    Ok(promise.map_or(0, |promise| promise.term))
+}
+
+async fn promise(store: &StoreHandle, term: u64) -> Result<(), String> {
+    let promise = Write::Promise(Promise { term, holder: ANY_HOLDER });
+    store.write_one(promise).await.map(|_| ()).map_err(in_words)
+}
+
+async fn number(store: &StoreHandle, key: &'static [u8]) -> Result<Option<u64>, String> {
+    let record = store.read(move |store| store.get(Kind::Node, key)).await.map_err(in_words)?;
+    let number = |value: Vec<u8>| {
+        let bytes = value.try_into().map_err(|value: Vec<u8>| {
+            format!("{:?} is damaged: it has {} bytes, not 8", String::from_utf8_lossy(key), value.len())
+        })?;
+        Ok(u64::from_le_bytes(bytes))
+    };
+    record.map(|record| number(record.value)).transpose()
+}
+
+async fn keep_number(store: &StoreHandle, key: &[u8], number: u64) -> Result<(), String> {
+    let (value, condition) = (number.to_le_bytes().to_vec(), Condition::Any);
+    let write = Write::Put { kind: Kind::Node, key: key.to_vec(), value, condition };
+    store.write_one(write).await.map(|_| ()).map_err(in_words)
+}
+
+fn in_words(error: HandleError) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use stellate_runtime::store::{Store, StoreOptions};
+
+    use super::*;
+
+    fn open(folder: &Path) -> StoreHandle {
+        StoreHandle::start(Store::open(folder, StoreOptions::default()).unwrap()).unwrap()
+    }
+
+    fn node(byte: u8) -> NodeKey {
+        NodeKey([byte; 6])
+    }
+
+    #[tokio::test]
+    async fn terms_and_starts_are_there_again_after_reopening() {
+        let folder = tempfile::tempdir().unwrap();
+        for start in 1..4 {
+            let store = open(folder.path());
+            let mut agent = AgentRecords::new(store.clone());
+            assert_eq!(agent.start().await, Ok((10 * (start - 1), start)));
+            agent.raise(10 * start).await.unwrap();
+            agent.raise(10 * start).await.unwrap();
+            assert!(agent.raise(10 * start - 1).await.is_err(), "no lower term is kept");
+            drop(agent);
+            store.close();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_starts_above_its_own_terms_and_those_that_its_node_has_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        for (expected, seen) in [(1, 0), (2, 2), (3, 57), (58, 58), (59, 3)] {
+            let store = open(folder.path());
+            assert_eq!(SupervisorRecords::new(store.clone()).raise_term().await, Ok(expected));
+            // What an agent has seen since.
+            let _ = AgentRecords::new(store.clone()).raise(seen).await;
+            store.close();
+        }
+    }
+
+    #[tokio::test]
+    async fn intents_are_there_again_after_reopening_until_they_are_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let mut records = SupervisorRecords::new(store.clone());
+        let mut expected = BTreeMap::new();
+        for byte in 0..=255 {
+            let intent = if byte % 2 == 0 { Intent::Cordon } else { Intent::Drain };
+            records.keep(node(byte), Some(intent)).await.unwrap();
+            expected.insert(node(byte), intent);
+        }
+        records.keep(node(7), None).await.unwrap();
+        records.keep(node(8), Some(Intent::Drain)).await.unwrap();
+        records.keep(NodeKey([1, 2, 3, 4, 5, 6]), Some(Intent::Cordon)).await.unwrap();
+        records.keep(NodeKey([6, 5, 4, 3, 2, 1]), Some(Intent::Cordon)).await.unwrap();
+        expected.remove(&node(7));
+        expected.insert(node(8), Intent::Drain);
+        expected.insert(NodeKey([1, 2, 3, 4, 5, 6]), Intent::Cordon);
+        expected.insert(NodeKey([6, 5, 4, 3, 2, 1]), Intent::Cordon);
+        drop(records);
+        store.close();
+        let store = open(folder.path());
+        let mut records = SupervisorRecords::new(store.clone());
+        assert_eq!(records.intents().await.unwrap(), expected);
+        drop(records);
+        store.close();
+    }
+}

@@ -1,0 +1,194 @@
+//! The supervisor of the cluster on the node that supervises: its start, what it is told of nodes that go, and a start anew if
+//! agents have seen a higher term than its own.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ractor::{Actor, ActorRef};
+use stellate_runtime::clock::Clock;
+use stellate_runtime::identity::NodeId;
+use stellate_runtime::substrate::Roster;
+use tokio::sync::{broadcast, watch};
+
+use super::MemberError;
+use super::calls::{Doorkeeper, SUPERVISORS, SupervisorCall, SupervisorGate};
+use super::peers::{Peers, key_of};
+use super::transport::Outward;
+use crate::cluster::actor::{ClusterArgs, ClusterMsg, ClusterSupervisor, SupervisorStore};
+use crate::cluster::drain::DrainProgress;
+use crate::cluster::messages::{NodeKey, Refusal, SupervisorReply, SupervisorRequest};
+use crate::cluster::settings::ClusterSettings;
+
+/// Makes a store for each start of a supervisor.
+pub(super) type Stores = Arc<dyn Fn() -> Box<dyn SupervisorStore> + Send + Sync>;
+
+/// What a supervisor is started with, each time.
+pub(super) struct Supervision {
+    pub(super) peers: Peers,
+    pub(super) settings: ClusterSettings,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) stores: Stores,
+    pub(super) drains: broadcast::Sender<DrainProgress>,
+    /// Whether this node has context hosts, which report first.
+    pub(super) has_hosts: bool,
+    pub(super) running: Running,
+}
+
+/// The supervisor that runs, if one does.
+pub(super) type Running = Arc<Mutex<Option<Supervisor>>>;
+
+/// A supervisor and the way in.
+#[derive(Clone, Debug)]
+pub(super) struct Supervisor {
+    cluster: ActorRef<ClusterMsg>,
+    gate: ActorRef<SupervisorCall>,
+    replaced: watch::Receiver<u64>,
+}
+
+impl Supervisor {
+    /// Stops it without waiting.
+    pub(super) fn end(&self) {
+        self.gate.stop(None);
+        self.cluster.stop(None);
+    }
+
+    /// Stops it.
+    pub(super) async fn stop(&self) {
+        // One that has stopped already has nothing to wait for.
+        let _ = self.gate.stop_and_wait(None, None).await;
+        let _ = self.cluster.stop_and_wait(None, None).await;
+    }
+}
+
+impl Supervision {
+    /// Starts a supervisor of the next term.
+    pub(super) async fn start(&self) -> Result<Supervisor, MemberError> {
+        let failed = |what, reason: String| MemberError::Start { what, reason };
+        let (replaced_by, replaced) = watch::channel(0);
+        let (peers, drains) = (self.peers.clone(), self.drains.clone());
+        let args = ClusterArgs {
+            settings: self.settings.clone(),
+            transport: Arc::new(Outward { peers, drains, replaced: replaced_by }),
+            store: (self.stores)(),
+            clock: Arc::clone(&self.clock),
+        };
+        let started = Actor::spawn(None, ClusterSupervisor, args).await;
+        let (cluster, _) = started.map_err(|error| failed("the supervisor", error.to_string()))?;
+        let (reported, _) = watch::channel(false);
+        let door = Arc::new(Door {
+            peers: self.peers.clone(),
+            has_hosts: self.has_hosts,
+            reported: reported.clone(),
+        });
+        let started =
+            Actor::spawn(None, SupervisorGate, (cluster.clone(), door as Arc<dyn Doorkeeper>)).await;
+        let (gate, _) = started.map_err(|error| failed("the way in to the supervisor", error.to_string()))?;
+        let supervisor = Supervisor { cluster, gate, replaced };
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(supervisor.clone());
+        self.peers.join(SUPERVISORS, supervisor.gate.get_cell());
+        tokio::spawn(settle_early(self.peers.clone(), supervisor.cluster.clone(), reported));
+        Ok(supervisor)
+    }
+
+    /// Waits until the supervisor ends. If agents have followed one of a higher term, and no other node supervises now, it is
+    /// started again with a higher term still: what it knew comes back from agents and query nodes.
+    pub(super) async fn keep_up(self, mut supervisor: Supervisor) {
+        loop {
+            let _ = supervisor.cluster.wait(None).await;
+            let _ = supervisor.gate.stop_and_wait(None, None).await;
+            let highest = *supervisor.replaced.borrow();
+            if highest == 0 {
+                return;
+            }
+            if self.peers.is_supervised_elsewhere() {
+                tracing::error!(
+                    highest,
+                    "another node supervises as well; name one of them in cluster.supervisor"
+                );
+                return;
+            }
+            tracing::warn!(
+                highest,
+                "agents have followed a later supervisor that is gone; taking over from it"
+            );
+            supervisor = match self.take_over(highest).await {
+                Ok(next) => next,
+                Err(error) => return tracing::error!(%error, "the supervisor was not started again"),
+            };
+        }
+    }
+
+    async fn take_over(&self, highest: u64) -> Result<Supervisor, MemberError> {
+        let mut store = (self.stores)();
+        while store.raise_term().await.map_err(MemberError::Store)? < highest {}
+        self.start().await
+    }
+}
+
+/// A supervisor that has never placed anything has nothing to listen for, nor has one that is alone: once it knows the hosts
+/// of its own node, it may begin.
+async fn settle_early(peers: Peers, cluster: ActorRef<ClusterMsg>, reported: watch::Sender<bool>) {
+    let mut reports = reported.subscribe();
+    if reports.wait_for(|reported| *reported).await.is_err() {
+        return;
+    }
+    // One that has been there before waits for the others, unless there are none.
+    drop(cluster.cast(ClusterMsg::Reported { is_alone: false }));
+    peers.substrate.ready().await;
+    if !peers.substrate.roster().members.iter().any(|member| member.is_up()) {
+        drop(cluster.cast(ClusterMsg::Reported { is_alone: true }));
+    }
+}
+
+/// Lets in who can work with the cluster.
+#[derive(Debug)]
+struct Door {
+    peers: Peers,
+    has_hosts: bool,
+    /// Whether the first inventory has come: that of this node if it has hosts.
+    reported: watch::Sender<bool>,
+}
+
+impl Doorkeeper for Door {
+    fn answer(&self, request: &SupervisorRequest) -> Option<SupervisorReply> {
+        let node = match request {
+            SupervisorRequest::Inventory(inventory) => inventory.node,
+            SupervisorRequest::Renew { node, .. } => *node,
+            SupervisorRequest::Hold(claim) | SupervisorRequest::Place { claim, .. } => claim.query_node,
+            _ => return None,
+        };
+        if let Err(cause) = self.peers.check(node) {
+            tracing::debug!(%node, %cause, "a node that cannot take part");
+            return Some(SupervisorReply::Refused(Refusal::Incompatible { cause }));
+        }
+        if matches!(request, SupervisorRequest::Inventory(_))
+            && (!self.has_hosts || node == self.peers.own_key())
+        {
+            // What is asked next comes after it.
+            self.reported.send_if_modified(|reported| !std::mem::replace(reported, true));
+        }
+        None
+    }
+}
+
+/// Tells the supervisor of nodes that have gone.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    up: BTreeSet<NodeId>,
+}
+
+impl Watch {
+    /// Looks at the roster of a moment.
+    pub(super) fn look(&mut self, roster: &Roster, running: &Running) {
+        let up: BTreeSet<NodeId> =
+            roster.members.iter().filter(|member| member.is_up()).map(|member| member.id).collect();
+        let gone: Vec<NodeKey> = self.up.difference(&up).map(|node| key_of(*node)).collect();
+        self.up = up;
+        let running = running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(supervisor) = &*running {
+            for key in gone {
+                drop(supervisor.cluster.cast(ClusterMsg::Tell(SupervisorRequest::NodeGone(key))));
+            }
+        }
+    }
+}

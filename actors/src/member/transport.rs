@@ -1,0 +1,55 @@
+//! The supervisor's way to agents and query nodes.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{broadcast, watch};
+
+use super::peers::Peers;
+use crate::cluster::actor::Transport;
+use crate::cluster::drain::DrainProgress;
+use crate::cluster::messages::{
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, NodeKey, QueryNodeNotice,
+};
+
+/// How long an agent may take for an order that computes and copies nothing.
+const QUICK: Duration = Duration::from_secs(5);
+
+/// The way to the others.
+#[derive(Debug)]
+pub(super) struct Outward {
+    pub(super) peers: Peers,
+    pub(super) drains: broadcast::Sender<DrainProgress>,
+    /// The highest term that this supervisor was refused for.
+    pub(super) replaced: watch::Sender<u64>,
+}
+
+impl Transport for Outward {
+    fn order(&self, node: NodeKey, order: AgentOrder) -> BoxFuture<'static, AgentReply> {
+        let peers = self.peers.clone();
+        Box::pin(async move {
+            let limit = match order.request {
+                AgentRequest::Reserve { .. } | AgentRequest::Free { .. } | AgentRequest::Inventory => {
+                    Some(QUICK)
+                }
+                // As long as the node is there.
+                AgentRequest::Encode(_) | AgentRequest::Pull { .. } | AgentRequest::Verify { .. } => None,
+            };
+            let failed = |cause| AgentReply::Refused(AgentRefusal::Failed { cause });
+            peers.order(node, order, limit).await.unwrap_or_else(failed)
+        })
+    }
+
+    fn notify(&self, node: NodeKey, notice: QueryNodeNotice) {
+        self.peers.notify(node, notice);
+    }
+
+    fn drained(&self, progress: DrainProgress) {
+        // Nobody may be watching.
+        let _ = self.drains.send(progress);
+    }
+
+    fn replaced(&self, highest: u64) {
+        self.replaced.send_replace(highest);
+    }
+}

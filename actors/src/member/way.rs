@@ -1,0 +1,294 @@
+//! The way to the supervisor, wherever it is: what this node asks it, the contexts that this node keeps and announces, and
+//! what its agent reports.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use stellate_kernels::KvShape;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::AskFailure;
+use super::claims::{Claims, Placing};
+use super::neighbours::Neighbours;
+use super::peers::Peers;
+use crate::budget::free_tokens;
+use crate::cluster::agent::Uplink;
+use crate::cluster::messages::{
+    AnchorCopy, BlockNeed, ContextClaim, ContextPlaced, Refusal, SupervisorReply, SupervisorRequest,
+};
+use crate::error::{ContextFull, EncodeError};
+use crate::manifest::ContextId;
+use crate::node::{Node, WeakNode};
+use crate::placement::Placed;
+use crate::port::SupervisorPort;
+use crate::supervisor::{PlaceRequest, Placement};
+
+/// How long a supervisor that is not there, or has just started, is waited for: longer than its node takes to start again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is asked meanwhile.
+const POLL: Duration = Duration::from_millis(100);
+/// How long it may take to answer: it computes nothing that takes long.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Time between two signs of life, as those of agents.
+const BEAT: Duration = Duration::from_secs(1);
+/// Bits of a context's name that count; those above say whose it is.
+const COUNTER_BITS: u32 = 32;
+
+/// The latest term, and the latest version of it, that this node has seen of a supervisor's table.
+#[derive(Debug, Default)]
+pub(super) struct Seen(Mutex<(u64, u64)>);
+
+impl Seen {
+    /// The term and the version.
+    pub(super) fn now(&self) -> (u64, u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a term and a version.
+    pub(super) fn note(&self, term: u64, version: u64) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = (term, version).max(*seen);
+    }
+
+    /// Notes a version of the latest term.
+    pub(super) fn note_version(&self, version: u64) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.1 = seen.1.max(version);
+    }
+}
+
+/// The way to the supervisor.
+#[derive(Debug)]
+pub(super) struct Way {
+    pub(super) peers: Peers,
+    pub(super) seen: Arc<Seen>,
+    pub(super) neighbours: Arc<Neighbours>,
+    kv_shape: KvShape,
+    claims: Claims,
+    next_name: AtomicU64,
+    /// Something is to be told before the next sign of life is due.
+    news: Notify,
+    node: Mutex<Option<WeakNode>>,
+    runtime: Handle,
+}
+
+impl Way {
+    pub(super) fn new(peers: Peers, seen: Arc<Seen>, neighbours: Arc<Neighbours>, kv_shape: KvShape) -> Self {
+        Self {
+            peers,
+            seen,
+            neighbours,
+            kv_shape,
+            claims: Claims::default(),
+            next_name: AtomicU64::new(1),
+            news: Notify::new(),
+            node: Mutex::new(None),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// The query node of this process, while it is open.
+    pub(super) fn node(&self) -> Option<Node> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.upgrade()
+    }
+
+    /// Whose contexts are announced from now on.
+    pub(super) fn serve(&self, node: &Node) {
+        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = node.downgrade();
+        self.news.notify_one();
+    }
+
+    /// A supervisor of this term is there and wants to know.
+    pub(super) fn announce(&self, term: u64) {
+        self.seen.note(term, 0);
+        self.news.notify_one();
+    }
+
+    /// Asks the supervisor; waits for one that is not there or has just started.
+    pub(super) async fn ask(&self, request: SupervisorRequest) -> Result<SupervisorReply, AskFailure> {
+        let start = Instant::now();
+        let mut last = None;
+        loop {
+            let left = PATIENCE.saturating_sub(start.elapsed());
+            let waited_s = PATIENCE.as_secs();
+            match self.peers.supervisor() {
+                Some((node, supervisor)) => {
+                    let limit = ANSWER.min(left.max(POLL));
+                    match self.peers.ask(&supervisor, request.clone(), limit).await {
+                        Ok(SupervisorReply::Refused(Refusal::Settling { .. } | Refusal::Replaced))
+                            if !left.is_zero() => {}
+                        Ok(reply) => return Ok(reply),
+                        Err(cause) => last = Some((node, cause)),
+                    }
+                }
+                None if left.is_zero() && last.is_none() => {
+                    return Err(AskFailure::NoSupervisor { waited_s });
+                }
+                None => {}
+            }
+            if left.is_zero()
+                && let Some((node, cause)) = last
+            {
+                let name =
+                    self.peers.substrate.roster().member(node).map(|member| member.record.name.clone());
+                let node = name.unwrap_or_else(|| node.short());
+                return Err(AskFailure::Unanswered { node, waited_s, cause });
+            }
+            sleep(POLL.min(left)).await;
+        }
+    }
+
+    /// Asks the supervisor once, if one is there.
+    async fn ask_once(&self, request: SupervisorRequest) -> Option<SupervisorReply> {
+        let (_, supervisor) = self.peers.supervisor()?;
+        let asked = self.peers.ask(&supervisor, request, ANSWER).await;
+        asked.inspect_err(|cause| tracing::debug!(%cause, "the supervisor did not answer")).ok()
+    }
+
+    /// Shows the supervisor that this query node lives, and tells it what it does not know: contexts that are kept, and
+    /// contexts that are not needed any more. Never ends.
+    pub(super) async fn keep_in_touch(self: Arc<Self>) {
+        loop {
+            // Woken at once, it still lets the others have their turn.
+            let _ = timeout(BEAT, self.news.notified()).await;
+            self.tell_news().await;
+            let (node, announced) = (self.peers.own_key(), self.claims.announced(self.seen.now().0));
+            self.ask_once(SupervisorRequest::Renew { node, announced }).await;
+        }
+    }
+
+    async fn tell_news(&self) {
+        if let Some(node) = self.node() {
+            for context in node.known_contexts() {
+                // While the context is held: what gives it up comes later.
+                self.claims.keep(|| self.claim(node.needs_of(&context)));
+            }
+        }
+        for context in self.claims.released() {
+            if self.ask_once(SupervisorRequest::Release(context)).await == Some(SupervisorReply::Done) {
+                self.claims.forgotten(context);
+            }
+        }
+        let (term, _) = self.seen.now();
+        for claim in self.claims.untold(term) {
+            let context = claim.context;
+            if self.ask_once(SupervisorRequest::Hold(claim)).await == Some(SupervisorReply::Done) {
+                self.claims.told(context, term);
+            }
+        }
+    }
+
+    /// What is claimed for a context.
+    fn claim(&self, request: PlaceRequest) -> ContextClaim {
+        let needs = request.needs.iter().map(|need| BlockNeed {
+            id: need.id,
+            bytes: need.bytes as u64,
+            tokens: u32::try_from(need.tokens).unwrap_or(u32::MAX),
+            anchored: need.anchored,
+        });
+        let anchor = request.anchor.map(|anchor| AnchorCopy {
+            id: anchor.id,
+            bytes: anchor.bytes as u64,
+            first_block: anchor.first_block,
+        });
+        let context = request.context.unwrap_or_else(|| self.new_name());
+        ContextClaim {
+            context,
+            query_node: self.peers.own_key(),
+            needs: needs.collect(),
+            anchor,
+            replicas: 1,
+        }
+    }
+
+    /// A name that no other context of the cluster has.
+    fn new_name(&self) -> ContextId {
+        let [a, b, c, d, ..] = self.peers.own_key().0;
+        let whose = u64::from(u32::from_be_bytes([a, b, c, d])) << COUNTER_BITS;
+        ContextId(whose | self.next_name.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Has a context placed, and sees to it that the hosts can be reached.
+    async fn place_claim(
+        &self,
+        claim: &ContextClaim,
+        suspects: Vec<crate::link::HostId>,
+    ) -> Result<ContextPlaced, EncodeError> {
+        let request = SupervisorRequest::Place { claim: claim.clone(), suspects };
+        let placed = match self.ask(request).await? {
+            SupervisorReply::Placed(placed) if placed.placed.len() == claim.needs.len() => placed,
+            SupervisorReply::Refused(refusal) => return Err(self.refused(claim, refusal)),
+            _ => {
+                let cause = "its answer is none to what was asked".to_owned();
+                return Err(EncodeError::Refused(Refusal::Unreadable { cause }));
+            }
+        };
+        self.seen.note(placed.term, placed.version);
+        placed.placed.iter().for_each(|placed| self.neighbours.reach(placed.host));
+        Ok(placed)
+    }
+
+    /// A refusal as whoever encodes a context understands it.
+    fn refused(&self, claim: &ContextClaim, refusal: Refusal) -> EncodeError {
+        let tokens = |bytes: u64| free_tokens(self.kv_shape, usize::try_from(bytes).unwrap_or(usize::MAX));
+        let (needed_bytes, block_bytes, free_bytes) = match refusal {
+            Refusal::NoRoom { needed_bytes, block_bytes, free_bytes } => {
+                (needed_bytes, block_bytes, free_bytes)
+            }
+            Refusal::NoHosts => {
+                let bytes = claim.needs.iter().map(|need| need.bytes);
+                (bytes.clone().sum(), bytes.max().unwrap_or(0), Vec::new())
+            }
+            refusal => return EncodeError::Refused(refusal),
+        };
+        let free: Vec<usize> = free_bytes.iter().map(|(_, bytes)| tokens(*bytes)).collect();
+        EncodeError::Full(ContextFull {
+            needed_tokens: tokens(needed_bytes),
+            free_tokens: free.iter().sum(),
+            block_tokens: tokens(block_bytes),
+            largest_free_tokens: free.iter().copied().max().unwrap_or(0),
+            hosts: free.len(),
+        })
+    }
+}
+
+impl SupervisorPort for Way {
+    fn place(&self, request: PlaceRequest) -> BoxFuture<'_, Result<Placement, EncodeError>> {
+        Box::pin(async move {
+            let suspects = request.suspects.clone();
+            let claim = self.claim(request);
+            let context = claim.context;
+            let is_known = self.node().is_some_and(|node| node.knows(context));
+            // Given up on the way, a new context is released: the supervisor may have promised room for it.
+            let placing = Placing::new(&self.claims, &self.news, context, !is_known);
+            let placed = self.place_claim(&claim, suspects).await?;
+            placing.done(claim, placed.term);
+            let placed = placed.placed.into_iter().map(|placed| Placed {
+                host: placed.host,
+                held: placed.held,
+                anchor_copy: placed.anchor_copy,
+            });
+            Ok(Placement { context, placed: placed.collect() })
+        })
+    }
+
+    fn release(&self, context: ContextId) {
+        self.claims.release(context);
+        self.news.notify_one();
+    }
+}
+
+/// The agent's reports, each in a task of its own: the agent waits for nobody.
+#[derive(Debug)]
+pub(super) struct Reports(pub(super) Arc<Way>);
+
+impl Uplink for Reports {
+    fn send(&self, request: SupervisorRequest) {
+        let way = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move { drop(way.ask_once(request).await) });
+    }
+}
