@@ -195,6 +195,10 @@ fn describe(event: &MoveEvent) -> String {
             let context = context.as_ref().map(|context| format!(" of {context}")).unwrap_or_default();
             format!("block {block}{context} ({tokens} tokens, {bytes}) {from} -> {to}: {how}")
         }
+        MoveKind::Progress { moved, recomputed, left, left_bytes } => {
+            let bytes = human::bytes(usize::try_from(*left_bytes).unwrap_or(usize::MAX));
+            format!("{moved} moved, {recomputed} recomputed, {left} left ({bytes})")
+        }
         MoveKind::Session { session, effect } => format!("session {session}: {effect}"),
         MoveKind::Complete { moved, recomputed } => {
             format!("complete: {moved} moved, {recomputed} recomputed")
