@@ -122,5 +122,6 @@ fn takes_part(state: NodeState) -> bool {
 
 fn describe(node: &NodeInfo) -> String {
     let why = node.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-    format!("{} is {}{why} with {} block(s)", node.name, node.state, node.blocks)
+    let blocks = node.blocks.map_or_else(|| "unknown".to_owned(), |blocks| blocks.to_string());
+    format!("{} is {}{why}, blocks: {blocks}", node.name, node.state)
 }
