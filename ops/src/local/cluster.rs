@@ -35,6 +35,8 @@ pub struct LocalOptions {
     pub program: PathBuf,
     /// Arguments of every `stellate serve`, besides those that say who and where it is.
     pub serve: Vec<String>,
+    /// Settings of every node, as environment variables.
+    pub settings: Vec<(String, String)>,
     /// What every node logs.
     pub log_level: String,
     /// How long anything may take that is waited for.
@@ -42,11 +44,13 @@ pub struct LocalOptions {
 }
 
 impl LocalOptions {
-    /// Nodes of `program` as it is without settings, with a minute for everything.
+    /// Nodes of `program` as it is without settings, but that new ones get their share at once; with a minute for everything.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
             serve: Vec::new(),
+            // Whoever looks on wants to see a node used that has just joined.
+            settings: vec![("STELLATE_CLUSTER__SLOW_START_S".to_owned(), "0".to_owned())],
             log_level: "info".to_owned(),
             patience: Duration::from_secs(60),
         }
@@ -377,6 +381,7 @@ impl LocalCluster {
                 command.env_remove(&name);
             }
         }
+        command.envs(self.options.settings.iter().map(|(name, value)| (name, value)));
         command
     }
 }

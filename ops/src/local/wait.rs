@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use stellate_actors::Context;
 use stellate_actors::api::{NodeInfo, NodeState};
+use stellate_model::block::BlockId;
 
 use super::process::LOOK_EVERY;
 use super::{LocalCluster, LocalError};
@@ -89,7 +90,7 @@ impl LocalCluster {
         .await
     }
 
-    /// How many blocks of `context` lie on each node, by name, where any do. The handle says where they lay when it was made.
+    /// The blocks of `context` on each node, by name, where there are any. The handle says where they lay when it was made.
     ///
     /// # Errors
     /// [`LocalError::Remote`].
@@ -97,7 +98,7 @@ impl LocalCluster {
         &self,
         context: &Context,
         asked: usize,
-    ) -> Result<BTreeMap<String, usize>, LocalError> {
+    ) -> Result<BTreeMap<String, BTreeSet<BlockId>>, LocalError> {
         let nodes = self.client(asked).await?.nodes().await.map_err(LocalError::remote("list the nodes"))?;
         let name = |host: u64| {
             let of = |node: &&NodeInfo| {
@@ -107,9 +108,9 @@ impl LocalCluster {
             };
             nodes.iter().find(of).map_or_else(|| "?".to_owned(), |node| node.name.clone())
         };
-        let mut blocks = BTreeMap::new();
-        for placed in &context.places().placed {
-            *blocks.entry(name(placed.host.0)).or_default() += 1;
+        let mut blocks: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for (block, placed) in context.manifest().blocks.iter().zip(&context.places().placed) {
+            blocks.entry(name(placed.host.0)).or_default().insert(block.id);
         }
         Ok(blocks)
     }

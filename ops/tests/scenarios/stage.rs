@@ -38,7 +38,7 @@ pub(crate) enum Kind {
 impl Kind {
     fn capacity(self) -> &'static str {
         match self {
-            Self::Demo => "64MiB",
+            Self::Demo => "32MiB",
             Self::Tight => "5MiB",
         }
     }
@@ -147,8 +147,9 @@ impl Stage {
             Step::Spread(nodes) => self.spread(nodes).await?,
             Step::Holds(node) => ensure!(self.holds(node).await?, "node-{node} holds no block"),
             Step::Rebalance => {
-                let moves = self.client().await?.rebalance().await?;
-                ensure!(follow(moves).await? > 0, "no block moved");
+                let client = self.client().await?;
+                // Round by round, until there is nothing more to move.
+                while follow(client.rebalance().await?).await? > 0 {}
             }
             Step::Drain(node) => {
                 let moves = self.drain(node).await?;
@@ -185,7 +186,9 @@ impl Stage {
 
     async fn start(&mut self, nodes: usize) -> anyhow::Result<()> {
         let serve = ["--threads", "1", "--kv-capacity", self.kind.capacity()].map(str::to_owned).to_vec();
-        let options = LocalOptions { serve, ..LocalOptions::new(env!("CARGO_BIN_EXE_stellate")) };
+        let mut options = LocalOptions { serve, ..LocalOptions::new(env!("CARGO_BIN_EXE_stellate")) };
+        // Blocks move when a step says so.
+        options.settings.push(("STELLATE_CLUSTER__REBALANCE_EVERY_S".to_owned(), "0".to_owned()));
         let cluster = LocalCluster::found(options, &mut |_| {}).await?;
         self.cluster = Some(cluster);
         Ok(self.cluster().add(nodes - 1, &mut |_| {}).await?)
