@@ -58,7 +58,8 @@ impl LocalCluster {
         .await
     }
 
-    /// Waits until every running node sees that those that run take part, and that no other does.
+    /// Waits until every running node sees that those that run take part, and that no other does. The supervisor knows
+    /// what they hold then.
     ///
     /// # Errors
     /// As [`until_seen`](Self::until_seen).
@@ -68,7 +69,7 @@ impl LocalCluster {
             let what =
                 format!("{} to see that just these take part: {running:?}", self.nodes()[index].name());
             self.until_seen(index, &what, |seen| {
-                let there = seen.iter().filter(|node| takes_part(node.state));
+                let there = seen.iter().filter(|node| takes_part(node.state) && node.blocks.is_some());
                 there.map(|node| &*node.name).collect::<BTreeSet<_>>() == running
             })
             .await?;
