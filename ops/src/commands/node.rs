@@ -24,6 +24,8 @@ pub(crate) struct NodeCommandArgs {
 enum NodeCommand {
     /// List the nodes
     Ls(ListArgs),
+    /// Make this machine's node a member of a cluster, for `serve` to be started later (`serve --join` does both)
+    Join(super::join::JoinArgs),
     /// Give a node no new blocks; it keeps what it has
     Cordon(NamedArgs),
     /// Give a node new blocks again
@@ -112,6 +114,7 @@ pub(crate) async fn run(args: NodeCommandArgs, app: &App) -> anyhow::Result<Exit
                 false => output::line(&super::status::nodes(&nodes))?,
             }
         }
+        NodeCommand::Join(args) => return super::join::run(args, app).await,
         NodeCommand::Cordon(args) => set_cordon(args, app, true).await?,
         NodeCommand::Uncordon(args) => set_cordon(args, app, false).await?,
         NodeCommand::Drain(args) => {

@@ -276,7 +276,7 @@ impl LocalCluster {
         Ok(())
     }
 
-    /// Stops every node, the founder last, and removes the folder.
+    /// Stops every node, and removes the folder.
     ///
     /// # Errors
     /// The first node that did not end well; all are gone nevertheless.
@@ -301,18 +301,19 @@ impl LocalCluster {
                 let _ = tokio::time::timeout(LOOK_EVERY, client.disconnect()).await;
             }
         }
-        let mut ended = Ok(());
+        // All at once: blocks need not move off a node if the others go as well.
         let mut leaving = Vec::new();
-        for index in 1..self.nodes.len() {
-            if let Some(mut process) = self.nodes[index].process.take() {
+        for node in &mut self.nodes {
+            if let Some(mut process) = node.process.take() {
                 process.terminate()?;
                 leaving.push(process);
             }
         }
+        let mut ended = Ok(());
         for process in leaving {
             ended = ended.and(Self::goodbye(process).await);
         }
-        if self.nodes.is_empty() { ended } else { ended.and(self.terminate(0).await) }
+        ended
     }
 
     /// How long anything may take that is waited for.

@@ -13,6 +13,7 @@ use stellate_runtime::membership::{Device, ModelFormat, NodeRecord, NodeState, R
 use stellate_runtime::substrate::{Incoming, Substrate, SubstrateSetup};
 use stellate_runtime::transport::Connection;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::cluster::Administration;
 use super::durable::{Durable, take_up};
@@ -36,6 +37,8 @@ pub(super) struct Daemon {
     node: Node,
     place: Arc<Place>,
     durable: Durable,
+    /// Takes connections, for which it holds the API: it is ended first.
+    accepting: Option<JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -60,8 +63,8 @@ impl Daemon {
         };
         let place = Arc::new(Place::new(Seat { member, substrate }));
         match Self::open(app, model, ready, place.clone(), durable).await {
-            Ok(daemon) => {
-                tokio::spawn(accept(admin, daemon.api.clone()));
+            Ok(mut daemon) => {
+                daemon.accepting = Some(tokio::spawn(accept(admin, daemon.api.clone())));
                 tokio::spawn(judge_by_supervisor(Arc::downgrade(&place)));
                 tokio::spawn(departure::return_to_work(Arc::downgrade(&place), daemon.durable.store()));
                 Ok(daemon)
@@ -102,7 +105,7 @@ impl Daemon {
         }
         take_part(&seat.substrate).await?;
         drop(seat);
-        Ok(Self { api, ready, node, place, durable })
+        Ok(Self { api, ready, node, place, durable, accepting: None })
     }
 
     /// Waits until the cluster says that this node was removed from it, if it ever does.
@@ -125,7 +128,10 @@ impl Daemon {
 
     /// Leaves the cluster, lets contexts and sessions go, and closes the store.
     pub(super) async fn leave(self) {
-        let Self { api, node, place, durable, .. } = self;
+        let Self { api, node, place, durable, accepting, .. } = self;
+        if let Some(accepting) = accepting {
+            accepting.abort();
+        }
         api.shelf().clear();
         node.close().await;
         place.leave().await;

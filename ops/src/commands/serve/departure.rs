@@ -8,6 +8,7 @@ use stellate_actors::api::{ClusterError, NodeState};
 use stellate_actors::cluster::HostState;
 use stellate_actors::cluster::drain::DrainState;
 use stellate_actors::cluster::messages::{NodeKey, SupervisorReply, SupervisorRequest};
+use stellate_actors::cluster::snapshot::HostRow;
 use stellate_runtime::store::{Condition, HandleError, Kind, StoreHandle, Write};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -65,7 +66,10 @@ async fn drain(place: &Place, store: &StoreHandle) -> Result<u64, Stays> {
     let snapshot = soon(place.snapshot()).await?;
     let own = || snapshot.hosts.iter().filter(|row| NodeKey::of(row.host) == key);
     let before = wanted(own().map(|row| row.state));
-    if own().all(|row| row.blocks == 0) || matches!(before, Some(NodeState::Draining | NodeState::Drained)) {
+    // Blocks that were just encoded are not reported yet; the room for them is known.
+    if own().all(|row| row.used_bytes == 0)
+        || matches!(before, Some(NodeState::Draining | NodeState::Drained))
+    {
         return Err(Stays::Nothing);
     }
     let before = if before == Some(NodeState::Cordoned) { CORDONED } else { b"" };
@@ -95,10 +99,8 @@ async fn watch(place: &Place, key: NodeKey) -> Result<u64, Stays> {
             DrainState::DeadlinePassed => return Err(Stays::Because("it took too long".to_owned())),
             DrainState::Moving => {}
         }
-        let takes = |row: &&stellate_actors::cluster::snapshot::HostRow| {
-            NodeKey::of(row.host) != key && row.state == HostState::Active
-        };
-        if snapshot.hosts.iter().find(takes).is_none() {
+        let takes = |row: &HostRow| NodeKey::of(row.host) != key && row.state == HostState::Active;
+        if !snapshot.hosts.iter().any(takes) {
             return Err(Stays::Because("no other node takes blocks any more".to_owned()));
         }
         let moving = snapshot.moves.iter().map(|row| row.done_bytes).sum::<u64>();

@@ -104,15 +104,19 @@ pub(super) fn rows(substrate: &Substrate, snapshot: Option<&ClusterSnapshot>) ->
     for row in snapshot.iter().flat_map(|snapshot| &snapshot.hosts) {
         hosts.entry(NodeKey::of(row.host)).or_default().push(row);
     }
-    let hosts_of = |id: NodeId| snapshot.map(|_| hosts.get(&key_of(id)).map_or(&[][..], Vec::as_slice));
-    let mut rows = vec![with_hosts(own(&roster), hosts_of(roster.own.node))];
+    // Of a node that should have hosts and has not reported any, nothing is known yet.
+    let hosts_of = |record: &NodeRecord| {
+        let found = hosts.get(&key_of(record.node)).map(Vec::as_slice);
+        found.or((snapshot.is_some() && !record.roles.context).then_some(&[]))
+    };
+    let mut rows = vec![with_hosts(own(&roster), hosts_of(&roster.own))];
     rows.extend(roster.members.iter().map(|member| {
         let connection = substrate.endpoint().connection(member.id, ConnectionClass::Control);
         let row = NodeInfo {
             rtt_us: connection.map(|connection| connection.stats().rtt.as_micros() as u64),
             ..other(&roster, member)
         };
-        with_hosts(row, hosts_of(member.id))
+        with_hosts(row, hosts_of(&member.record))
     }));
     let is_listed = |peer: &&IncompatiblePeer| roster.member(peer.id).is_none();
     rows.extend(roster.incompatible.iter().filter(is_listed).map(of_another_version));
