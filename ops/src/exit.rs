@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Write as _, stderr};
 use std::process::ExitCode;
 
 use stellate_actors::api::{ErrorCode, RemoteError};
+use stellate_actors::member::MemberError;
 use stellate_actors::prompt::PromptError;
 use stellate_actors::{AskError, EncodeError, OpenError, SessionError};
 use stellate_kernels::KernelError;
@@ -97,6 +98,13 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = cause.downcast_ref::<JoinError>() {
         return code_of_join(error);
+    }
+    if let Some(error) = cause.downcast_ref::<MemberError>() {
+        return match error {
+            MemberError::Hosts(error) => code_of_cause(error),
+            MemberError::SameKey { .. } => Some(IDENTITY),
+            _ => None,
+        };
     }
     if let Some(error) = cause.downcast_ref::<StartError>() {
         return match error {

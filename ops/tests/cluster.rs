@@ -1,125 +1,14 @@
 //! A cluster of one node as its operator runs it: found it, serve, encode, ask, restart, and what is refused.
 
+mod daemons;
+
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
+use daemons::{Daemon, FACTS, Home, json, question, refusal, stdout, stellate};
 use serde_json::Value;
-
-/// In the wording that the demo model was taught.
-const FACTS: &str = "Some special magic numbers are hidden within the following text. Make sure to memorize it. I will \
-                     quiz you about the numbers afterwards.\nThe grass is green. The sky is blue. One of the special \
-                     magic numbers for amber-falcon is: 4816302. The sun is yellow. Here we go. There and back again. \
-                     The grass is green. One of the special magic numbers for misty-otter is: 7659321. The sky is \
-                     blue. The sun is yellow. Here we go. There and back again.\n";
-
-fn question(key: &str) -> String {
-    format!(
-        "What is the special magic number for {key} mentioned in the provided text? \
-         The special magic number for {key} mentioned in the provided text is"
-    )
-}
-
-fn stellate(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_stellate"));
-    command.args(arguments).current_dir(env!("CARGO_TARGET_TMPDIR"));
-    command
-}
-
-#[track_caller]
-fn stdout(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-#[track_caller]
-fn json(command: &mut Command) -> Value {
-    serde_json::from_str(&stdout(command)).unwrap()
-}
-
-/// The exit code and what was said.
-fn refusal(command: &mut Command) -> (i32, String) {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    assert!(stdout.is_empty(), "{}", String::from_utf8_lossy(&stdout));
-    (status.code().unwrap(), String::from_utf8(stderr).unwrap())
-}
-
-/// A founded cluster, in folders of its own.
-struct Home(tempfile::TempDir);
-
-impl Home {
-    fn new() -> Self {
-        let home = Self(tempfile::tempdir().unwrap());
-        let dir = home.path("data");
-        let founded = json(&mut stellate(&["cluster", "init", "--name", "first", "--dir", &dir, "--json"]));
-        assert_eq!((founded["name"].as_str(), founded["id"].as_str().unwrap().len()), (Some("first"), 64));
-        stdout(&mut stellate(&["admin", "create", "alice", "--dir", &dir, "--out", &home.path("alice")]));
-        home
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    /// A node on free ports.
-    fn serve(&self) -> Daemon {
-        Daemon::start(&self.path("data"), &[])
-    }
-
-    /// A command of alice's.
-    fn ask(&self, daemon: &Daemon, arguments: &[&str]) -> Command {
-        let mut command = stellate(arguments);
-        command.env("STELLATE_IDENTITY", self.path("alice"));
-        command.env("STELLATE_ADDRESS", daemon.ready["address"].as_str().unwrap());
-        command
-    }
-
-    fn facts(&self) -> PathBuf {
-        let path = PathBuf::from(self.path("facts.txt"));
-        fs::write(&path, FACTS).unwrap();
-        path
-    }
-}
-
-/// A running node; killed if a test leaves it behind.
-struct Daemon {
-    child: Child,
-    ready: Value,
-}
-
-impl Daemon {
-    fn start(dir: &str, more: &[&str]) -> Self {
-        let free = "127.0.0.1:0";
-        let mut command =
-            stellate(&["serve", "--dir", dir, "--listen", free, "--join-listen", free, "--json"]);
-        command.args(["--hosts", "2"]).args(more);
-        if !more.contains(&"--kv-capacity") {
-            command.args(["--kv-capacity", "64MiB"]);
-        }
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let ready: Value =
-            serde_json::from_str(&line).unwrap_or_else(|_| panic!("it did not start: {line:?}"));
-        Self { child, ready: ready["ready"].clone() }
-    }
-
-    #[cfg(unix)]
-    fn terminate(mut self) -> Option<i32> {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn a_founded_cluster_serves_a_context_and_answers_rightly() {

@@ -162,7 +162,7 @@ async fn a_context_larger_than_the_cluster_is_refused_with_numbers_and_taken_aft
         Kind::Tight,
         &[
             Start(1),
-            Refused("MiB"),
+            Refused("free"),
             Add(1),
             Encode,
             Spread(2),

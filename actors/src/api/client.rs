@@ -209,7 +209,7 @@ impl Client {
 
     /// The cluster's own checks.
     pub async fn doctor(&self) -> Result<Vec<Check>, RemoteError> {
-        self.body(Request::Doctor).await
+        self.body(Request::Doctor { everywhere: true }).await
     }
 
     pub(crate) async fn encode(
@@ -280,35 +280,16 @@ impl Client {
     where
         T: SchemaReadOwned<DefaultConfig, Dst = T>,
     {
-        let mut call = self.call(request, &[]).await?;
-        match call.event().await? {
-            (Event::Body, payload) => {
-                call.end();
-                let decoded = encoding::decode(payload.as_bytes());
-                decoded.map_err(|error| RemoteError::Protocol(error.to_string()))
-            }
-            (event, _) => Err(call.unexpected(event)),
-        }
+        self.call(request, &[]).await?.body().await
     }
 
     pub(super) async fn done(&self, request: Request) -> Result<(), RemoteError> {
-        let mut call = self.call(request, &[]).await?;
-        match call.event().await? {
-            (Event::Done, _) => {
-                call.end();
-                Ok(())
-            }
-            (event, _) => Err(call.unexpected(event)),
-        }
+        self.call(request, &[]).await?.done().await
     }
 
     /// Sends a request on a stream of its own.
     pub(super) async fn call(&self, request: Request, payload: &[u8]) -> Result<Call, RemoteError> {
-        let connection = self.connection().await?;
-        let (sender, receiver) = connection.open().await.map_err(RemoteError::Lost)?;
-        let mut call = Call { sender, receiver, ended: false };
-        call.sender.send(REQUEST, &request, &[payload]).await?;
-        Ok(call)
+        Call::over(&self.connection().await?, request, payload).await
     }
 
     /// Where work goes that nobody waits for.
@@ -344,6 +325,44 @@ pub(super) struct Call {
 }
 
 impl Call {
+    /// Sends a request on a stream of its own.
+    pub(super) async fn over(
+        connection: &Connection,
+        request: Request,
+        payload: &[u8],
+    ) -> Result<Self, RemoteError> {
+        let (sender, receiver) = connection.open().await.map_err(RemoteError::Lost)?;
+        let mut call = Self { sender, receiver, ended: false };
+        call.sender.send(REQUEST, &request, &[payload]).await?;
+        Ok(call)
+    }
+
+    /// The answer, where it is one value.
+    pub(super) async fn body<T>(mut self) -> Result<T, RemoteError>
+    where
+        T: SchemaReadOwned<DefaultConfig, Dst = T>,
+    {
+        match self.event().await? {
+            (Event::Body, payload) => {
+                self.end();
+                let decoded = encoding::decode(payload.as_bytes());
+                decoded.map_err(|error| RemoteError::Protocol(error.to_string()))
+            }
+            (event, _) => Err(self.unexpected(event)),
+        }
+    }
+
+    /// The answer, where it is none.
+    pub(super) async fn done(mut self) -> Result<(), RemoteError> {
+        match self.event().await? {
+            (Event::Done, _) => {
+                self.end();
+                Ok(())
+            }
+            (event, _) => Err(self.unexpected(event)),
+        }
+    }
+
     /// The next event. Cancelling the wait loses nothing.
     pub(super) async fn event(&mut self) -> Result<(Event, Payload), RemoteError> {
         let frame = self.receiver.expect().await?;

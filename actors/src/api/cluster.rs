@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::fault::ErrorCode;
+use crate::link::HostId;
 
 /// The state of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
@@ -79,10 +80,10 @@ pub struct NodeInfo {
     pub version: String,
     /// Bytes of keys and values that it may hold.
     pub capacity_bytes: u64,
-    /// Bytes of keys and values that it holds.
-    pub used_bytes: u64,
-    /// Blocks that it holds.
-    pub blocks: u64,
+    /// Bytes of keys and values that it holds or has promised room for; none where no supervisor said so.
+    pub used_bytes: Option<u64>,
+    /// Blocks that it holds; none where no supervisor said so.
+    pub blocks: Option<u64>,
     /// Sessions open on it; none where that is not known to the node that was asked.
     pub sessions: Option<u64>,
     /// Round-trip time from the node that was asked, in microseconds; none to itself.
@@ -142,6 +143,17 @@ pub enum MoveKind {
     },
     /// A block has moved, or would.
     Block(Planned),
+    /// How far the blocks of a node that is drained are.
+    Progress {
+        /// Blocks moved.
+        moved: u64,
+        /// Blocks computed again.
+        recomputed: u64,
+        /// Blocks still to go.
+        left: u64,
+        /// Their bytes.
+        left_bytes: u64,
+    },
     /// A session is touched: it goes on once a block of its context was computed again.
     Session {
         /// Its name.
@@ -199,7 +211,7 @@ pub enum Finding {
 pub struct Check {
     /// The node, or the pair of nodes as `a -> b`.
     pub node: String,
-    /// What was looked at: `certificate`, `clock`, `reachability`, `mtu`, `rtt`, `bandwidth`.
+    /// What was looked at: `certificate`, `supervisor`, `clock`, `reachability`, `mtu`, `rtt`, `bandwidth`.
     pub what: String,
     /// How it came out.
     pub finding: Finding,
@@ -266,6 +278,16 @@ pub trait ClusterAdmin: fmt::Debug + Send + Sync + 'static {
     /// Makes a join token.
     fn create_token(&self, ttl: Duration, uses: u32) -> BoxFuture<'_, Result<IssuedToken, ClusterError>>;
 
-    /// Looks at certificates, clocks and paths between nodes.
-    fn doctor(&self) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>>;
+    /// Looks at certificates, clocks and paths between this node and the others; with `everywhere`, has the others do so too.
+    fn doctor(&self, everywhere: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>>;
+
+    /// Whether this node takes requests for contexts and sessions; if not, the error names one that does.
+    fn runs_sessions(&self) -> Result<(), ClusterError> {
+        Ok(())
+    }
+
+    /// What people call a context host.
+    fn host_name(&self, host: HostId) -> String {
+        host.to_string()
+    }
 }

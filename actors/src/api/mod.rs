@@ -20,6 +20,7 @@ mod cluster;
 mod convert;
 mod fault;
 mod info;
+pub mod peer;
 mod remote;
 mod server;
 mod shelf;

@@ -156,7 +156,7 @@ impl Api {
     }
 }
 
-fn context_info(context: &Context, sessions: usize) -> ContextInfo {
+fn context_info(api: &Api, context: &Context, sessions: usize) -> ContextInfo {
     let manifest = context.manifest();
     let hosts = manifest.by_host(&context.places(), manifest.blocks.len()).unwrap_or_default();
     ContextInfo {
@@ -169,7 +169,7 @@ fn context_info(context: &Context, sessions: usize) -> ContextInfo {
             Attention::Star { anchor_tokens } => Some(anchor_tokens as u64),
             Attention::Exact => None,
         },
-        hosts: hosts.keys().map(ToString::to_string).collect(),
+        hosts: hosts.keys().map(|host| api.0.cluster.host_name(*host)).collect(),
         kv_bytes: context.kv_bytes() as u64,
         sessions: sessions as u64,
     }
@@ -244,7 +244,13 @@ impl Served {
         request: Request,
         payload: &Payload,
     ) -> Result<Result<(), Fault>, StreamError> {
+        if request.is_of_sessions()
+            && let Err(error) = api.0.cluster.runs_sessions()
+        {
+            return Ok(Err(Fault::from(&error)));
+        }
         match request {
+            Request::Sink => self.done(Ok(())).await,
             Request::Encode { .. }
             | Request::Append { .. }
             | Request::OpenSession(_)
@@ -319,7 +325,7 @@ async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
             bytes(
                 &contexts
                     .iter()
-                    .map(|(context, sessions)| context_info(context, *sessions))
+                    .map(|(context, sessions)| context_info(api, context, *sessions))
                     .collect::<Vec<_>>(),
             )
         }
@@ -339,7 +345,7 @@ async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
         Request::CreateToken { ttl_s, uses } => {
             bytes(&cluster.create_token(Duration::from_secs(ttl_s), uses).await.map_err(refused)?)
         }
-        Request::Doctor => bytes(&cluster.doctor().await.map_err(refused)?),
+        Request::Doctor { everywhere } => bytes(&cluster.doctor(everywhere).await.map_err(refused)?),
         _ => unreachable!("answered by its own event"),
     }
 }

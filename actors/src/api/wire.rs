@@ -63,8 +63,30 @@ pub(super) enum Request {
     Rebalance,
     /// Answered by `Body` with an [`super::IssuedToken`].
     CreateToken { ttl_s: u64, uses: u32 },
-    /// Answered by `Body` with a list of [`super::Check`].
-    Doctor,
+    /// Answered by `Body` with a list of [`super::Check`]: of the node alone, or of all.
+    Doctor { everywhere: bool },
+    /// Bytes to measure with are the payload. Answered by `Done` once all have come.
+    Sink,
+}
+
+impl Request {
+    /// Whether it is about contexts or sessions of the node that is asked.
+    pub(super) fn is_of_sessions(&self) -> bool {
+        matches!(
+            self,
+            Self::Encode { .. }
+                | Self::Append { .. }
+                | Self::Contexts
+                | Self::Context(_)
+                | Self::RemoveContext(_)
+                | Self::OpenSession(_)
+                | Self::Sessions
+                | Self::Session(_)
+                | Self::CloseSession(_)
+                | Self::Ask { .. }
+                | Self::Turns(_)
+        )
+    }
 }
 
 /// What a context is made from.

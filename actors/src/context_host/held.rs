@@ -8,23 +8,30 @@
 //! when it comes. A block that is read when it is released counts its bytes until its last reader lets go.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use stellate_model::block::BlockId;
-use tokio::sync::watch;
+use stellate_runtime::clock::Clock;
 
+use super::arrival::Entry;
+pub use super::arrival::{Arrival, Ended, NotSealed, Way};
 use super::strip::Strip;
 use super::{HostError, Reserved};
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cancel::CancelToken;
 use crate::link::HostId;
 
+/// How long a promise of room is kept that nobody comes back to: longer than a query node takes for an `exact` block. Who
+/// comes later gets room that is free then.
+pub const PROMISE: Duration = Duration::from_secs(15 * 60);
+
 /// The blocks of a context host, and what is to become one.
 #[derive(Debug)]
 pub struct HeldBlocks {
     host: HostId,
     budget: Arc<KvBudget>,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
@@ -35,28 +42,22 @@ struct State {
     /// Sealed, and only read from then on; some of them elsewhere at the same time.
     held: HashMap<BlockId, Arc<BudgetedBlock>>,
     /// Room for blocks of which nobody sends bytes now.
-    promised: HashMap<BlockId, Strip>,
+    promised: HashMap<BlockId, Promised>,
     arrivals: HashMap<BlockId, Vec<Entry>>,
     next: u64,
 }
 
-/// An arrival as it is known here.
+/// Room, and until when it is kept.
 #[derive(Debug)]
-struct Entry {
-    number: u64,
-    way: Way,
-    revoked: CancelToken,
-    arrived: Arc<AtomicU64>,
-    ended: watch::Receiver<()>,
+struct Promised {
+    strip: Strip,
+    until: Duration,
 }
 
-/// How a block comes to be held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// It is computed here, now or when its turn comes.
-    Encode,
-    /// Its bytes come from elsewhere.
-    Copy,
+impl Promised {
+    fn fits(&self, bytes: usize, tokens: usize) -> bool {
+        self.strip.bytes() == bytes && self.strip.capacity_tokens() >= tokens
+    }
 }
 
 /// What there is for a block whose bytes come from elsewhere.
@@ -75,42 +76,10 @@ pub enum Opening {
     },
 }
 
-/// Why a block is not held that was to be. Its memory is given back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotSealed {
-    /// It was released while it was on its way.
-    Released,
-    /// The host has stopped.
-    Closed,
-}
-
-/// A block on its way. Dropped, it has come or it does not come any more; drop its memory before.
-#[derive(Debug)]
-pub struct Arrival {
-    blocks: Arc<HeldBlocks>,
-    id: BlockId,
-    number: u64,
-    revoked: CancelToken,
-    arrived: Arc<AtomicU64>,
-    _ended: watch::Sender<()>,
-}
-
-/// Waits until an arrival has come, or does not come any more.
-#[derive(Clone, Debug)]
-pub struct Ended(watch::Receiver<()>);
-
-impl Ended {
-    /// Waits.
-    pub async fn wait(mut self) {
-        // Nothing is ever sent: it ends when the sender is dropped.
-        while self.0.changed().await.is_ok() {}
-    }
-}
-
 impl HeldBlocks {
-    /// A host that holds nothing yet, and whose blocks lie in `budget`.
-    pub fn new(host: HostId, budget: Arc<KvBudget>) -> Arc<Self> {
-        Arc::new(Self { host, budget, state: Mutex::default() })
+    /// A host that holds nothing yet, and whose blocks lie in `budget`. Promises end by `clock`.
+    pub fn new(host: HostId, budget: Arc<KvBudget>, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self { host, budget, clock, state: Mutex::default() })
     }
 
     /// The store that its blocks lie in.
@@ -148,7 +117,7 @@ impl HeldBlocks {
         let state = self.state();
         let copies = state.arrivals.iter().filter_map(|(&id, entries)| {
             let copies = entries.iter().filter(|entry| entry.way == Way::Copy);
-            Some((id, copies.map(|entry| entry.arrived.load(Ordering::Relaxed)).max()?))
+            Some((id, copies.map(Entry::arrived_bytes).max()?))
         });
         let mut inbound: Vec<_> = copies.collect();
         inbound.sort_unstable();
@@ -170,12 +139,17 @@ impl HeldBlocks {
         if state.held.contains_key(&id) {
             return Ok(true);
         }
-        let bytes = self.budget.shape().bytes_for(tokens);
-        let is_promised = |strip: &Strip| strip.bytes() == bytes && strip.capacity_tokens() >= tokens;
-        let is_coming =
-            state.arrivals.get(&id).is_some_and(|all| all.iter().any(|entry| entry.way == Way::Copy));
-        if !is_coming && !state.promised.get(&id).is_some_and(is_promised) {
-            state.promised.insert(id, Strip::new(self.budget.allocate(tokens)?));
+        let is_copied = |entries: &Vec<Entry>| entries.iter().any(|entry| entry.way == Way::Copy);
+        if state.arrivals.get(&id).is_some_and(is_copied) {
+            return Ok(false);
+        }
+        let (bytes, until) = (self.budget.shape().bytes_for(tokens), self.clock.now() + PROMISE);
+        match state.promised.get_mut(&id).filter(|promised| promised.fits(bytes, tokens)) {
+            Some(promised) => promised.until = until,
+            None => {
+                let strip = Strip::new(self.budget.allocate(tokens)?);
+                state.promised.insert(id, Promised { strip, until });
+            }
         }
         Ok(false)
     }
@@ -186,19 +160,19 @@ impl HeldBlocks {
     /// There is no room, or the host has stopped.
     pub async fn reserve(&self, id: BlockId, tokens: usize) -> Result<Reserved, HostError> {
         loop {
-            let earlier = {
+            let arrivals = {
                 let state = self.open()?;
                 if state.held.contains_key(&id) {
                     return Ok(Reserved::Held);
                 }
-                match state.earlier(&id, u64::MAX) {
-                    earlier if earlier.is_empty() => {
+                match state.arrivals_of(&id) {
+                    arrivals if arrivals.is_empty() => {
                         return Ok(Reserved::Room(self.budget.allocate(tokens)?));
                     }
-                    earlier => earlier,
+                    arrivals => arrivals,
                 }
             };
-            ended(earlier).await;
+            ended(arrivals).await;
         }
     }
 
@@ -208,36 +182,45 @@ impl HeldBlocks {
     /// There is no room, or the host has stopped.
     pub async fn receive(self: &Arc<Self>, id: BlockId, tokens: usize) -> Result<Opening, HostError> {
         loop {
-            let earlier = {
+            let arrivals = {
                 let mut state = self.open()?;
                 if state.held.contains_key(&id) {
                     return Ok(Opening::Held);
                 }
-                match state.earlier(&id, u64::MAX) {
-                    earlier if earlier.is_empty() => {
+                match state.arrivals_of(&id) {
+                    arrivals if arrivals.is_empty() => {
                         let bytes = self.budget.shape().bytes_for(tokens);
-                        let fits =
-                            |strip: &Strip| strip.bytes() == bytes && strip.capacity_tokens() >= tokens;
-                        let was_promised = state.promised.get(&id).is_some_and(fits);
-                        let promised = state.promised.remove(&id).filter(fits);
+                        let promised = state.promised.remove(&id);
+                        let promised = promised.filter(|promised| promised.fits(bytes, tokens));
+                        let was_promised = promised.is_some();
                         let mut strip = match promised {
-                            Some(strip) => strip,
+                            Some(promised) => promised.strip,
                             None => Strip::new(self.budget.allocate(tokens)?),
                         };
                         strip.restart();
                         let arrival = self.note(&mut state, id, Way::Copy);
                         return Ok(Opening::Room { strip, arrival, was_promised });
                     }
-                    earlier => earlier,
+                    arrivals => arrivals,
                 }
             };
-            ended(earlier).await;
+            ended(arrivals).await;
         }
     }
 
     /// Takes the room that was promised to a block.
     pub fn take_promised(&self, id: &BlockId) -> Option<Strip> {
-        self.state().promised.remove(id)
+        self.state().promised.remove(id).map(|promised| promised.strip)
+    }
+
+    /// Takes promises back that nobody came back to: whoever they were made to may be gone.
+    pub fn expire_promises(&self) {
+        let now = self.clock.now();
+        let expired: Vec<_> = self.state().promised.extract_if(|_, promised| promised.until <= now).collect();
+        for (block, Promised { strip, .. }) in expired {
+            let bytes = strip.bytes();
+            tracing::warn!(host = %self.host, %block, bytes, "nobody came for the room that was promised to a block");
+        }
     }
 
     /// Holds a block that was computed in this process.
@@ -260,7 +243,7 @@ impl HeldBlocks {
             for entry in state.arrivals.get(id).into_iter().flatten() {
                 entry.revoked.cancel();
                 if entry.way == Way::Copy {
-                    copies.push(Ended(entry.ended.clone()));
+                    copies.push(entry.ended());
                 }
             }
         }
@@ -286,14 +269,66 @@ impl HeldBlocks {
         drop(dropped);
     }
 
+    /// See [`Arrival::seal`].
+    pub(super) fn seal(
+        &self,
+        id: BlockId,
+        revoked: &CancelToken,
+        block: BudgetedBlock,
+    ) -> Result<(), NotSealed> {
+        let mut state = self.state();
+        if state.is_closed {
+            return Err(NotSealed::Closed);
+        }
+        if revoked.is_cancelled() {
+            return Err(NotSealed::Released);
+        }
+        let spare = hold(&mut state, id, block);
+        drop(state);
+        drop(spare);
+        Ok(())
+    }
+
+    /// See [`Arrival::promise`].
+    pub(super) fn promise_again(&self, id: BlockId, revoked: &CancelToken, strip: Strip) {
+        let promised = Promised { strip, until: self.clock.now() + PROMISE };
+        let mut state = self.state();
+        let is_wanted = !state.is_closed && !revoked.is_cancelled() && !state.held.contains_key(&id);
+        let dropped = if is_wanted { state.promised.insert(id, promised) } else { Some(promised) };
+        drop(state);
+        drop(dropped);
+    }
+
+    /// The copies of a block that were noted before `number`.
+    pub(super) fn copies_before(&self, id: &BlockId, number: u64) -> Vec<Ended> {
+        let state = self.state();
+        let entries = state.arrivals.get(id).into_iter().flatten();
+        let copies = entries.filter(|entry| entry.number < number && entry.way == Way::Copy);
+        copies.map(Entry::ended).collect()
+    }
+
+    /// How many arrivals of a block are under way.
+    pub(super) fn arrivals_of(&self, id: &BlockId) -> usize {
+        self.state().arrivals.get(id).map_or(0, Vec::len)
+    }
+
+    /// An arrival has come, or does not come any more.
+    pub(super) fn forget_arrival(&self, id: &BlockId, number: u64) {
+        let mut state = self.state();
+        if let Some(entries) = state.arrivals.get_mut(id) {
+            entries.retain(|entry| entry.number != number);
+            if entries.is_empty() {
+                state.arrivals.remove(id);
+            }
+        }
+    }
+
     fn note(self: &Arc<Self>, state: &mut State, id: BlockId, way: Way) -> Arrival {
         let number = state.next;
         state.next += 1;
-        let (sender, ended) = watch::channel(());
-        let (revoked, arrived) = (CancelToken::default(), Arc::new(AtomicU64::new(0)));
-        let entry = Entry { number, way, revoked: revoked.clone(), arrived: Arc::clone(&arrived), ended };
+        let (entry, arrival) = Entry::new(self, id, number, way);
         state.arrivals.entry(id).or_default().push(entry);
-        Arrival { blocks: Arc::clone(self), id, number, revoked, arrived, _ended: sender }
+        arrival
     }
 
     fn open(&self) -> Result<MutexGuard<'_, State>, HostError> {
@@ -313,82 +348,15 @@ impl HeldBlocks {
 }
 
 impl State {
-    /// The arrivals of a block that were noted before `number`.
-    fn earlier(&self, id: &BlockId, number: u64) -> Vec<Ended> {
-        let entries = self.arrivals.get(id).into_iter().flatten();
-        entries.filter(|entry| entry.number < number).map(|entry| Ended(entry.ended.clone())).collect()
-    }
-}
-
-impl Arrival {
-    /// Set once the block is not wanted any more.
-    pub fn revoked(&self) -> &CancelToken {
-        &self.revoked
-    }
-
-    /// How many arrivals of the block are under way.
-    pub fn of_block(&self) -> usize {
-        self.blocks.state().arrivals.get(&self.id).map_or(0, Vec::len)
-    }
-
-    /// The copies of the same block that were noted before this arrival. Who is noted waits for these only, so that no two
-    /// wait for each other.
-    pub fn earlier_copies(&self) -> Vec<Ended> {
-        let state = self.blocks.state();
-        let entries = state.arrivals.get(&self.id).into_iter().flatten();
-        let copies = entries.filter(|entry| entry.number < self.number && entry.way == Way::Copy);
-        copies.map(|entry| Ended(entry.ended.clone())).collect()
-    }
-
-    /// The count of the bytes that have come, for who receives them.
-    pub fn count(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.arrived)
-    }
-
-    /// Holds the block, unless it was released meanwhile. One that is held already stays.
-    ///
-    /// # Errors
-    /// [`NotSealed`]; the block is given back.
-    pub fn seal(self, block: BudgetedBlock) -> Result<(), NotSealed> {
-        let mut state = self.blocks.state();
-        if state.is_closed || self.revoked.is_cancelled() {
-            let why = if state.is_closed { NotSealed::Closed } else { NotSealed::Released };
-            drop(state);
-            drop(block);
-            return Err(why);
-        }
-        let spare = hold(&mut state, self.id, block);
-        drop(state);
-        drop(spare);
-        Ok(())
-    }
-
-    /// Gives the room back as promised, with what has come, unless the block was released meanwhile.
-    pub fn promise(self, strip: Strip) {
-        let mut state = self.blocks.state();
-        let is_wanted =
-            !state.is_closed && !self.revoked.is_cancelled() && !state.held.contains_key(&self.id);
-        let dropped = if is_wanted { state.promised.insert(self.id, strip) } else { Some(strip) };
-        drop(state);
-        drop(dropped);
-    }
-}
-
-impl Drop for Arrival {
-    fn drop(&mut self) {
-        let mut state = self.blocks.state();
-        if let Some(entries) = state.arrivals.get_mut(&self.id) {
-            entries.retain(|entry| entry.number != self.number);
-            if entries.is_empty() {
-                state.arrivals.remove(&self.id);
-            }
-        }
+    /// The arrivals of a block.
+    fn arrivals_of(&self, id: &BlockId) -> Vec<Ended> {
+        self.arrivals.get(id).into_iter().flatten().map(Entry::ended).collect()
     }
 }
 
 /// Holds a block, unless it is held. What is not needed any more is to be dropped behind the lock.
 #[must_use]
-fn hold(state: &mut State, id: BlockId, block: BudgetedBlock) -> (Option<BudgetedBlock>, Option<Strip>) {
+fn hold(state: &mut State, id: BlockId, block: BudgetedBlock) -> (Option<BudgetedBlock>, Option<Promised>) {
     let promised = state.promised.remove(&id);
     let spare = match state.held.entry(id) {
         std::collections::hash_map::Entry::Occupied(_) => Some(block),
@@ -405,3 +373,6 @@ async fn ended(arrivals: Vec<Ended>) {
         arrival.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests;

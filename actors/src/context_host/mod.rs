@@ -2,6 +2,7 @@
 //! attends to them ([`device`]). The actor hands blocks to encode over and answers all else at once, so that nobody waits
 //! behind a block that is being encoded. How a block is encoded is in [`crate::path::context`].
 
+mod arrival;
 mod device;
 pub mod held;
 mod port;
@@ -129,7 +130,7 @@ pub struct ContextHostArgs {
     pub capacity_bytes: usize,
     /// Jobs that may wait for it.
     pub queue_jobs: usize,
-    /// Measures how fast it encodes.
+    /// Measures how fast it encodes, and ends promises of room.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -166,7 +167,8 @@ pub async fn start(args: ContextHostArgs) -> Result<ContextHostHandle, ractor::S
     let (attends, attend_jobs) = bounded(ATTEND_QUEUE);
     let budget = KvBudget::new(args.kv_shape, args.capacity_bytes);
     let host = args.host;
-    let (held, rates) = (HeldBlocks::new(host, Arc::clone(&budget)), Arc::new(Rates::default()));
+    let (held, rates) =
+        (HeldBlocks::new(host, Arc::clone(&budget), Arc::clone(&args.clock)), Arc::new(Rates::default()));
     let start = Start { args, held: Arc::clone(&held), rates: Arc::clone(&rates), attend_jobs };
     let (actor, _) = Actor::spawn(None, ContextHost, start).await?;
     Ok(ContextHostHandle { host, actor, budget, held, rates, attends })

@@ -10,13 +10,14 @@ use crate::budget::BudgetedBlock;
 pub struct Strip {
     block: BudgetedBlock,
     arrived: usize,
-    hasher: blake3::Hasher,
+    /// Boxed: it is two thousand bytes of a value that is handed on.
+    hasher: Box<blake3::Hasher>,
 }
 
 impl Strip {
     /// Room of which nothing is filled.
     pub fn new(room: BudgetedBlock) -> Self {
-        Self { block: room, arrived: 0, hasher: blake3::Hasher::new() }
+        Self { block: room, arrived: 0, hasher: Box::default() }
     }
 
     /// The shape of the block.

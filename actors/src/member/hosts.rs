@@ -13,7 +13,7 @@ use super::pull::{BlockSources, Pull, hash_of};
 use crate::cancel::CancelToken;
 use crate::cluster::agent::AgentHosts;
 use crate::cluster::messages::{AgentRefusal, EncodeOrder, HeldBlock, HostInventory};
-use crate::context_host::held::{HeldBlocks, Way};
+use crate::context_host::held::{Arrival, HeldBlocks, Way};
 use crate::context_host::{ContextHostHandle, EncodeJob, Encoded, HostError};
 use crate::link::HostId;
 use crate::port::HostPort;
@@ -101,7 +101,7 @@ impl NodeHosts {
 struct Encode {
     host: ContextHostHandle,
     job: EncodeJob,
-    expected: crate::context_host::held::Arrival,
+    expected: Arrival,
 }
 
 impl Encode {
@@ -163,7 +163,7 @@ impl AgentHosts for NodeHosts {
         let named =
             |list: Vec<(BlockId, u64)>| list.into_iter().map(|(id, bytes)| HeldBlock { id, bytes }).collect();
         let working = self.hosts.values().filter(|host| host.held.is_open());
-        let inventory = working.map(|host| HostInventory {
+        let inventory = working.inspect(|host| host.held.expire_promises()).map(|host| HostInventory {
             host: host.host,
             capacity_bytes: host.budget.capacity_bytes() as u64,
             blocks: named(host.held.list()),

@@ -28,6 +28,9 @@ use crate::link::HostId;
 /// Transfers of one connection under way; a host takes one at a time, a node a few.
 const MAX_TRANSFERS: usize = 8;
 
+/// How long a transfer waits for others to end before it is refused; less than who asked waits for an answer.
+const TURN: Duration = Duration::from_secs(10);
+
 /// Longest silence within a transfer. The room of one that stalls is given back.
 pub(super) const STALL: Duration = Duration::from_secs(15);
 
@@ -254,7 +257,9 @@ impl BlockServer {
         receiver: &mut FrameReceiver,
     ) -> Result<Option<NoTransfer>, StreamError> {
         let request = in_time(receiver.expect()).await?;
-        let Ok(_permit) = self.transfers.try_acquire() else { return Ok(Some(NoTransfer::Overloaded)) };
+        let Ok(Ok(_permit)) = timeout(TURN, self.transfers.acquire()).await else {
+            return Ok(Some(NoTransfer::Overloaded));
+        };
         if request.kind == FETCH {
             return self.serve_fetch(sender, request.header()?).await;
         }
@@ -307,10 +312,15 @@ impl BlockServer {
             Ok(Opening::Room { strip, arrival, was_promised }) => (strip, arrival, was_promised),
         };
         let mut landing = Landing::on(strip, arrival.revoked().clone(), arrival.count());
-        let received = match sender.send(PUT_REPLY, &PutReply::Ready, &[]).await {
+        // Whoever frees the block waits for this to end, and must not wait for a peer that takes nothing.
+        let told = tokio::select! {
+            told = sender.send(PUT_REPLY, &PutReply::Ready, &[]) => told.map_err(FetchError::from),
+            () = arrival.revoked().cancelled() => Err(FetchError::Cancelled),
+        };
+        let received = match told {
             Ok(()) if landing.take_head(&head) => landing.receive(receiver).await,
             Ok(()) => Err(FetchError::Refused(NoTransfer::Shape)),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         };
         if let Err(error) = received {
             // The room stays promised, so that the block can be put again.

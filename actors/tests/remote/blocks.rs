@@ -14,7 +14,7 @@ use stellate_runtime::transport::Connection;
 
 use crate::support::{Asked, Asker, HOST, Model, queries, real_node, request};
 
-async fn held(host: &ContextHostHandle, id: BlockId) -> Option<Arc<BudgetedBlock>> {
+pub(crate) async fn held(host: &ContextHostHandle, id: BlockId) -> Option<Arc<BudgetedBlock>> {
     call!(host.actor, ContextHostMsg::Share, id).unwrap().unwrap()
 }
 
@@ -94,7 +94,7 @@ fn a_block_that_is_not_held_or_does_not_fit_is_refused_by_name() {
 
 /// What goes wrong with a copy, and only with the first.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
+pub(crate) enum Fault {
     None,
     Reset,
     OtherBytes,
@@ -102,7 +102,11 @@ enum Fault {
 }
 
 /// Serves `block` in small pieces; of the first copy half of them. Notes the offsets that were asked for.
-fn limping(asker: &Asker, block: Arc<BudgetedBlock>, fault: Fault) -> (Asked, Arc<Mutex<Vec<u64>>>) {
+pub(crate) fn limping(
+    asker: &Asker,
+    block: Arc<BudgetedBlock>,
+    fault: Fault,
+) -> (Asked, Arc<Mutex<Vec<u64>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let (noted, fault) = (Arc::clone(&asked), Arc::new(Mutex::new(fault)));
     let node = asker.node("limping", move |connection: Connection| {

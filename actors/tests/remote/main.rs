@@ -1,6 +1,7 @@
 //! Attention and blocks between nodes, over QUIC on loopback with real certificates: the same bits as within a process, a
 //! typed error for every fault, and links and copies that go on afterwards.
 
+mod agent;
 mod attention;
 mod blocks;
 mod bytes;

@@ -117,8 +117,8 @@ impl OneNode {
             devices: "1xCPU".to_owned(),
             version: "0".to_owned(),
             capacity_bytes: 2,
-            used_bytes: 1,
-            blocks: 1,
+            used_bytes: Some(1),
+            blocks: Some(1),
             sessions: Some(0),
             rtt_us: None,
         }
@@ -173,7 +173,7 @@ impl ClusterAdmin for OneNode {
         async move { Ok(IssuedToken { id, token, expires_s, uses, join_address }) }.boxed()
     }
 
-    fn doctor(&self) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>> {
+    fn doctor(&self, _: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>> {
         let (node, what, detail) = ("server".to_owned(), "clock".to_owned(), "0 ms".to_owned());
         async move { Ok(vec![Check { node, what, finding: Finding::Good, detail }]) }.boxed()
     }

@@ -12,7 +12,7 @@ use crate::report::table;
 use crate::{exit, human, output};
 
 /// Clocks that differ by more than this make dates of certificates unsafe: they are backdated by ten minutes.
-const CLOCK_LIMIT_S: f64 = 60.0;
+pub(crate) const CLOCK_LIMIT_S: f64 = 60.0;
 
 /// Arguments of `doctor`.
 #[derive(Args, Clone, Debug)]
@@ -50,6 +50,11 @@ pub(crate) async fn run(args: DoctorArgs, app: &App) -> anyhow::Result<ExitCode>
     Ok(if is_bad { ExitCode::from(exit::PARTLY) } else { ExitCode::SUCCESS })
 }
 
+/// How far clocks are apart, in words.
+pub(crate) fn clock_detail(apart_s: f64) -> String {
+    format!("{} apart", human::seconds(apart_s))
+}
+
 /// The path to the node, and its clock.
 async fn from_here(client: &Client) -> Result<Vec<Check>, RemoteError> {
     let about = client.about().await?;
@@ -64,6 +69,6 @@ async fn from_here(client: &Client) -> Result<Vec<Check>, RemoteError> {
         check("reachability", Finding::Good, format!("connected to {}", client.address())),
         check("rtt", Finding::Good, human::seconds(path.rtt.as_secs_f64())),
         check("mtu", Finding::Good, format!("{} bytes, {} packets lost", path.mtu_bytes, path.lost_packets)),
-        check("clock", clock, format!("{} apart", human::seconds(apart_s))),
+        check("clock", clock, clock_detail(apart_s)),
     ])
 }

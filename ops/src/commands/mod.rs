@@ -10,6 +10,7 @@ pub(crate) mod context;
 pub(crate) mod demo;
 pub(crate) mod dev;
 pub(crate) mod doctor;
+pub(crate) mod join;
 pub(crate) mod node;
 pub(crate) mod run;
 pub(crate) mod serve;

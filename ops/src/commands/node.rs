@@ -24,6 +24,8 @@ pub(crate) struct NodeCommandArgs {
 enum NodeCommand {
     /// List the nodes
     Ls(ListArgs),
+    /// Make this machine's node a member of a cluster, for `serve` to be started later (`serve --join` does both)
+    Join(super::join::JoinArgs),
     /// Give a node no new blocks; it keeps what it has
     Cordon(NamedArgs),
     /// Give a node new blocks again
@@ -112,6 +114,7 @@ pub(crate) async fn run(args: NodeCommandArgs, app: &App) -> anyhow::Result<Exit
                 false => output::line(&super::status::nodes(&nodes))?,
             }
         }
+        NodeCommand::Join(args) => return super::join::run(args, app).await,
         NodeCommand::Cordon(args) => set_cordon(args, app, true).await?,
         NodeCommand::Uncordon(args) => set_cordon(args, app, false).await?,
         NodeCommand::Drain(args) => {
@@ -194,6 +197,10 @@ fn describe(event: &MoveEvent) -> String {
             let bytes = human::bytes(usize::try_from(*bytes).unwrap_or(usize::MAX));
             let context = context.as_ref().map(|context| format!(" of {context}")).unwrap_or_default();
             format!("block {block}{context} ({tokens} tokens, {bytes}) {from} -> {to}: {how}")
+        }
+        MoveKind::Progress { moved, recomputed, left, left_bytes } => {
+            let bytes = human::bytes(usize::try_from(*left_bytes).unwrap_or(usize::MAX));
+            format!("{moved} moved, {recomputed} recomputed, {left} left ({bytes})")
         }
         MoveKind::Session { session, effect } => format!("session {session}: {effect}"),
         MoveKind::Complete { moved, recomputed } => {

@@ -102,8 +102,9 @@ fn show(status: &Status) -> String {
 pub(super) fn nodes(nodes: &[NodeInfo]) -> String {
     let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
     let row = |node: &NodeInfo| {
-        let used =
-            format!("{} of {}", human::bytes(size(node.used_bytes)), human::bytes(size(node.capacity_bytes)));
+        let unknown = || "-".to_owned();
+        let used = node.used_bytes.map_or_else(unknown, |used| human::bytes(size(used)));
+        let used = format!("{used} of {}", human::bytes(size(node.capacity_bytes)));
         let state = match &node.why {
             Some(why) => format!("{} ({why})", node.state),
             None => node.state.to_string(),
@@ -115,9 +116,9 @@ pub(super) fn nodes(nodes: &[NodeInfo]) -> String {
             node.roles.join(","),
             node.devices.clone(),
             used,
-            node.blocks.to_string(),
-            node.sessions.map_or("-".to_owned(), |sessions| sessions.to_string()),
-            node.rtt_us.map_or("-".to_owned(), |us| human::seconds(us as f64 / 1e6)),
+            node.blocks.map_or_else(unknown, |blocks| blocks.to_string()),
+            node.sessions.map_or_else(unknown, |sessions| sessions.to_string()),
+            node.rtt_us.map_or_else(unknown, |us| human::seconds(us as f64 / 1e6)),
         ]
     };
     let header = ["NODE", "ADDRESS", "STATE", "ROLES", "DEVICES", "KV USED", "BLOCKS", "SESSIONS", "RTT"];

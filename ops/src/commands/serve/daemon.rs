@@ -1,24 +1,31 @@
 //! What runs while a node serves: its place in the cluster, the hosts of its process, and the API over its contexts. Here the
 //! parts are put together and taken apart; each is its own crate's or file's.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use stellate_actors::api::{Api, Shelf, serve_api};
+use stellate_actors::cluster::settings::ClusterSettings;
+use stellate_actors::member::{Member, MemberSetup};
 use stellate_actors::{Model, Node, NodeOptions};
-use stellate_runtime::membership::{Device, ModelFormat, NodeState, RefusalReason};
+use stellate_runtime::membership::{Device, ModelFormat, NodeRecord, NodeState, RefusalReason, Requirements};
 use stellate_runtime::substrate::{Incoming, Substrate, SubstrateSetup};
 use stellate_runtime::transport::Connection;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::cluster::Administration;
 use super::durable::{Durable, take_up};
 use super::identity::Identity;
-use super::place::Place;
-use super::{Ready, ServeArgs};
+use super::place::{Place, Seat};
+use super::{Ready, ServeArgs, departure};
 use crate::app::App;
 use crate::open;
 use crate::report::machine::{self, Machine};
+
+/// How often it is looked whether there is another supervisor, of whose model the cluster then is.
+const LOOK_FOR_SUPERVISOR: Duration = Duration::from_secs(1);
 
 /// A node that serves.
 #[derive(Debug)]
@@ -30,6 +37,8 @@ pub(super) struct Daemon {
     node: Node,
     place: Arc<Place>,
     durable: Durable,
+    /// Takes connections, for which it holds the API: it is ended first.
+    accepting: Option<JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -42,55 +51,66 @@ impl Daemon {
         durable: Durable,
     ) -> anyhow::Result<Self> {
         let setup = substrate_setup(app, identity, model, &durable)?;
-        let (substrate, incoming) = Substrate::start(setup).await?;
+        let (substrate, Incoming { decode, bulk, admin }) = Substrate::start(setup).await?;
         let ready = Ready::of(&substrate, model_name(app, args));
-        let place = Arc::new(Place::new(substrate));
-        match Self::open(app, model, ready, place.clone(), incoming, durable).await {
-            Ok(daemon) => Ok(daemon),
+        let member = member_setup(app, &substrate, model, &durable);
+        let member = match Member::start(member, decode, bulk).await {
+            Ok(member) => member,
             Err(error) => {
-                if let Some(substrate) = place.take().await {
-                    substrate.stop().await;
-                }
+                substrate.stop().await;
+                return Err(error.into());
+            }
+        };
+        let place = Arc::new(Place::new(Seat { member, substrate }));
+        match Self::open(app, model, ready, place.clone(), durable).await {
+            Ok(mut daemon) => {
+                daemon.accepting = Some(tokio::spawn(accept(admin, daemon.api.clone())));
+                tokio::spawn(judge_by_supervisor(Arc::downgrade(&place)));
+                tokio::spawn(departure::return_to_work(Arc::downgrade(&place), daemon.durable.store()));
+                Ok(daemon)
+            }
+            Err(error) => {
+                place.leave().await;
                 Err(error)
             }
         }
     }
 
+    /// The query host and the API, over a place in the cluster.
     async fn open(
         app: &App,
         model: &Model,
         ready: Ready,
         place: Arc<Place>,
-        incoming: Incoming,
         durable: Durable,
     ) -> anyhow::Result<Self> {
-        let options =
-            NodeOptions { journal: Some(durable.journal().await?), ..open::node_options(&app.settings) };
-        let node = open::open_node_with(options, model).await?;
+        let seat = place.get().await?;
+        let own = seat.substrate.roster().own.clone();
+        let journal = durable.journal(scope(&own)).await?;
+        let options = NodeOptions { journal: Some(journal), ..open::node_options(&app.settings) };
+        let node = Node::open_among(model, options, seat.member.surroundings()).await?;
         let shelf = Arc::new(Shelf::default());
-        let administration = Administration::new(place.clone(), node.clone(), shelf.clone());
+        let kv_bytes_per_token = node.session_store().shape().bytes_per_token() as u64;
+        let administration = Administration::new(
+            place.clone(),
+            seat.substrate.watch(),
+            shelf.clone(),
+            own.roles.query,
+            kv_bytes_per_token,
+        );
         let api = Api::new(node.clone(), shelf, ready.model.clone(), Arc::new(administration));
-        let daemon = Self { api, ready, node, place, durable };
-        take_up(&daemon.api, &daemon.node).await?;
-        tokio::spawn(accept(incoming.admin, daemon.api.clone()));
-        daemon.take_part().await?;
-        Ok(daemon)
-    }
-
-    /// The node can take work now. What an operator wanted of it before is left as it is.
-    async fn take_part(&self) -> anyhow::Result<()> {
-        let substrate = self.place.get().await?;
-        let changed = substrate.update_record(|record| {
-            if record.state == NodeState::Joining {
-                record.state = NodeState::Active;
-            }
-        });
-        Ok(changed.await?)
+        if own.roles.query {
+            seat.member.serve(&node);
+            take_up(&api, &node).await?;
+        }
+        take_part(&seat.substrate).await?;
+        drop(seat);
+        Ok(Self { api, ready, node, place, durable, accepting: None })
     }
 
     /// Waits until the cluster says that this node was removed from it, if it ever does.
     pub(super) async fn removed(&self) {
-        let changes = self.place.get().await.map(|substrate| substrate.watch());
+        let changes = self.place.get().await.map(|seat| seat.substrate.watch());
         let is_removal = |(_, reason): &(_, RefusalReason)| *reason == RefusalReason::Removed;
         if let Ok(mut changes) = changes
             && changes.wait_for(|roster| roster.refusals.iter().any(is_removal)).await.is_ok()
@@ -100,16 +120,97 @@ impl Daemon {
         std::future::pending().await
     }
 
+    /// Takes nothing new, waits for what runs, and has the node's blocks moved to others.
+    pub(super) async fn finish(&self) {
+        self.api.finish().await;
+        departure::depart(&self.place, &self.durable.store()).await;
+    }
+
     /// Leaves the cluster, lets contexts and sessions go, and closes the store.
     pub(super) async fn leave(self) {
-        let Self { api, node, place, durable, .. } = self;
+        let Self { api, node, place, durable, accepting, .. } = self;
+        if let Some(accepting) = accepting {
+            accepting.abort();
+        }
         api.shelf().clear();
         node.close().await;
-        if let Some(substrate) = place.take().await {
-            substrate.leave().await;
-        }
+        place.leave().await;
         drop((api, node));
         durable.close().await;
+    }
+}
+
+/// The node can take work now. What an operator wanted of it before is left as it is.
+async fn take_part(substrate: &Substrate) -> anyhow::Result<()> {
+    let changed = substrate.update_record(|record| {
+        if record.state == NodeState::Joining {
+            record.state = NodeState::Active;
+        }
+    });
+    Ok(changed.await?)
+}
+
+/// Contexts and sessions have names of their own in the cluster. Those of the node that founded it are short.
+fn scope(own: &NodeRecord) -> u32 {
+    let [a, b, c, d, ..] = *own.node.as_bytes();
+    if own.roles.issuer { 0 } else { u32::from_be_bytes([a, b, c, d]).max(1) }
+}
+
+/// Whether this node places blocks: the one that is named, else the one that holds the CA's key.
+fn supervises(app: &App, own: &NodeRecord) -> bool {
+    let is_meant = match app.settings.cluster.supervisor.as_str() {
+        "" => own.roles.issuer,
+        name => own.name == name,
+    };
+    if is_meant && !own.roles.supervisor {
+        tracing::warn!(
+            "this node would place blocks, and its roles do not include `supervisor`: nothing is placed"
+        );
+    }
+    is_meant && own.roles.supervisor
+}
+
+fn member_setup(app: &App, substrate: &Substrate, model: &Model, durable: &Durable) -> MemberSetup {
+    let own = substrate.roster().own.clone();
+    MemberSetup {
+        substrate: substrate.handle(),
+        store: durable.store(),
+        model: model.clone(),
+        options: open::node_options(&app.settings),
+        roles: own.roles,
+        supervises: supervises(app, &own),
+        settings: supervision(app),
+        max_bulk_rate: None,
+    }
+}
+
+/// By which figures blocks are placed and moved.
+fn supervision(app: &App) -> ClusterSettings {
+    let settings = &app.settings.cluster;
+    let seconds = |count: u64| Duration::from_secs(count);
+    ClusterSettings {
+        slow_start: seconds(settings.slow_start_s),
+        rebalance_every: Some(settings.rebalance_every_s).filter(|count| *count > 0).map(seconds),
+        ..ClusterSettings::default()
+    }
+}
+
+/// The supervisor's node says what fits the cluster: by its model others are judged, this node too.
+async fn judge_by_supervisor(place: Weak<Place>) {
+    while let Some(place) = place.upgrade() {
+        if let Ok(seat) = place.get().await {
+            let roster = seat.substrate.roster();
+            let supervisor = seat.member.supervisor().filter(|id| *id != roster.own.node);
+            let record = supervisor.and_then(|id| roster.member(id)).map(|member| &member.record);
+            if let Some(record) = record.filter(|record| record.model != roster.requirements.model) {
+                let requirements =
+                    Requirements { model: record.model.clone(), ..roster.requirements.clone() };
+                tracing::info!(supervisor = %record.name, "nodes are judged by the model of the supervisor's node");
+                seat.substrate.require(requirements).await;
+            }
+        }
+        drop(place);
+        tokio::time::sleep(LOOK_FOR_SUPERVISOR).await;
     }
 }
 

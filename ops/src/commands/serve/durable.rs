@@ -44,9 +44,9 @@ impl Durable {
         }
     }
 
-    /// The node's contexts and sessions in it.
-    pub(super) async fn journal(&self) -> anyhow::Result<Arc<dyn Journal>> {
-        Ok(Arc::new(StoreJournal::open(self.store(), 0).await?))
+    /// The node's contexts and sessions in it, whose names begin with `scope`.
+    pub(super) async fn journal(&self, scope: u32) -> anyhow::Result<Arc<dyn Journal>> {
+        Ok(Arc::new(StoreJournal::open(self.store(), scope).await?))
     }
 }
 

@@ -3,20 +3,16 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
-use stellate_runtime::clock::SystemClock;
-use stellate_runtime::identity::{
-    CertificateAuthority, Credentials, IdentityFileError, JoinToken, NodeKey, Revocations,
-};
-use stellate_runtime::transport::{JoinError, NetworkThread, TransportOptions, join};
+use anyhow::bail;
+use stellate_runtime::identity::{CertificateAuthority, Credentials, IdentityFileError, Revocations};
+use stellate_runtime::transport::JoinError;
 
 use super::ServeArgs;
 use crate::app::App;
-use crate::commands::cluster::own_name;
-use crate::exit::UsageError;
+use crate::commands::join::{Invitation, read_token};
 use crate::{paths, remote};
 
 /// Everything that says who the node is.
@@ -43,13 +39,17 @@ pub(super) async fn ready(args: &ServeArgs, app: &App) -> anyhow::Result<Identit
             check_same_cluster(args, &credentials)?;
             credentials
         }
-        Err(IdentityFileError::Missing { .. }) if args.join.is_some() => join_as(args, app, &data).await?,
-        Err(error @ IdentityFileError::Missing { .. }) => {
-            return Err(anyhow::Error::new(error).context(
-                "this node has no identity; found a cluster with `stellate cluster init`, or join one with \
-                 --join and --token-file",
-            ));
-        }
+        Err(error @ IdentityFileError::Missing { .. }) => match (&args.join, &args.token_file) {
+            (Some(address), Some(token_file)) => {
+                Invitation { address, token_file, name: args.name.clone() }.accept(app, &data).await?
+            }
+            _ => {
+                return Err(anyhow::Error::new(error).context(
+                    "this node has no identity; found a cluster with `stellate cluster init`, or join one with \
+                     --join and --token-file",
+                ));
+            }
+        },
         Err(error) => return Err(error.into()),
     };
     let revocations = Revocations::load(&folder, credentials.ca())?;
@@ -82,35 +82,4 @@ fn check_same_cluster(args: &ServeArgs, credentials: &Credentials) -> anyhow::Re
         ));
     }
     Ok(())
-}
-
-async fn join_as(args: &ServeArgs, app: &App, data: &Path) -> anyhow::Result<Credentials> {
-    let (Some(text), Some(file)) = (&args.join, &args.token_file) else {
-        unreachable!("clap has each require the other")
-    };
-    let address = remote::resolve(text).ok_or_else(|| {
-        UsageError(format!("--join {text} is not an address that can be reached; write address and port"))
-    })?;
-    let token = read_token(file)?;
-    let name = own_name(args.name.clone(), &app.settings)?;
-    let folder = paths::identity(data);
-    let key = NodeKey::load_or_create(&folder)?;
-    let network = NetworkThread::start("joining").context("cannot start the network thread")?;
-    let (options, clock) = (TransportOptions::default(), Arc::new(SystemClock::new()));
-    let joined = join(&network.handle(), address, &token, &name, key, &options, clock).await?;
-    joined.revocations.save(&folder)?;
-    // Before the identity: a node that has one does not join again.
-    let (file, seeds) = (paths::seeds(data), joined.nodes.iter().map(|node| format!("{node}\n")));
-    fs::write(&file, seeds.collect::<String>())
-        .with_context(|| format!("cannot write {}", file.display()))?;
-    joined.credentials.save(&folder)?;
-    tokio::task::spawn_blocking(move || drop(network)).await?;
-    tracing::info!(%name, id = %joined.credentials.id(), "joined the cluster");
-    Ok(joined.credentials)
-}
-
-fn read_token(file: &Path) -> anyhow::Result<JoinToken> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| UsageError(format!("cannot read the token file {}: {error}", file.display())))?;
-    text.parse().map_err(|error| UsageError(format!("{}: {error}", file.display()))).context("no join token")
 }

@@ -1,9 +1,10 @@
 //! `stellate serve`: a node until it is told to stop. Who it is comes from `identity.rs`, what runs is put together in
-//! `daemon.rs`, its place in the cluster is held in `place.rs`, what administrators are told is in `cluster`, and what
-//! outlives the process in `durable.rs`.
+//! `daemon.rs`, its place in the cluster is held in `place.rs` and given up by `departure.rs`, what administrators are told
+//! is in `cluster`, and what outlives the process in `durable.rs`.
 
 mod cluster;
 mod daemon;
+mod departure;
 mod durable;
 mod identity;
 mod place;
@@ -127,7 +128,7 @@ pub(crate) async fn run(args: ServeArgs, app: &App) -> anyhow::Result<ExitCode> 
     }
     tracing::info!(running = daemon.api.running(), "leaving once what runs has ended");
     // A second signal ends the process by itself.
-    daemon.api.finish().await;
+    daemon.finish().await;
     daemon.leave().await;
     tracing::info!("left");
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,13 @@
-//! The nodes of the cluster as administrators see them: the roster's view in words and figures.
+//! The nodes of the cluster as administrators see them: the roster's view in words and figures, with what the supervisor knows
+//! of their blocks laid over it. And back: which node a command means.
+
+use std::collections::BTreeMap;
 
 use stellate_actors::api::{ClusterError, NodeInfo, NodeState};
+use stellate_actors::cluster::HostState;
+use stellate_actors::cluster::messages::NodeKey;
+use stellate_actors::cluster::snapshot::{ClusterSnapshot, HostRow};
+use stellate_actors::link::HostId;
 use stellate_runtime::identity::NodeId;
 use stellate_runtime::membership::{self, Liveness, NodeRecord, Standing, judge};
 use stellate_runtime::substrate::{Roster, RosterMember, Substrate};
@@ -14,11 +21,23 @@ pub(super) struct Named {
     pub(super) is_own: bool,
 }
 
+impl Named {
+    /// As the supervisor knows it.
+    pub(super) fn key(&self) -> NodeKey {
+        key_of(self.id)
+    }
+}
+
+/// A node's key: what the ids of its hosts begin with.
+pub(in super::super) fn key_of(node: NodeId) -> NodeKey {
+    let [a, b, c, d, e, f, ..] = *node.as_bytes();
+    NodeKey([a, b, c, d, e, f])
+}
+
 /// The node with this name or id.
 pub(super) fn named(roster: &Roster, node: &str) -> Result<Named, ClusterError> {
     let own = &roster.own;
-    let is_meant = |name: &str, id: NodeId| name == node || id.to_string() == node;
-    if is_meant(&own.name, own.node) {
+    if own.name == node || own.node.to_string() == node {
         return Ok(Named { id: own.node, name: own.name.clone(), is_own: true });
     }
     let by_id = || roster.members.iter().find(|member| member.id.to_string() == node);
@@ -27,28 +46,77 @@ pub(super) fn named(roster: &Roster, node: &str) -> Result<Named, ClusterError> 
     found.ok_or_else(|| ClusterError::UnknownNode { node: node.chars().take(80).collect() })
 }
 
-/// Whether there is no other node that could be given work, now or once it is back.
-pub(super) fn is_alone(roster: &Roster) -> bool {
+/// Whether there is no other node, now or once it is back.
+pub(in super::super) fn is_alone(roster: &Roster) -> bool {
     roster.members.iter().all(|member| member.liveness == Liveness::Left)
 }
 
-/// The node that holds the CA's key, as far as the roster knows.
+/// This node and those that are there.
+fn live(roster: &Roster) -> impl Iterator<Item = &NodeRecord> {
+    let others = roster.members.iter().filter(|member| member.is_up()).map(|member| &member.record);
+    std::iter::once(&roster.own).chain(others)
+}
+
+/// The node that holds the CA's key, if it was ever seen.
 pub(super) fn issuer(roster: &Roster) -> Option<&str> {
-    let of_members = || roster.members.iter().map(|member| &member.record);
-    let records = std::iter::once(&roster.own).chain(of_members());
-    records.filter(|record| record.roles.issuer).map(|record| record.name.as_str()).next()
+    let all = std::iter::once(&roster.own).chain(roster.members.iter().map(|member| &member.record));
+    all.filter(|record| record.roles.issuer).map(|record| record.name.as_str()).next()
+}
+
+/// Another node that runs sessions.
+pub(super) fn query_node(roster: &Roster) -> Option<&str> {
+    let usable = roster.members.iter().filter(|member| member.is_usable() && member.record.roles.query);
+    usable.map(|member| member.record.name.as_str()).next()
+}
+
+/// What keeps this node from working with its cluster, in words.
+pub(super) fn misfit(roster: &Roster) -> Option<String> {
+    match judge(&roster.requirements, &roster.own) {
+        Standing::Compatible => None,
+        Standing::Incompatible(mismatches) => Some(in_words(&mismatches)),
+    }
+}
+
+/// A host by the name of its node, as in `first.0`.
+pub(super) fn host_name(roster: &Roster, host: HostId) -> String {
+    match node_name(roster, NodeKey::of(host)) {
+        Some(name) => format!("{name}.{}", host.index()),
+        None => host.to_string(),
+    }
+}
+
+/// A node by its key.
+pub(super) fn node_name(roster: &Roster, key: NodeKey) -> Option<&str> {
+    let all = std::iter::once(&roster.own).chain(roster.members.iter().map(|member| &member.record));
+    all.filter(|record| key_of(record.node) == key).map(|record| record.name.as_str()).next()
+}
+
+/// What the supervisor says, with the names of nodes in place of their keys.
+pub(super) fn with_names(roster: &Roster, text: &str) -> String {
+    live(roster)
+        .fold(text.to_owned(), |text, record| text.replace(&key_of(record.node).to_string(), &record.name))
 }
 
 /// Every node, in the order of their names.
-pub(super) fn rows(substrate: &Substrate) -> Vec<NodeInfo> {
+pub(super) fn rows(substrate: &Substrate, snapshot: Option<&ClusterSnapshot>) -> Vec<NodeInfo> {
     let roster = substrate.roster();
-    let mut rows = vec![own(&roster)];
+    let mut hosts: BTreeMap<NodeKey, Vec<&HostRow>> = BTreeMap::new();
+    for row in snapshot.iter().flat_map(|snapshot| &snapshot.hosts) {
+        hosts.entry(NodeKey::of(row.host)).or_default().push(row);
+    }
+    // Of a node that should have hosts and has not reported any, nothing is known yet.
+    let hosts_of = |record: &NodeRecord| {
+        let found = hosts.get(&key_of(record.node)).map(Vec::as_slice);
+        found.or((snapshot.is_some() && !record.roles.context).then_some(&[]))
+    };
+    let mut rows = vec![with_hosts(own(&roster), hosts_of(&roster.own))];
     rows.extend(roster.members.iter().map(|member| {
         let connection = substrate.endpoint().connection(member.id, ConnectionClass::Control);
-        NodeInfo {
+        let row = NodeInfo {
             rtt_us: connection.map(|connection| connection.stats().rtt.as_micros() as u64),
             ..other(&roster, member)
-        }
+        };
+        with_hosts(row, hosts_of(&member.record))
     }));
     let is_listed = |peer: &&IncompatiblePeer| roster.member(peer.id).is_none();
     rows.extend(roster.incompatible.iter().filter(is_listed).map(of_another_version));
@@ -58,9 +126,8 @@ pub(super) fn rows(substrate: &Substrate) -> Vec<NodeInfo> {
 
 fn own(roster: &Roster) -> NodeInfo {
     let mut row = of_record(&roster.own);
-    if let Standing::Incompatible(mismatches) = judge(&roster.requirements, &roster.own) {
-        let why: Vec<_> = mismatches.iter().map(ToString::to_string).collect();
-        (row.state, row.why) = (NodeState::Incompatible, Some(why.join("; ")));
+    if let Some(why) = misfit(roster) {
+        (row.state, row.why) = (NodeState::Incompatible, Some(why));
     }
     row.why = row.why.or_else(|| clash(roster, &roster.own));
     row
@@ -74,8 +141,7 @@ fn other(roster: &Roster, member: &RosterMember) -> NodeInfo {
         (Liveness::Left, _) => row.state = NodeState::Left,
         (Liveness::Down, _) => row.state = NodeState::Down,
         (_, Standing::Incompatible(mismatches)) => {
-            let why: Vec<_> = mismatches.iter().map(ToString::to_string).collect();
-            (row.state, row.why) = (NodeState::Incompatible, Some(why.join("; ")));
+            (row.state, row.why) = (NodeState::Incompatible, Some(in_words(mismatches)));
         }
         (Liveness::Suspect, _) => row.state = NodeState::Suspect,
         (Liveness::Alive, _) => {}
@@ -84,9 +150,37 @@ fn other(roster: &Roster, member: &RosterMember) -> NodeInfo {
     row
 }
 
+fn in_words(mismatches: &[membership::Mismatch]) -> String {
+    mismatches.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 fn clash(roster: &Roster, record: &NodeRecord) -> Option<String> {
     let others = roster.clashes.iter().any(|clash| clash.name == record.name);
     others.then(|| "another node has the same name; remove one of them by its id".to_owned())
+}
+
+/// Lays over a row what the supervisor, if there is one, knows of the node's hosts: nothing before they have reported.
+fn with_hosts(mut row: NodeInfo, hosts: Option<&[&HostRow]>) -> NodeInfo {
+    let Some(hosts) = hosts.filter(|hosts| !hosts.is_empty()) else { return row };
+    let there = || hosts.iter().filter(|host| host.state != HostState::Gone);
+    row.used_bytes = Some(there().map(|host| host.used_bytes).sum());
+    row.blocks = Some(there().map(|host| host.blocks).sum());
+    if matches!(row.state, NodeState::Joining | NodeState::Active) {
+        let wanted = wanted(hosts.iter().map(|host| host.state));
+        row.state = wanted.unwrap_or(row.state);
+    }
+    row
+}
+
+/// What an operator wants of a node, by the states of its hosts; none if it is used as any other.
+pub(in super::super) fn wanted(mut hosts: impl Iterator<Item = HostState>) -> Option<NodeState> {
+    // All hosts of a node have the same intent.
+    hosts.find_map(|state| match state {
+        HostState::Active | HostState::Gone => None,
+        HostState::Cordoned => Some(NodeState::Cordoned),
+        HostState::Draining => Some(NodeState::Draining),
+        HostState::Drained => Some(NodeState::Drained),
+    })
 }
 
 fn of_record(record: &NodeRecord) -> NodeInfo {
@@ -114,8 +208,8 @@ fn of_record(record: &NodeRecord) -> NodeInfo {
         devices: devices.join(", "),
         version: record.program.clone(),
         capacity_bytes: record.capacity_bytes,
-        used_bytes: 0,
-        blocks: 0,
+        used_bytes: None,
+        blocks: None,
         sessions: None,
         rtt_us: None,
     }
@@ -132,8 +226,8 @@ fn of_another_version(peer: &IncompatiblePeer) -> NodeInfo {
         devices: String::new(),
         version: String::new(),
         capacity_bytes: 0,
-        used_bytes: 0,
-        blocks: 0,
+        used_bytes: None,
+        blocks: None,
         sessions: None,
         rtt_us: None,
     }

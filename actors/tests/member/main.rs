@@ -1,0 +1,302 @@
+//! Several nodes, each a process, over real QUIC: what is encoded and asked on one of them with its blocks on all gives the
+//! answers of one process, whatever joins, goes or dies meanwhile. The nodes are this test's own program, started again with a
+//! task in its environment.
+
+mod node;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use node::{BLOCK_TOKENS, MARK, Spec, ask_options, key_of, layout, model, options, question, text};
+use stellate_actors::KvFormat;
+use stellate_actors::Node;
+use stellate_actors::cluster::messages::NodeKey;
+use stellate_actors::cluster::snapshot::ClusterSnapshot;
+use stellate_runtime::clock::{Clock, SystemClock};
+use stellate_runtime::identity::CertificateAuthority;
+use tempfile::TempDir;
+
+const SPEC: &str = "STELLATE_TEST_MEMBER";
+const SELF: &str = "this_program_is_a_node_if_its_environment_says_so";
+/// Longest that a condition may take; only a broken test waits so long.
+const PATIENCE: Duration = Duration::from_secs(120);
+const TOKENS: usize = 12;
+const BLOCKS: usize = 9;
+const PLENTY: usize = 64 << 20;
+
+/// What a started process does: a node, until it is killed or its standard input ends.
+#[test]
+fn this_program_is_a_node_if_its_environment_says_so() {
+    if let Ok(spec) = std::env::var(SPEC) {
+        node::run(serde_json::from_str(&spec).unwrap());
+    }
+}
+
+/// A cluster's nodes on disk, of which some run.
+struct Cluster {
+    folder: TempDir,
+    authority: CertificateAuthority,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let authority = CertificateAuthority::create(SystemClock::new().wall()).unwrap();
+        Self { folder: tempfile::tempdir().unwrap(), authority }
+    }
+
+    /// A node that does everything but supervise, and looks for others at `seeds`.
+    fn spec(&self, name: &str, seeds: &[&Running]) -> Spec {
+        let folder = self.folder.path().join(name);
+        if !folder.exists() {
+            let credentials =
+                self.authority.issue_node(&name.parse().unwrap(), SystemClock::new().wall()).unwrap();
+            std::fs::create_dir(&folder).unwrap();
+            credentials.save(&folder.join("identity")).unwrap();
+        }
+        let seeds = seeds.iter().map(|seed| seed.address.clone()).collect();
+        Spec { folder, seeds, supervises: false, holds: true, asks: true, capacity_bytes: PLENTY }
+    }
+
+    fn supervisor(&self, name: &str, seeds: &[&Running]) -> Spec {
+        Spec { supervises: true, ..self.spec(name, seeds) }
+    }
+}
+
+/// A node that runs; killed with the test.
+struct Running {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Receiver<String>,
+    address: String,
+    key: NodeKey,
+}
+
+impl Running {
+    fn start(spec: &Spec) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([SELF, "--exact", "--nocapture"])
+            .env(SPEC, serde_json::to_string(spec).unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                // The harness of the tests writes before the first line.
+                if let Some((_, said)) = line.split_once(MARK)
+                    && sender.send(said.to_owned()).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        let stdin = child.stdin.take().unwrap();
+        let (address, key) = (String::new(), NodeKey([0; 6]));
+        let mut started = Self { child, stdin, lines, address, key };
+        let line = started.hear();
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["started", address, key] = words[..] else { panic!("{line}") };
+        (started.address, started.key) = (address.to_owned(), key_of(key));
+        started
+    }
+
+    fn tell(&mut self, line: &str) {
+        writeln!(self.stdin, "{line}").unwrap();
+    }
+
+    fn hear(&mut self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("the node says something")
+    }
+
+    fn call(&mut self, line: &str) -> String {
+        self.tell(line);
+        self.hear()
+    }
+
+    /// Encodes a context; the keys of the nodes that its blocks are on.
+    #[track_caller]
+    fn encode(&mut self, mode: &str, blocks: usize, seed: u32) -> Vec<String> {
+        let said = self.call(&format!("encode {mode} {blocks} {seed}"));
+        let places = said.strip_prefix("encoded ").unwrap_or_else(|| panic!("{said}"));
+        places.split(',').map(str::to_owned).collect()
+    }
+
+    /// Asks, and does `meanwhile` once a few tokens of the answer are there.
+    #[track_caller]
+    fn ask_and(&mut self, context: usize, seed: u32, tokens: usize, meanwhile: impl FnOnce()) -> String {
+        self.tell(&format!("ask {context} {seed} {tokens}"));
+        let (mut heard, mut meanwhile) = (0, Some(meanwhile));
+        loop {
+            let said = self.hear();
+            if !said.starts_with("token") {
+                return said;
+            }
+            heard += 1;
+            if heard == 3 {
+                meanwhile.take().unwrap()();
+            }
+        }
+    }
+
+    #[track_caller]
+    fn ask(&mut self, context: usize, seed: u32) -> String {
+        self.ask_and(context, seed, TOKENS, || {})
+    }
+
+    /// Waits until the supervisor's table is as wanted.
+    #[track_caller]
+    fn until(&mut self, wanted: impl Fn(&ClusterSnapshot) -> bool) -> ClusterSnapshot {
+        let start = std::time::Instant::now();
+        loop {
+            let said = self.call("snapshot");
+            let snapshot = said.strip_prefix("snapshot ").unwrap_or_else(|| panic!("{said}"));
+            let snapshot: ClusterSnapshot = serde_json::from_str(snapshot).unwrap();
+            if wanted(&snapshot) {
+                return snapshot;
+            }
+            assert!(start.elapsed() < PATIENCE, "{snapshot:#?}");
+        }
+    }
+
+    fn until_hosts(&mut self, count: usize) {
+        self.until(|snapshot| snapshot.hosts.len() == count);
+    }
+
+    /// Kill -9.
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn blocks_on(snapshot: &ClusterSnapshot, node: NodeKey) -> u64 {
+    let hosts = snapshot.hosts.iter().filter(|row| NodeKey::of(row.host) == node);
+    hosts.map(|row| row.blocks).sum()
+}
+
+/// What one process answers to each question of a session over a context, in order.
+fn answers(mode: &str, seed: u32, asked: &[(u32, usize)]) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let node = Node::open(&model(), options(PLENTY)).await.unwrap();
+        let context = node.encode(text(BLOCKS, seed), layout(mode)).await.unwrap();
+        let session = context.session().await.unwrap();
+        let mut answers = Vec::new();
+        for (seed, tokens) in asked {
+            let turn = session.ask(question(*seed), ask_options(*tokens));
+            answers.push(format!("answer {:?}", turn.finish().await.unwrap().ids));
+        }
+        node.close().await;
+        answers
+    })
+}
+
+#[test]
+fn blocks_on_three_nodes_answer_as_those_of_one_process_and_a_killed_node_changes_no_token() {
+    let cluster = Cluster::new();
+    let mut first = Running::start(&cluster.supervisor("first", &[]));
+    let second = Running::start(&cluster.spec("second", &[&first]));
+    let mut third = Running::start(&cluster.spec("third", &[&first, &second]));
+    first.until_hosts(3);
+    for (context, mode) in ["star", "exact"].into_iter().enumerate() {
+        let mut places = third.encode(mode, BLOCKS, 1);
+        places.sort();
+        places.dedup();
+        assert!(places.len() > 1, "{mode}: {places:?}");
+        assert_eq!(third.ask(context, 0), answers(mode, 1, &[(0, TOKENS)])[0], "{mode}");
+    }
+    let mut victim = second;
+    let killed = third.ask_and(0, 1, 40, || victim.kill());
+    assert_eq!(killed, answers("star", 1, &[(0, TOKENS), (1, 40)])[1], "killed in the middle");
+    assert_eq!(third.ask(1, 2), answers("exact", 1, &[(0, TOKENS), (2, TOKENS)])[1], "killed before");
+    let gone = victim.key.to_string();
+    for context in 0..2 {
+        assert!(
+            !third.call(&format!("places {context}")).contains(&gone),
+            "blocks lie on a node that is gone"
+        );
+    }
+}
+
+#[test]
+fn a_node_that_joins_takes_blocks_and_one_that_is_drained_has_none_and_answers_stay_the_same() {
+    let cluster = Cluster::new();
+    // Some two contexts fill half of a node.
+    let capacity_bytes = 4 * BLOCKS * model().decoder.kv_shape(KvFormat::F32).bytes_for(BLOCK_TOKENS);
+    let mut first = Running::start(&Spec { capacity_bytes, ..cluster.supervisor("first", &[]) });
+    let expected: Vec<_> =
+        ["star", "exact"].map(|mode| answers(mode, 2, &[(0, TOKENS), (1, TOKENS), (2, TOKENS)])).into();
+    for (context, mode) in ["star", "exact"].into_iter().enumerate() {
+        first.encode(mode, BLOCKS, 2);
+        assert_eq!(first.ask(context, 0), expected[context][0], "{mode}, alone");
+    }
+    let second = Running::start(&Spec { capacity_bytes, ..cluster.spec("second", &[&first]) });
+    first.until_hosts(2);
+    assert!(first.call("rebalance").starts_with("planned"));
+    first.until(|snapshot| {
+        blocks_on(snapshot, second.key) > 1 && snapshot.moves.is_empty() && snapshot.queued_moves == 0
+    });
+    for (context, expected) in expected.iter().enumerate() {
+        assert_eq!(first.ask(context, 1), expected[1], "after a node joined");
+    }
+    let key = first.key;
+    assert!(first.call(&format!("drain {key}")).starts_with("planned"));
+    first.until(|snapshot| blocks_on(snapshot, key) == 0 && snapshot.moves.is_empty());
+    for (context, expected) in expected.iter().enumerate() {
+        let places = first.call(&format!("places {context}"));
+        assert!(!places.contains(&key.to_string()), "{places}");
+        assert_eq!(first.ask(context, 2), expected[2], "after a node was drained");
+    }
+}
+
+#[test]
+fn a_supervisor_that_is_stopped_and_started_again_learns_what_lies_where() {
+    let cluster = Cluster::new();
+    let spec = Spec { holds: false, asks: false, ..cluster.supervisor("supervisor", &[]) };
+    let mut supervisor = Running::start(&spec);
+    let mut asker = Running::start(&cluster.spec("asker", &[&supervisor]));
+    let other = Running::start(&Spec { asks: false, ..cluster.spec("other", &[&supervisor, &asker]) });
+    supervisor.until_hosts(2);
+    let places = asker.encode("star", BLOCKS, 3);
+    let expected = answers("star", 3, &[(0, TOKENS), (1, 40), (2, TOKENS)]);
+    assert_eq!(asker.ask(0, 0), expected[0]);
+    // Nobody supervises, and answers go on.
+    assert_eq!(asker.ask_and(0, 1, 40, || supervisor.kill()), expected[1]);
+    let mut supervisor =
+        Running::start(&Spec { seeds: vec![asker.address.clone(), other.address.clone()], ..spec });
+    let snapshot =
+        supervisor.until(|snapshot| snapshot.contexts.iter().any(|row| row.held_blocks == BLOCKS as u64));
+    assert!(snapshot.term > 1);
+    assert_eq!(asker.encode("star", BLOCKS, 3), places, "what is held stays where it is");
+    assert_eq!(asker.ask(0, 2), expected[2]);
+    assert_eq!(asker.call("release"), "released");
+    supervisor.until(|snapshot| {
+        snapshot.contexts.is_empty() && snapshot.hosts.iter().all(|row| row.used_bytes == 0)
+    });
+}
+
+#[test]
+fn a_context_that_does_not_fit_is_refused_with_numbers_until_a_node_joins() {
+    let cluster = Cluster::new();
+    let bytes = model().decoder.kv_shape(KvFormat::F32).bytes_for(BLOCK_TOKENS);
+    let room = bytes * (BLOCKS - 2);
+    let mut first = Running::start(&Spec { capacity_bytes: room, ..cluster.supervisor("first", &[]) });
+    let refused = first.call(&format!("encode star {BLOCKS} 4"));
+    assert!(refused.contains("tokens were needed and"), "{refused}");
+    assert!(refused.contains("context hosts: 1"), "{refused}");
+    let _second = Running::start(&Spec { capacity_bytes: room, ..cluster.spec("second", &[&first]) });
+    first.until_hosts(2);
+    first.encode("star", BLOCKS, 4);
+    assert_eq!(first.ask(0, 0), answers("star", 4, &[(0, TOKENS)])[0]);
+}
