@@ -66,7 +66,11 @@ pub(crate) async fn play(kind: Kind, steps: &[Step]) {
         for step in steps {
             let t0 = std::time::Instant::now(); // DEBUG
             stage.step(*step).await?;
-            { use std::io::Write; let mut f = std::fs::File::options().append(true).create(true).open("/tmp/steps.log")?; writeln!(f, "{:?} {step:?} {:?}", std::thread::current().name(), t0.elapsed())?; } // DEBUG
+            {
+                use std::io::Write;
+                let mut f = std::fs::File::options().append(true).create(true).open("/tmp/steps.log")?;
+                writeln!(f, "{:?} {step:?} {:?}", std::thread::current().name(), t0.elapsed())?;
+            } // DEBUG
             at += 1;
         }
         anyhow::Ok(())

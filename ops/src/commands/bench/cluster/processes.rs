@@ -46,6 +46,8 @@ pub(super) struct Processes {
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Speed {
     nodes: usize,
+    /// Nodes that held blocks while tokens were decoded.
+    nodes_with_blocks: usize,
     /// Until a context is encoded, seconds.
     encode_s: f64,
     /// Seconds of processor that all nodes together have spent on it; none where that cannot be read.
@@ -58,12 +60,13 @@ impl Processes {
         let row = |speed: &Speed| {
             vec![
                 speed.nodes.to_string(),
+                speed.nodes_with_blocks.to_string(),
                 human::seconds(speed.encode_s),
                 speed.encode_cpu_s.map_or_else(|| "unknown".to_owned(), human::seconds),
                 human::rate(speed.tokens_per_s),
             ]
         };
-        let header = ["nodes", "encode", "processor time", "decode"];
+        let header = ["nodes", "with blocks", "encode", "processor time", "decode"];
         format!(
             "Processes, a context of {} tokens in blocks of {}:\n{}\n\nFrom kill to the next token {}; from the start of a \
              process to a member {}, and from there to its first block {}.",
@@ -135,6 +138,7 @@ impl Asked {
         let context = self.encode(&client).await?;
         let encode_s = start.elapsed().as_secs_f64();
         let encode_cpu_s = processor_s(cluster).zip(before).map(|(now, before)| now - before);
+        let (context, nodes_with_blocks) = self.spread(cluster, &client, context, nodes).await?;
         let session = context.session().await?;
         let mut tokens_per_s = 0.0_f64;
         for _ in 0..ANSWERS {
@@ -142,13 +146,41 @@ impl Asked {
             tokens_per_s = tokens_per_s.max(report.timings.tokens_per_s);
         }
         self.forget(&client, &context, &session).await?;
-        Ok(Speed { nodes, encode_s, encode_cpu_s, tokens_per_s })
+        Ok(Speed { nodes, nodes_with_blocks, encode_s, encode_cpu_s, tokens_per_s })
+    }
+
+    /// Has blocks moved until so many nodes hold some: a node that has just joined gets few at first.
+    async fn spread(
+        &self,
+        cluster: &LocalCluster,
+        client: &Client,
+        context: Context,
+        nodes: usize,
+    ) -> anyhow::Result<(Context, usize)> {
+        let id = context.id();
+        let spread = cluster.until("blocks to lie on several nodes", async || {
+            let looked = async {
+                let context = client.context(id).await?;
+                let holders = cluster.blocks_of(&context, 0).await?.len();
+                if holders < nodes {
+                    follow(client.rebalance().await?).await?;
+                }
+                anyhow::Ok((context, holders))
+            };
+            match looked.await {
+                Ok((context, holders)) if holders >= nodes => Ok((context, holders)),
+                Ok((_, holders)) => Err(format!("they lie on {holders}")),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        Ok(spread.await?)
     }
 
     /// Seconds from the kill of a node that holds blocks to the next token.
     async fn kill(&self, cluster: &mut LocalCluster) -> anyhow::Result<f64> {
         let client = cluster.client(0).await?;
         let context = self.encode(&client).await?;
+        let (context, _) = self.spread(cluster, &client, context, 2).await?;
         let there = cluster.blocks_of(&context, 0).await?;
         let victim = there.keys().filter_map(|name| cluster.named(name)).max().filter(|index| *index > 0);
         let victim = victim.context("no block lies on another node")?;
@@ -183,7 +215,11 @@ impl Asked {
             .until("the new node to hold blocks", async || {
                 let held = async {
                     let nodes = client.nodes().await?;
-                    let blocks = nodes.iter().find(|node| node.name == newest).map_or(0, |node| node.blocks);
+                    let blocks = nodes
+                        .iter()
+                        .find(|node| node.name == newest)
+                        .and_then(|node| node.blocks)
+                        .unwrap_or(0);
                     if blocks == 0 {
                         follow(client.rebalance().await?).await?;
                     }
