@@ -1,5 +1,5 @@
 //! What the wire carries is written down: every kind of frame, close code, request, event and membership message of the code
-//! has its row in `ops/docs/protocol.md`, with the same number. It reads text, as `tidy.rs` does.
+//! has its row in `ops/docs/protocol.md`, with the same number; and every test that `failure-model.md` names is there. It reads text, as `tidy.rs` does.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -95,8 +95,30 @@ fn every_close_code_membership_message_request_and_event_is_in_the_document() {
     assert!(written.keys().all(|name| requests.contains_key(name) || events.contains_key(name)));
 }
 
-/// Rust files below a folder, with `/` between folders, but for modules of tests.
+#[test]
+fn every_test_that_the_failure_model_names_is_there() {
+    let document = read("ops/docs/failure-model.md");
+    let mut code = String::new();
+    for folder in ["runtime/src", "runtime/tests", "actors/src", "actors/tests", "ops/tests"] {
+        let files = files_below(folder, &[]);
+        files.iter().for_each(|path| code.push_str(&read(path)));
+    }
+    let words = document.split('`').skip(1).step_by(2);
+    let names: Vec<_> =
+        words.filter(|word| word.matches('_').count() > 2 && !word.contains(['/', '.'])).collect();
+    assert!(names.len() > 25, "the document was read: {names:?}");
+    for name in names {
+        assert!(code.contains(&format!("fn {name}()")), "there is no test `{name}`");
+    }
+}
+
+/// Rust files below a folder, but for modules of tests.
 fn rust_files(folder: &str) -> Vec<String> {
+    files_below(folder, &["tests.rs", "tests"])
+}
+
+/// Rust files below a folder, with `/` between folders, but for those of certain names.
+fn files_below(folder: &str, but: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     let mut left = vec![folder.to_owned()];
     while let Some(folder) = left.pop() {
@@ -104,9 +126,12 @@ fn rust_files(folder: &str) -> Vec<String> {
         for entry in entries.expect("a folder of the workspace can be read") {
             let name = entry.expect("an entry can be read").file_name().to_string_lossy().into_owned();
             let path = format!("{folder}/{name}");
-            if name.ends_with(".rs") && name != "tests.rs" {
+            if but.contains(&&*name) {
+                continue;
+            }
+            if name.ends_with(".rs") {
                 found.push(path);
-            } else if !name.contains('.') && name != "tests" {
+            } else if !name.contains('.') {
                 left.push(path);
             }
         }
