@@ -214,6 +214,10 @@ pub struct NetworkSettings {
 pub struct ClusterSettings {
     /// The name of the node that places blocks; empty for the one that holds the CA's key.
     pub supervisor: String,
+    /// Seconds between rounds of rebalancing; 0 for none but those that are asked for.
+    pub rebalance_every_s: u64,
+    /// Seconds until a node that joins is given its whole share of blocks.
+    pub slow_start_s: u64,
 }
 
 /// `[log]`

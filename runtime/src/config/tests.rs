@@ -70,7 +70,7 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
             dns: vec![],
             mdns: false,
         },
-        cluster: ClusterSettings { supervisor: String::new() },
+        cluster: ClusterSettings { supervisor: String::new(), rebalance_every_s: 30, slow_start_s: 60 },
         log: LogSettings { level: "warn".to_owned(), format: LogFormat::Human },
     };
     assert_eq!(Settings::default(), expected);

@@ -173,8 +173,19 @@ fn member_setup(app: &App, substrate: &Substrate, model: &Model, durable: &Durab
         options: open::node_options(&app.settings),
         roles: own.roles,
         supervises: supervises(app, &own),
-        settings: ClusterSettings::default(),
+        settings: supervision(app),
         max_bulk_rate: None,
+    }
+}
+
+/// By which figures blocks are placed and moved.
+fn supervision(app: &App) -> ClusterSettings {
+    let settings = &app.settings.cluster;
+    let seconds = |count: u64| Duration::from_secs(count);
+    ClusterSettings {
+        slow_start: seconds(settings.slow_start_s),
+        rebalance_every: Some(settings.rebalance_every_s).filter(|count| *count > 0).map(seconds),
+        ..ClusterSettings::default()
     }
 }
 
