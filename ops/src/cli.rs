@@ -15,6 +15,7 @@ use crate::commands::cluster::ClusterArgs;
 use crate::commands::completions::CompletionsArgs;
 use crate::commands::context::ContextCommandArgs;
 use crate::commands::demo::DemoArgs;
+use crate::commands::dev::DevArgs;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::node::{NodeCommandArgs, RebalanceArgs};
 use crate::commands::run::RunArgs;
@@ -84,6 +85,8 @@ pub(crate) enum Command {
     Batch(BatchArgs),
     /// Measure speed and memory over context lengths and block sizes
     Bench(BenchArgs),
+    /// Run a whole cluster on this machine until Ctrl-C, to try it
+    Dev(DevArgs),
     /// Run a node of a cluster until it is told to stop
     Serve(ServeArgs),
     /// Found a cluster
@@ -125,6 +128,7 @@ impl Cli {
             Command::Run(args) => args.override_settings(&mut overrides),
             Command::Batch(args) => args.override_settings(&mut overrides),
             Command::Bench(args) => args.override_settings(&mut overrides),
+            Command::Dev(args) => args.override_settings(&mut overrides),
             Command::Serve(args) => args.override_settings(&mut overrides),
             Command::Context(args) => args.override_settings(&mut overrides),
             Command::Ask(args) => args.override_settings(&mut overrides),

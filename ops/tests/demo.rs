@@ -151,3 +151,34 @@ fn a_core_an_instruction_set_or_a_number_of_threads_that_cannot_be_is_refused_wi
     }
     assert_eq!(demo(&["--threads", "100000"]).status.code(), Some(2));
 }
+
+#[cfg(unix)]
+#[test]
+fn a_cluster_that_changes_answers_as_one_process() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stellate"));
+    command.args([
+        "demo",
+        "--nodes",
+        "2",
+        "--tokens",
+        "3000",
+        "--block-tokens",
+        "512",
+        "--facts",
+        "3",
+        "--threads",
+        "1",
+    ]);
+    let output = command.arg("--json").current_dir(env!("CARGO_TARGET_TMPDIR")).output().unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["same"], report["asked"], "{report:#}");
+    let is_right = report["correct"] == report["asked"];
+    assert_eq!(output.status.code(), Some(if is_right { 0 } else { 4 }));
+    let blocks = |step: usize, node: &str| report["steps"][step]["blocks"][node].as_u64().unwrap_or(0);
+    assert!(blocks(0, "node-1") > 0 && blocks(0, "node-2") > 0, "{report:#}");
+    assert!(blocks(1, "node-3") > 0, "a node that joins gets blocks: {report:#}");
+    assert_eq!(blocks(2, "node-2"), 0, "a drained node has none: {report:#}");
+    let last = report["steps"].as_array().unwrap().len() - 1;
+    assert_eq!(blocks(last, "node-1"), report["blocks"].as_u64().unwrap(), "one node is left: {report:#}");
+}

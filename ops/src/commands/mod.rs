@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod completions;
 pub(crate) mod context;
 pub(crate) mod demo;
+pub(crate) mod dev;
 pub(crate) mod doctor;
 pub(crate) mod join;
 pub(crate) mod node;
@@ -29,6 +30,7 @@ pub(crate) async fn run(command: Command, app: &App) -> anyhow::Result<ExitCode>
         Command::Run(args) => run::run(args, app).await,
         Command::Batch(args) => batch::run(args, app).await,
         Command::Bench(args) => bench::run(args, app).await,
+        Command::Dev(args) => dev::run(args, app).await,
         Command::Serve(args) => serve::run(args, app).await,
         Command::Cluster(args) => cluster::run(args, app),
         Command::Token(args) => token::run(args, app).await,

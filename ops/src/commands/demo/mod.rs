@@ -1,12 +1,11 @@
 //! `stellate demo`: the small model inside the program finds facts hidden in a long document, under star and exact
-//! attention, over several turns. The document is made in `document.rs`, a mode is walked through in `walk.rs`, and
-//! `tell.rs` puts it into words.
+//! attention, over several turns. The document is made in the library's `document`, a mode is walked through in `walk.rs`, and
+//! `tell.rs` puts it into words; with `--nodes` it is a cluster of processes that is asked (`cluster.rs`).
 
-mod document;
-mod filler;
+mod cluster;
 mod tell;
+mod tell_cluster;
 mod walk;
-mod words;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -14,9 +13,9 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use stellate_actors::{Model, ModelSource};
+use stellate_ops::document::{Document, MAX_FACTS};
 use stellate_runtime::config::{AnchorTokens, AttentionMode};
 
-use self::document::{Document, MAX_FACTS};
 use self::walk::ModeReport;
 use crate::app::App;
 use crate::exit;
@@ -25,6 +24,12 @@ use crate::{open, output};
 
 /// Enough to show blocks that lie on several hosts.
 const DEFAULT_HOSTS: usize = 4;
+
+/// Keys and values of a node of a cluster (`--nodes`), for each token of the document: any one of them holds it four times, with star
+/// and with exact attention.
+const NODE_BYTES_PER_TOKEN: usize = 8 << 10;
+/// At least.
+const MIN_NODE_BYTES: usize = 16 << 20;
 
 const AFTER_HELP: &str = "\
 The document, the blocks and the number of hosts are the demo's own unless flags say otherwise; everything else is as \
@@ -53,6 +58,9 @@ pub(crate) struct DemoArgs {
     /// Tokens of the anchor (star): 0 for none, up to the block; "block" for a whole block
     #[arg(long, value_name = "N|block", default_value = "block")]
     anchor_tokens: AnchorTokens,
+    /// Ask a cluster of N processes on this machine instead, while a node joins, one is drained and one is killed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=16))]
+    nodes: Option<u32>,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -114,7 +122,11 @@ struct FactReport {
 impl DemoArgs {
     /// Hands on the settings that were given, and the demo's own.
     pub(crate) fn override_settings(&self, overrides: &mut Overrides) {
-        overrides.set("hosts.count", Some(DEFAULT_HOSTS));
+        // In a cluster it is the nodes that blocks are spread over.
+        overrides.set("hosts.count", Some(if self.nodes.is_some() { 1 } else { DEFAULT_HOSTS }));
+        // On a large node, a document of the demo is too small for it to be worth moving.
+        let room = || MIN_NODE_BYTES.max(self.tokens.saturating_mul(NODE_BYTES_PER_TOKEN));
+        overrides.set("kv.capacity_bytes", self.nodes.map(|_| room()));
         self.node.override_settings(overrides);
         overrides.set("attention.block_tokens", Some(self.block_tokens));
         overrides.set("attention.anchor_tokens", Some(self.anchor_tokens));
@@ -136,6 +148,15 @@ impl DemoArgs {
 pub(crate) async fn run(args: DemoArgs, app: &App) -> anyhow::Result<ExitCode> {
     let model = open::load_model(app, ModelSource::Demo).await?;
     let (document, tokens) = make_document(&args, &model)?;
+    if let Some(nodes) = args.nodes {
+        let report = cluster::run(&args, nodes as usize, app, &model, &document).await?;
+        match args.json {
+            true => output::json(&report)?,
+            false => output::line(&tell_cluster::report(&report))?,
+        }
+        let is_right = report.correct == report.asked && report.same == report.asked;
+        return Ok(ExitCode::from(if is_right { 0 } else { exit::PARTLY }));
+    }
     let mut report = report_before(&args, app, &model, &document, tokens);
     if !args.json {
         output::line(&tell::opening(&report))?;

@@ -7,8 +7,8 @@ use serde::Serialize;
 use stellate_actors::{
     AskOptions, Attention, Context, ContextSource, FinishReason, Layout, Model, Node, Session,
 };
+use stellate_ops::document::{Document, Fact};
 
-use super::document::{Document, Fact};
 use crate::app::App;
 use crate::open;
 use crate::report::stores;
@@ -93,7 +93,7 @@ async fn walk_on(app: &App, node: &Node, document: &Document, layout: Layout) ->
     let (context, took) = open::encode(app, node, source(), layout).await?;
     let kv_held_bytes = stores::context_bytes(node);
 
-    let (first, second) = questions(document);
+    let [first, second] = sessions(document);
     let mut questions = ask_all(app, &context, 1, &first).await?;
 
     let again = Instant::now();
@@ -134,14 +134,14 @@ async fn walk_on(app: &App, node: &Node, document: &Document, layout: Layout) ->
 }
 
 /// The facts in the order that they are asked for: not that of the text, and most of them in the first session.
-fn questions(document: &Document) -> (Vec<&Fact>, Vec<&Fact>) {
+pub(super) fn sessions(document: &Document) -> [Vec<&Fact>; 2] {
     let facts = &document.facts;
     // Every other fact from the end, then the rest: each turn jumps to another part of the document.
     let odd = facts.iter().rev().step_by(2);
     let even = facts.iter().rev().skip(1).step_by(2);
     let mut first: Vec<&Fact> = odd.chain(even).collect();
     let second = first.split_off(first.len().saturating_sub(SECOND_SESSION_QUESTIONS).max(1));
-    (first, second)
+    [first, second]
 }
 
 /// Asks for `facts` in the turns of one session.

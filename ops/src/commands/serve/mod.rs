@@ -58,6 +58,9 @@ pub(crate) struct ServeArgs {
     /// Print the line of readiness as JSON: {"ready": {"address", "join_address", "name", "id", "model"}}
     #[arg(long)]
     json: bool,
+    /// End at once when standard input does: whoever started this node is gone
+    #[arg(long, hide = true)]
+    end_with_stdin: bool,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -105,6 +108,9 @@ impl Ready {
 /// No identity, or one that cannot be used; `JoinError`; `OpenError`; an address that cannot be had; `StartError::Removed`
 /// when the cluster has removed the node.
 pub(crate) async fn run(args: ServeArgs, app: &App) -> anyhow::Result<ExitCode> {
+    if args.end_with_stdin {
+        stellate_ops::local::end_with_stdin();
+    }
     let mut signals = Signals::listen(app)?;
     let identity = signals.or(identity::ready(&args, app)).await??;
     let model = signals.or(open::load_model(app, open::model_source(&args.model, &app.settings))).await??;

@@ -1,6 +1,9 @@
 //! The demo's document: facts in RULER's wording (arXiv 2404.06654, the needle tasks) between sentences that say nothing,
 //! the same for the same seed. Asking and judging are not done here.
 
+mod filler;
+mod words;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -8,12 +11,10 @@ use rand::RngExt as _;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 
-use super::filler;
-use super::words::{ADJECTIVES, NOUNS};
+use self::words::{ADJECTIVES, NOUNS};
 
 /// Facts that a document can hold: no two share a word of their keys.
-pub(super) const MAX_FACTS: usize =
-    if ADJECTIVES.len() < NOUNS.len() { ADJECTIVES.len() } else { NOUNS.len() };
+pub const MAX_FACTS: usize = if ADJECTIVES.len() < NOUNS.len() { ADJECTIVES.len() } else { NOUNS.len() };
 
 /// What a document starts with.
 const INSTRUCTION: &str = "Some special magic numbers are hidden within the following text. Make sure to memorize it. \
@@ -24,22 +25,22 @@ const VALUES: Range<u32> = 1_000_000..10_000_000;
 
 /// Something to be found.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Fact {
+pub struct Fact {
     /// An adjective and a noun, as in `amber-falcon`.
-    pub(super) key: String,
+    pub key: String,
     /// Seven digits.
-    pub(super) value: String,
+    pub value: String,
     /// Where it stands: the part of the document's tokens before it, from 0 to 1.
-    pub(super) depth: f64,
+    pub depth: f64,
 }
 
 /// A text with facts in it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Document {
+pub struct Document {
     /// All of it.
-    pub(super) text: String,
+    pub text: String,
     /// In the order they stand in the text.
-    pub(super) facts: Vec<Fact>,
+    pub facts: Vec<Fact>,
 }
 
 impl Fact {
@@ -48,7 +49,7 @@ impl Fact {
     }
 
     /// What is asked about it: the wording that the demo model was taught, with the beginning of the answer.
-    pub(super) fn question(&self) -> String {
+    pub fn question(&self) -> String {
         let key = &self.key;
         format!(
             "What is the special magic number for {key} mentioned in the provided text? \
@@ -57,7 +58,7 @@ impl Fact {
     }
 
     /// Whether the digits of `answer` are the value and nothing else.
-    pub(super) fn is_answered_by(&self, answer: &str) -> bool {
+    pub fn is_answered_by(&self, answer: &str) -> bool {
         answer.chars().filter(char::is_ascii_digit).eq(self.value.chars())
     }
 }
@@ -68,7 +69,7 @@ impl Document {
     ///
     /// # Panics
     /// If `facts` is more than [`MAX_FACTS`].
-    pub(super) fn generate(seed: u64, tokens: usize, facts: usize, count: impl Fn(&str) -> usize) -> Self {
+    pub fn generate(seed: u64, tokens: usize, facts: usize, count: impl Fn(&str) -> usize) -> Self {
         assert!(facts <= MAX_FACTS, "no more than {MAX_FACTS} facts have words of their own");
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut waiting = some_facts(&mut rng, facts).into_iter().peekable();

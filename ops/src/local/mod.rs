@@ -1,0 +1,14 @@
+//! Clusters of real `stellate serve` processes on this machine, in a folder of their own with a CA of their own: what
+//! `stellate dev`, `stellate demo --nodes` and the scenario tests run on. One process is in `process.rs`, its end when
+//! whoever started it is gone in `lifeline.rs`, waiting for what it does in `wait.rs`; nothing here asks questions.
+
+mod cluster;
+mod error;
+mod lifeline;
+mod process;
+mod wait;
+
+pub use cluster::{LocalCluster, LocalNode, LocalOptions};
+pub use error::LocalError;
+pub use lifeline::end_with_stdin;
+pub use process::Ready;

@@ -1,0 +1,443 @@
+//! The stage of the scenarios: a cluster of processes, the same model in this process to compare it with, and what was begun
+//! and not finished. What is played is in `scenarios.rs`.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use futures_util::future::BoxFuture;
+use stellate_actors::api::{Client, DrainRequest, MoveKind, Moves, NodeState};
+use stellate_actors::manifest::ContextId;
+use stellate_actors::session::SessionId;
+use stellate_actors::{
+    AskOptions, Context, ContextSource, Layout, Model, ModelOptions, ModelSource, Node, NodeOptions, Session,
+    Turn, TurnEvent,
+};
+use stellate_ops::document::Document;
+use stellate_ops::local::{LocalCluster, LocalOptions};
+
+use super::steps::{Step, Work};
+
+/// Longest that a scenario may take, on a machine that does much else.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// The demo's blocks.
+const BLOCK_TOKENS: usize = 1024;
+
+/// The demo's document.
+const DOCUMENT_TOKENS: usize = 6144;
+const FACTS: usize = 6;
+
+/// Tokens of an answer that is long enough for something to happen in it.
+const LONG_TOKENS: usize = 200;
+
+/// On what a scenario is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nodes with room for everything.
+    Demo,
+    /// Nodes of which two hold one of the demo's contexts, and one does not.
+    Tight,
+}
+
+impl Kind {
+    fn capacity(self) -> &'static str {
+        match self {
+            Self::Demo => "32MiB",
+            Self::Tight => "5MiB",
+        }
+    }
+
+    fn layouts(self) -> Vec<Layout> {
+        match self {
+            Self::Demo => vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS), Layout::exact(BLOCK_TOKENS)],
+            Self::Tight => vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS)],
+        }
+    }
+}
+
+/// Plays a scenario.
+///
+/// # Panics
+/// If a step does not come out as it should; says which, and what the nodes logged last.
+pub(crate) async fn play(kind: Kind, steps: &[Step]) {
+    let mut stage = Stage::new(kind).await.expect("the model of this process");
+    let mut at = 0;
+    let played = async {
+        for step in steps {
+            let t0 = std::time::Instant::now(); // DEBUG
+            stage.step(*step).await?;
+            {
+                use std::io::Write;
+                let mut f = std::fs::File::options().append(true).create(true).open("/tmp/steps.log")?;
+                writeln!(f, "{:?} {step:?} {:?}", std::thread::current().name(), t0.elapsed())?;
+            } // DEBUG
+            at += 1;
+        }
+        anyhow::Ok(())
+    };
+    let ended = tokio::time::timeout(LIMIT, played).await.unwrap_or_else(|_| bail_late());
+    if let Err(error) = ended {
+        let logs = stage.cluster.as_ref().map(LocalCluster::logs).unwrap_or_default();
+        panic!("step {} of {steps:?}, {:?}: {error:#}\n{logs}", at + 1, steps[at]);
+    }
+    stage.end().await.expect("the nodes end well");
+}
+
+fn bail_late() -> anyhow::Result<()> {
+    bail!("it was not over after {LIMIT:?}")
+}
+
+/// A context here and there, and a session over it that stays open.
+struct Told {
+    id: ContextId,
+    here: Context,
+    kept: Kept,
+}
+
+struct Kept {
+    id: SessionId,
+    here: Session,
+    asked: usize,
+}
+
+/// What was begun.
+enum Begun {
+    Encode(BoxFuture<'static, anyhow::Result<Vec<ContextId>>>),
+    Turns(Vec<(Turn, Vec<u32>)>),
+    Drain(usize, Moves),
+}
+
+struct Stage {
+    kind: Kind,
+    cluster: Option<LocalCluster>,
+    asked: usize,
+    oracle: Node,
+    /// The one that was encoded last.
+    document: Document,
+    encoded: u64,
+    told: Vec<Told>,
+    begun: Option<Begun>,
+}
+
+impl Stage {
+    async fn new(kind: Kind) -> anyhow::Result<Self> {
+        let model = Model::load(&ModelSource::Demo, &ModelOptions::default(), &mut |_| {})?;
+        let oracle =
+            Node::open(&model, NodeOptions { capacity_bytes: 64 << 20, ..NodeOptions::default() }).await?;
+        let document = document(&oracle, 0);
+        Ok(Self {
+            kind,
+            cluster: None,
+            asked: 0,
+            oracle,
+            document,
+            encoded: 0,
+            told: Vec::new(),
+            begun: None,
+        })
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
+        self.oracle.close().await;
+        match self.cluster {
+            Some(cluster) => Ok(cluster.stop().await?),
+            None => Ok(()),
+        }
+    }
+
+    fn cluster(&mut self) -> &mut LocalCluster {
+        self.cluster.as_mut().expect("a scenario begins with `Start`")
+    }
+
+    async fn client(&mut self) -> anyhow::Result<Client> {
+        let asked = self.asked;
+        Ok(self.cluster().client(asked).await?)
+    }
+
+    async fn step(&mut self, step: Step) -> anyhow::Result<()> {
+        match step {
+            Step::Start(nodes) => self.start(nodes).await?,
+            Step::Add(nodes) => self.cluster().add(nodes, &mut |_| {}).await?,
+            Step::AskAt(node) => self.asked = node - 1,
+            Step::Encode => self.encode().await?,
+            Step::Refused(words) => self.refused(words).await?,
+            Step::Ask => self.ask().await?,
+            Step::Remove => self.remove().await?,
+            Step::Spread(nodes) => self.spread(nodes).await?,
+            Step::Holds(node) => ensure!(self.holds(node).await?, "node-{node} holds no block"),
+            Step::Rebalance => {
+                let client = self.client().await?;
+                // Round by round, until there is nothing more to move.
+                while follow(client.rebalance().await?).await? > 0 {}
+            }
+            Step::Drain(node) => {
+                let moves = self.drain(node).await?;
+                follow(moves).await?;
+                self.is_drained(node).await?;
+            }
+            Step::DrainRefused(node) => {
+                let moves = self.drain(node).await?;
+                let refused = follow(moves).await.err().context("the drain was not refused")?;
+                let has_numbers = refused.to_string().contains(|c: char| c.is_ascii_digit());
+                ensure!(has_numbers, "it was refused without numbers: {refused}");
+            }
+            Step::Kill(node) => self.cluster().kill(node - 1)?,
+            Step::Hold(node) => self.cluster().freeze(node - 1)?,
+            Step::Thaw(node) => self.cluster().thaw(node - 1)?,
+            Step::Restart(node) => self.restart(&[node - 1]).await?,
+            Step::KillAll => {
+                for index in 0..self.cluster().nodes().len() {
+                    self.cluster().kill(index)?;
+                }
+            }
+            Step::RestartAll => {
+                let all: Vec<_> = (0..self.cluster().nodes().len()).collect();
+                self.restart(&all).await?;
+            }
+            Step::Whole => self.cluster().until_whole().await?,
+            Step::SeesDown(node) => self.sees(node, NodeState::Down).await?,
+            Step::Begin(work) => self.begin(work).await?,
+            Step::Finish => self.finish().await?,
+            Step::GiveUp => drop(self.finish().await),
+        }
+        Ok(())
+    }
+
+    async fn start(&mut self, nodes: usize) -> anyhow::Result<()> {
+        let serve = ["--threads", "1", "--kv-capacity", self.kind.capacity()].map(str::to_owned).to_vec();
+        let mut options = LocalOptions { serve, ..LocalOptions::new(env!("CARGO_BIN_EXE_stellate")) };
+        // Blocks move when a step says so.
+        options.settings.push(("STELLATE_CLUSTER__REBALANCE_EVERY_S".to_owned(), "0".to_owned()));
+        let cluster = LocalCluster::found(options, &mut |_| {}).await?;
+        self.cluster = Some(cluster);
+        Ok(self.cluster().add(nodes - 1, &mut |_| {}).await?)
+    }
+
+    async fn restart(&mut self, nodes: &[usize]) -> anyhow::Result<()> {
+        self.cluster().restart(nodes).await?;
+        Ok(self.cluster().until_whole().await?)
+    }
+
+    fn source(&self) -> ContextSource {
+        ContextSource::Document(self.document.text.clone())
+    }
+
+    fn questions(&self) -> Vec<String> {
+        self.document.facts.iter().map(|fact| fact.question()).collect()
+    }
+
+    async fn encode(&mut self) -> anyhow::Result<()> {
+        self.begin(Work::Encode).await?;
+        self.finish().await
+    }
+
+    /// Takes contexts of the cluster up, with the same in this process.
+    async fn take_up(&mut self, ids: Vec<ContextId>) -> anyhow::Result<()> {
+        let client = self.client().await?;
+        for (id, layout) in ids.into_iter().zip(self.kind.layouts()) {
+            let here = self.oracle.encode(self.source(), layout).await?;
+            let there = client.context(id).await?.session().await?;
+            let kept = Kept { id: there.id(), here: here.session().await?, asked: 0 };
+            self.told.push(Told { id, here, kept });
+        }
+        Ok(())
+    }
+
+    async fn refused(&mut self, words: &str) -> anyhow::Result<()> {
+        let (node, layout) = (self.client().await?.node(), self.kind.layouts()[0]);
+        let refused = node.encode(self.source(), layout).await.err().context("it was not refused")?;
+        ensure!(refused.to_string().contains(words), "it was refused without {words:?}: {refused}");
+        Ok(())
+    }
+
+    async fn ask(&mut self) -> anyhow::Result<()> {
+        let (client, questions) = (self.client().await?, self.questions());
+        for told in &mut self.told {
+            let attention = told.here.manifest().layout.attention;
+            let there = client.context(told.id).await?.session().await?;
+            let here = told.here.session().await?;
+            for question in &questions {
+                let expected = answer(&here, question).await?;
+                let found =
+                    answer(&there, question).await.with_context(|| format!("{attention}: {question}"))?;
+                ensure!(found == expected, "{attention}: {question}: {found:?}, one process {expected:?}");
+            }
+            client.close_session(there.id()).await?;
+            here.close();
+            // By its name, as a client that comes back does.
+            let kept = client.session(told.kept.id).await?;
+            let question = &questions[told.kept.asked % questions.len()];
+            let expected = answer(&told.kept.here, question).await?;
+            let found =
+                answer(&kept, question).await.with_context(|| format!("{attention}, kept: {question}"))?;
+            ensure!(found == expected, "{attention}, kept: {question}: {found:?}, one process {expected:?}");
+            told.kept.asked += 1;
+        }
+        Ok(())
+    }
+
+    async fn remove(&mut self) -> anyhow::Result<()> {
+        let client = self.client().await?;
+        for told in self.told.drain(..) {
+            client.close_session(told.kept.id).await?;
+            client.remove_context(told.id).await?;
+        }
+        Ok(())
+    }
+
+    /// The nodes that hold blocks of the contexts, by name.
+    async fn holders(&mut self) -> anyhow::Result<Vec<String>> {
+        let (client, asked) = (self.client().await?, self.asked);
+        let ids: Vec<_> = self.told.iter().map(|told| told.id).collect();
+        let mut holders = Vec::new();
+        for id in ids {
+            let context = client.context(id).await?;
+            holders.extend(self.cluster().blocks_of(&context, asked).await?.into_keys());
+        }
+        holders.sort();
+        holders.dedup();
+        Ok(holders)
+    }
+
+    async fn holds(&mut self, node: usize) -> anyhow::Result<bool> {
+        Ok(self.holders().await?.contains(&format!("node-{node}")))
+    }
+
+    async fn spread(&mut self, nodes: usize) -> anyhow::Result<()> {
+        let holders = self.holders().await?;
+        ensure!(holders.len() >= nodes, "the blocks lie on {holders:?}, not on {nodes} nodes");
+        Ok(())
+    }
+
+    async fn drain(&mut self, node: usize) -> anyhow::Result<Moves> {
+        let request = DrainRequest { node: format!("node-{node}"), deadline_s: None, dry_run: false };
+        Ok(self.client().await?.drain(request).await?)
+    }
+
+    async fn is_drained(&mut self, node: usize) -> anyhow::Result<()> {
+        self.sees(node, NodeState::Drained).await?;
+        ensure!(!self.holds(node).await?, "node-{node} still holds blocks");
+        Ok(())
+    }
+
+    async fn sees(&mut self, node: usize, state: NodeState) -> anyhow::Result<()> {
+        let (name, asked) = (format!("node-{node}"), self.asked);
+        let what = format!("{name} to be {state}");
+        let is_so = |node: &stellate_actors::api::NodeInfo| node.name == name && node.state == state;
+        self.cluster().until_seen(asked, &what, |seen| seen.iter().any(is_so)).await?;
+        Ok(())
+    }
+
+    async fn begin(&mut self, work: Work) -> anyhow::Result<()> {
+        let client = self.client().await?;
+        let begun = match work {
+            Work::Encode => {
+                self.document = document(&self.oracle, self.encoded);
+                self.encoded += 1;
+                let (node, source, layouts) = (client.node(), self.source(), self.kind.layouts());
+                // A task of its own: it goes on while other steps are played.
+                let mut encoding = tokio::spawn(async move {
+                    let mut ids = Vec::new();
+                    for layout in layouts {
+                        ids.push(node.encode(source.clone(), layout).await?.id());
+                    }
+                    anyhow::Ok(ids)
+                });
+                let asked = self.asked;
+                tokio::select! {
+                    busy = self.cluster().until_busy(asked) => busy?,
+                    // Nothing held it up.
+                    ids = &mut encoding => return Ok(self.begun = Some(Begun::Encode(Box::pin(async move { ids? })))),
+                }
+                Begun::Encode(Box::pin(async move { encoding.await? }))
+            }
+            Work::Ask => {
+                let turns = self.turns(&client, AskOptions::default()).await?;
+                self.busy().await?;
+                Begun::Turns(turns)
+            }
+            Work::Decode => {
+                let options = AskOptions {
+                    max_tokens: LONG_TOKENS,
+                    ignore_eos: true,
+                    guess_tokens: 0,
+                    ..AskOptions::default()
+                };
+                let mut turns = self.turns(&client, options).await?;
+                for (turn, _) in &mut turns {
+                    let first = turn.next().await.context("no token came")??;
+                    ensure!(matches!(first, TurnEvent::Token(_)), "it ended with its first token");
+                }
+                Begun::Turns(turns)
+            }
+            Work::Drain(node) => {
+                let mut moves = self.drain(node).await?;
+                moves.next().await?;
+                Begun::Drain(node, moves)
+            }
+        };
+        self.begun = Some(begun);
+        Ok(())
+    }
+
+    async fn busy(&mut self) -> anyhow::Result<()> {
+        let asked = self.asked;
+        Ok(self.cluster().until_busy(asked).await?)
+    }
+
+    /// A question over each context, with what one process answers.
+    async fn turns(&mut self, client: &Client, options: AskOptions) -> anyhow::Result<Vec<(Turn, Vec<u32>)>> {
+        let question = self.questions().remove(0);
+        let mut turns = Vec::new();
+        for told in &self.told {
+            let here = told.here.session().await?;
+            let expected = here.ask(&*question, options.clone()).finish().await?.ids;
+            let there = client.context(told.id).await?.session().await?;
+            turns.push((there.ask(&*question, options.clone()), expected));
+        }
+        Ok(turns)
+    }
+
+    async fn finish(&mut self) -> anyhow::Result<()> {
+        match self.begun.take().context("nothing was begun")? {
+            Begun::Encode(encoding) => {
+                let ids = encoding.await?;
+                self.take_up(ids).await
+            }
+            Begun::Turns(turns) => {
+                for (turn, expected) in turns {
+                    let found = turn.finish().await?.ids;
+                    ensure!(found == expected, "{found:?}, one process {expected:?}");
+                }
+                Ok(())
+            }
+            Begun::Drain(node, moves) => {
+                follow(moves).await?;
+                self.is_drained(node).await
+            }
+        }
+    }
+}
+
+/// The demo's document; others for other numbers, so that no block of one is found again in another.
+fn document(node: &Node, number: u64) -> Document {
+    let tokenizer = node.prompter().tokenizer().expect("the demo model has one");
+    let count = |text: &str| tokenizer.encode(text, false).map_or(0, |ids| ids.len());
+    Document::generate(1 + number, DOCUMENT_TOKENS, FACTS, count)
+}
+
+/// The tokens of an answer.
+async fn answer(session: &Session, question: &str) -> anyhow::Result<Vec<u32>> {
+    Ok(session.ask(question, AskOptions::default()).finish().await?.ids)
+}
+
+/// Waits for the end of moves: how many blocks moved or were encoded again.
+async fn follow(mut moves: Moves) -> anyhow::Result<u64> {
+    let mut done = 0;
+    while let Some(event) = moves.next().await? {
+        if let MoveKind::Complete { moved, recomputed } = event.kind {
+            done = moved + recomputed;
+        }
+    }
+    Ok(done)
+}
