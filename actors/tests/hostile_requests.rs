@@ -1,6 +1,7 @@
 //! An administrator's connection that carries what no client of ours sends: each request is answered, refused or ends its
 //! connection, nothing crashes, and others are served as before.
 
+#[allow(dead_code, reason = "each test program uses its part")]
 mod support;
 
 use rand::{Rng, RngExt, SeedableRng};

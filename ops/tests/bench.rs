@@ -255,3 +255,27 @@ fn what_was_measured_before_control_c_is_told() {
     let lines = lines(&path);
     assert!(lines[1]["measurement"].is_object() && lines[lines.len() - 1]["error"] == "interrupted");
 }
+
+#[test]
+fn what_the_network_costs_is_measured_beside_its_floors() {
+    let arguments =
+        ["cluster", "--parts", "fanout,copies,gossip", "--rounds", "20", "--copies", "1", "--json"];
+    let output = Command::new(env!("CARGO_BIN_EXE_stellate")).arg("bench").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let fan_outs = report["fan_out"].as_array().unwrap();
+    let hosts: Vec<_> = fan_outs.iter().map(|fan_out| fan_out["hosts"].as_u64().unwrap()).collect();
+    assert_eq!(hosts, [1, 2, 4, 8]);
+    for (fan_out, way) in
+        fan_outs.iter().flat_map(|fan_out| ["bare", "memory", "network"].map(|way| (fan_out, way)))
+    {
+        assert!(fan_out[way]["p50_us"].as_f64() <= fan_out[way]["p99_us"].as_f64(), "{fan_out}");
+    }
+    // heads × (head_dim × 4) out, heads × (head_dim × 4 + 4) back, and less than 5 % around them.
+    assert!(fan_outs[0]["request_bytes"].as_u64().unwrap() < 8192 * 105 / 100);
+    assert!(fan_outs[0]["reply_bytes"].as_u64().unwrap() < 8320 * 105 / 100);
+    assert_eq!(report["copies"]["block_bytes"], 64 << 20);
+    assert!(report["copies"]["copy_bytes_per_s"].as_f64().unwrap() > 0.0);
+    assert!(report["gossip"][0]["bytes_per_s_and_node"].as_f64().unwrap() > 0.0);
+    assert!(report["processes"].is_null());
+}

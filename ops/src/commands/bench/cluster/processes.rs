@@ -1,6 +1,7 @@
 //! Clusters of real processes on this machine: how fast two nodes answer and encode beside one, and how long it takes until an
 //! answer goes on after a node was killed, and until a node that joins holds blocks. All nodes share the cores.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -82,7 +83,7 @@ impl Processes {
 
 pub(super) async fn measure(model: &ModelArgs, settings: &Settings) -> anyhow::Result<Processes> {
     let (text, question) = tokio::task::spawn_blocking(document).await??;
-    let asked = Asked { text, question };
+    let asked = Asked { text, question, encoded: AtomicUsize::new(0) };
     let mut tell = |line: &str| progress::note(line);
     // As many threads for each as two have to share: one node alone is no faster for having the machine to itself.
     let options = dev::options(model, settings, 2)?;
@@ -124,11 +125,15 @@ fn document() -> anyhow::Result<(String, String)> {
 struct Asked {
     text: String,
     question: String,
+    /// Contexts so far.
+    encoded: AtomicUsize,
 }
 
 impl Asked {
     async fn encode(&self, client: &Client) -> anyhow::Result<Context> {
-        let source = ContextSource::Document(self.text.clone());
+        // Another text each time: blocks of the one before are held for a while, where they lie.
+        let number = self.encoded.fetch_add(1, Ordering::Relaxed);
+        let source = ContextSource::Document(format!("{number}. {}", self.text));
         Ok(client.node().encode(source, Layout::star(BLOCK_TOKENS, BLOCK_TOKENS)).await?)
     }
 
