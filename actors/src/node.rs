@@ -267,7 +267,7 @@ impl Node {
     }
 
     /// Brings a context back in the background, blocks of which are lost; `suspects` are hosts that they were on. Nothing
-    /// happens if it is being brought back already, or is not known.
+    /// happens if it is being brought back already, is not known, or was not used since the node was opened.
     ///
     /// # Panics
     /// As [`decoder`](Self::decoder).

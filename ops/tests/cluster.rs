@@ -234,6 +234,15 @@ fn what_runs_ends_before_the_node_leaves_and_a_second_sigterm_does_not_wait_for_
 }
 
 #[test]
+fn whoever_asks_again_and_again_is_not_locked_out_by_connections_that_were_not_heard_to_close() {
+    let home = Home::new();
+    let daemon = home.serve();
+    for _ in 0..40 {
+        stdout(&mut home.ask(&daemon, &["node", "ls"]));
+    }
+}
+
+#[test]
 fn identities_that_are_wrong_missing_or_exposed_end_with_exit_code_6() {
     let (home, other) = (Home::new(), Home::new());
     let daemon = home.serve();

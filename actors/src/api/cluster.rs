@@ -286,6 +286,12 @@ pub trait ClusterAdmin: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
+    /// The other node that gives contexts and sessions such names, and where it is, as in "`first` at 10.0.0.1:7400".
+    fn namer(&self, name: u64) -> Option<String> {
+        let _ = name;
+        None
+    }
+
     /// What people call a context host.
     fn host_name(&self, host: HostId) -> String {
         host.to_string()

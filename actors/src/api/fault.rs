@@ -142,6 +142,14 @@ impl Fault {
         self
     }
 
+    /// Says where else to look for what is not here.
+    pub(super) fn or_at(mut self, namer: Option<String>) -> Self {
+        if let (ErrorCode::NotFound, Some(namer)) = (self.code, namer) {
+            self.message = format!("{}; such names are given by node {namer}, ask that one", self.message);
+        }
+        self
+    }
+
     pub(super) fn no_context(id: ContextId) -> Self {
         Self::new(ErrorCode::NotFound, format!("there is no context {id}; `stellate context ls` lists them"))
     }

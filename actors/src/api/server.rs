@@ -229,9 +229,13 @@ impl Served {
         };
         let frame = frame?;
         let request: Request = frame.expect(REQUEST)?;
+        let name = request.name();
         match self.answer(api, request, &frame.payload).await? {
             Ok(()) => {}
-            Err(fault) => self.event(&Event::Failed(fault)).await?,
+            Err(fault) => {
+                let namer = name.and_then(|name| api.0.cluster.namer(name));
+                self.event(&Event::Failed(fault.or_at(namer))).await?;
+            }
         }
         self.sender.finish();
         Ok(())

@@ -70,6 +70,20 @@ pub(super) enum Request {
 }
 
 impl Request {
+    /// The number of the context or session that it names.
+    pub(super) fn name(&self) -> Option<u64> {
+        match self {
+            Self::Append { context: id, .. }
+            | Self::Context(id)
+            | Self::RemoveContext(id)
+            | Self::OpenSession(id) => Some(id.0),
+            Self::Session(id) | Self::CloseSession(id) | Self::Ask { session: id, .. } | Self::Turns(id) => {
+                Some(id.0)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it is about contexts or sessions of the node that is asked.
     pub(super) fn is_of_sessions(&self) -> bool {
         matches!(

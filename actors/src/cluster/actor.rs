@@ -80,6 +80,8 @@ pub enum ClusterMsg {
         /// Whether nobody else can hold anything.
         is_alone: bool,
     },
+    /// Nodes that are there have not reported yet.
+    Awaiting,
     /// Time has passed; sent by itself.
     Tick,
 }
@@ -132,6 +134,7 @@ impl Actor for ClusterSupervisor {
             ClusterMsg::Tell(request) => drop(state.cluster.ask(now, request)),
             ClusterMsg::Replied(order, reply) => state.cluster.agent_replied(now, order, reply),
             ClusterMsg::Reported { is_alone } => state.cluster.reported(now, is_alone),
+            ClusterMsg::Awaiting => state.cluster.awaiting(now),
             ClusterMsg::Tick => state.cluster.tick(now),
         }
         state.act(&myself).await;

@@ -274,11 +274,30 @@ impl Cluster {
         }
     }
 
-    /// A query node is there, and has announced its contexts to the supervisor of a term.
+    /// Some nodes are there and have not reported yet: they are listened to for a while longer, as long at most as a host
+    /// may be silent before it counts as gone.
+    pub fn awaiting(&mut self, now: Duration) {
+        let longest = self.started + self.settings.host_timeout;
+        if !self.has_settled && self.term != FIRST_TERM {
+            self.settles = self.settles.max((now + self.settings.settle / 2).min(longest));
+        }
+    }
+
+    /// A query node is there, and has announced its contexts to the supervisor of a term; if that is later than this one, this
+    /// one is replaced.
     pub fn renew(&mut self, now: Duration, node: NodeKey, announced: u64) {
         self.query_nodes.insert(node, now);
         if announced == self.term {
             self.unannounced.remove(&node);
+        } else if announced > self.term {
+            // Where this one's store is new, or an old copy: agents would refuse it.
+            tracing::warn!(
+                term = self.term,
+                announced,
+                "a query node has followed a later supervisor; this one stops"
+            );
+            self.is_replaced = true;
+            self.actions.push_back(Action::Replaced { highest: announced });
         } else {
             self.unannounced.insert(node);
             let notice = QueryNodeNotice::Announce { term: self.term };

@@ -142,7 +142,7 @@ pub struct Member {
     directory: Arc<Directory>,
     drains: broadcast::Sender<DrainProgress>,
     running: Running,
-    agent: ActorRef<AgentMsg>,
+    agent: Option<ActorRef<AgentMsg>>,
     gates: Vec<ActorCell>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -197,45 +197,43 @@ impl Member {
             KvBudget::new(kv_shape, options.capacity_bytes),
         ));
         let way = Arc::new(Way::new(peers.clone(), Arc::clone(&seen), Arc::clone(&neighbours), kv_shape));
+        let mut member = Self {
+            way: Arc::clone(&way),
+            own,
+            directory,
+            drains: broadcast::channel(DRAINS).0,
+            running: Running::default(),
+            agent: None,
+            gates: Vec::new(),
+            tasks: Vec::new(),
+        };
+        // First: what reports finds it.
+        member.supervise(setup).await?;
         let args = AgentArgs {
             node: peers.own_key(),
             hosts: Arc::new(NodeHosts::new(
-                own.iter().cloned(),
+                member.own.iter().cloned(),
                 Arc::clone(decoder),
                 neighbours,
                 Arc::clone(&options.clock),
                 setup.max_bulk_rate,
             )),
             store: Box::new(AgentRecords::new(setup.store.clone())),
-            uplink: Arc::new(Reports(Arc::clone(&way))),
+            uplink: Arc::new(Reports(way)),
             clock: Arc::clone(&options.clock),
         };
         let (agent, _) = Actor::spawn(None, Agent, args).await.map_err(|e| not_started("the agent", e))?;
-        for host in &own {
+        for host in &member.own {
             let (host, agent, seen) = (host.clone(), agent.clone(), Arc::clone(&seen));
-            directory.join(Arc::new(OwnHost { host, agent, seen }));
+            member.directory.join(Arc::new(OwnHost { host, agent, seen }));
         }
-        let mut member = Self {
-            way,
-            own,
-            directory,
-            drains: broadcast::channel(DRAINS).0,
-            running: Running::default(),
-            agent,
-            gates: Vec::new(),
-            tasks: Vec::new(),
-        };
-        member.open(setup, decode, bulk).await?;
+        member.open(setup, agent).await?;
+        member.serve_others(setup, decode, bulk);
         Ok(member)
     }
 
-    /// Opens the ways in, and starts what goes on by itself. The supervisor first: what reports finds it.
-    async fn open(
-        &mut self,
-        setup: &MemberSetup,
-        decode: mpsc::Receiver<Connection>,
-        bulk: mpsc::Receiver<Connection>,
-    ) -> Result<(), MemberError> {
+    /// Starts the supervisor, if this is its node.
+    async fn supervise(&mut self, setup: &MemberSetup) -> Result<(), MemberError> {
         if setup.supervises {
             let store = setup.store.clone();
             let supervision = Supervision {
@@ -252,7 +250,13 @@ impl Member {
             let supervisor = supervision.start().await?;
             self.tasks.push(tokio::spawn(supervision.keep_up(supervisor)));
         }
-        let gate = Actor::spawn(None, AgentGate, self.agent.clone()).await;
+        Ok(())
+    }
+
+    /// Opens the ways in to the agent and to the query side, and starts what goes on by itself.
+    async fn open(&mut self, setup: &MemberSetup, agent: ActorRef<AgentMsg>) -> Result<(), MemberError> {
+        self.agent = Some(agent.clone());
+        let gate = Actor::spawn(None, AgentGate, agent).await;
         let (gate, _) = gate.map_err(|error| not_started("the way in to the agent", error))?;
         self.join(AGENTS, gate.get_cell());
         if setup.roles.query {
@@ -262,7 +266,6 @@ impl Member {
             self.join(QUERY_NODES, gate.get_cell());
             self.tasks.push(tokio::spawn(Arc::clone(&self.way).keep_in_touch()));
         }
-        self.serve_others(setup, decode, bulk);
         self.tasks.push(tokio::spawn(watch_roster(Arc::clone(&self.way), Arc::clone(&self.running))));
         Ok(())
     }
@@ -339,7 +342,9 @@ impl Member {
             // One that has stopped already has nothing to wait for.
             let _ = gate.stop_and_wait(None, None).await;
         }
-        let _ = self.agent.stop_and_wait(None, None).await;
+        if let Some(agent) = self.agent.take() {
+            let _ = agent.stop_and_wait(None, None).await;
+        }
     }
 }
 
@@ -347,7 +352,7 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
         self.gates.iter().for_each(|gate| gate.stop(None));
-        self.agent.stop(None);
+        self.agent.iter().for_each(|agent| agent.stop(None));
         if let Some(supervisor) = &*self.running.lock().unwrap_or_else(PoisonError::into_inner) {
             supervisor.end();
         }

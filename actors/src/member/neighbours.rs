@@ -1,6 +1,6 @@
 //! Context hosts of other nodes, reached when a block of ours is placed there, and let go when their node has gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -8,7 +8,7 @@ use stellate_model::block::BlockId;
 use stellate_runtime::identity::NodeId;
 use stellate_runtime::substrate::{ConnectError, Roster, SubstrateHandle};
 use stellate_runtime::transport::{Connection, ConnectionClass};
-use tokio::time::Duration;
+use tokio::time::{Duration, timeout};
 
 use super::peers::{Peers, key_of};
 use super::pull::BlockSources;
@@ -24,6 +24,9 @@ use crate::remote::{
 
 /// How long a promise of room may take: nothing is computed for it.
 const RESERVE: Duration = Duration::from_secs(5);
+
+/// How long the roster may take to show a node that was named by the supervisor: news spread within one.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The ways to hosts of other nodes.
 #[derive(Debug)]
@@ -50,12 +53,12 @@ impl Neighbours {
     }
 
     /// Sees to it that a host is in the directory, if its node is there. Nothing is dialled before the host is used.
-    pub(super) fn reach(&self, host: HostId) {
+    pub(super) async fn reach(&self, host: HostId) {
         let key = NodeKey::of(host);
         if key == self.peers.own_key() || self.directory.get(host).is_some() {
             return;
         }
-        let Some(node) = self.peers.live(key) else {
+        let Some(node) = self.peers.await_live(key).await else {
             tracing::warn!(%host, "blocks lie on a host whose node is not there");
             return;
         };
@@ -70,6 +73,16 @@ impl Neighbours {
         let remote = RemoteHost::new(channel, Arc::new(control), bulk, Arc::clone(&self.scratch));
         tracing::debug!(%host, "a host of another node is used from now on");
         self.directory.join(Arc::new(remote));
+    }
+
+    /// `suspects`, and the other hosts of their nodes as far as those nodes cannot be called: a node dies as a whole.
+    pub(super) fn with_others_of_their_nodes(&self, suspects: Vec<HostId>) -> Vec<HostId> {
+        let mut nodes: BTreeSet<NodeKey> = suspects.iter().map(|host| NodeKey::of(*host)).collect();
+        nodes.retain(|key| !self.peers.can_be_called(*key));
+        let known = self.directory.snapshot();
+        let others = known.keys().filter(|host| nodes.contains(&NodeKey::of(**host)));
+        let all: BTreeSet<HostId> = suspects.iter().chain(others).copied().collect();
+        all.into_iter().collect()
     }
 
     /// Lets go of the hosts of nodes that are not there any more.
@@ -90,7 +103,7 @@ impl Neighbours {
         let new = || {
             [ConnectionClass::Decode, ConnectionClass::Bulk].map(|class| {
                 let substrate = self.peers.substrate.clone();
-                Arc::new(NodeDialer { substrate, node, class, gate: tokio::sync::Mutex::new(()) })
+                Arc::new(RosterDialer { substrate, node, class, gate: tokio::sync::Mutex::new(()) })
                     as Arc<dyn Dialer>
             })
         };
@@ -101,7 +114,7 @@ impl Neighbours {
 
 /// Connections of one class to one node.
 #[derive(Debug)]
-struct NodeDialer {
+struct RosterDialer {
     substrate: SubstrateHandle,
     node: NodeId,
     class: ConnectionClass,
@@ -109,10 +122,14 @@ struct NodeDialer {
     gate: tokio::sync::Mutex<()>,
 }
 
-impl Dialer for NodeDialer {
+impl Dialer for RosterDialer {
     fn connect(&self) -> BoxFuture<'_, Result<Connection, DialFailure>> {
         Box::pin(async move {
             let _one = self.gate.lock().await;
+            // A node that has just joined may be called before the roster has it.
+            let mut roster = self.substrate.watch();
+            let is_known = roster.wait_for(|roster| roster.member(self.node).is_some());
+            let _ = timeout(LONGEST_WAIT, is_known).await;
             self.substrate.connect(self.node, self.class).await.map_err(|error| match error {
                 ConnectError::Unknown(_) => DialFailure::Gone,
                 ConnectError::Dial(error) => DialFailure::Unreachable(error.to_string()),

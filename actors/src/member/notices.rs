@@ -57,7 +57,7 @@ impl Listener for Notices {
 /// Routes to a block's new host, and says so.
 async fn switch(way: Arc<Way>, migration: u64, moved: Moved) {
     way.seen.note_version(moved.version);
-    way.neighbours.reach(moved.to);
+    way.neighbours.reach(moved.to).await;
     for _ in 0..TRIES {
         // Without a query node no step goes anywhere.
         let Some(node) = way.node() else { break };
@@ -75,7 +75,7 @@ async fn switch(way: Arc<Way>, migration: u64, moved: Moved) {
 
 /// Has a block encoded on another host, and says whether it is there.
 async fn recompute(way: Arc<Way>, migration: u64, context: ContextId, block: BlockId, at: HostId) {
-    way.neighbours.reach(at);
+    way.neighbours.reach(at).await;
     let done = match way.node() {
         None => false,
         Some(node) => match node.encode_again(context, block, at).await {

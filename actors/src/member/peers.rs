@@ -11,7 +11,7 @@ use stellate_runtime::control::{ControlEvent, Wire};
 use stellate_runtime::identity::NodeId;
 use stellate_runtime::membership::{NodeRecord, Standing};
 use stellate_runtime::substrate::SubstrateHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::calls::{AGENTS, AgentCall, QUERY_NODES, QueryCall, SUPERVISORS, SupervisorCall};
 use crate::cluster::messages::{
@@ -19,7 +19,7 @@ use crate::cluster::messages::{
 };
 
 /// How long an actor of a node that is there is waited for: longer than a lost session takes to be opened again.
-const LONGEST_SEARCH: Duration = Duration::from_secs(5);
+const LONGEST_SEARCH: Duration = Duration::from_secs(3);
 /// How often it is looked for.
 const SEARCH_POLL: Duration = Duration::from_millis(50);
 
@@ -87,7 +87,9 @@ impl Peers {
             (Some(one), None) if key == self.own_key() => Err(alike(&roster.own, &one.record)),
             (Some(member), None) => match &member.standing {
                 Standing::Compatible => Ok(()),
-                standing => Err(format!("{standing:?}")),
+                Standing::Incompatible(why) => {
+                    Err(why.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+                }
             },
             _ => Ok(()),
         }
@@ -98,9 +100,37 @@ impl Peers {
         if key == self.own_key() {
             return Some(self.substrate.id());
         }
+        self.check(key).ok()?;
         let roster = self.substrate.roster();
-        let member = roster.members.iter().find(|member| key_of(member.id) == key && member.is_up())?;
-        self.check(key).is_ok().then_some(member.id)
+        let known = roster.members.iter().find(|member| key_of(member.id) == key);
+        match known {
+            Some(member) => member.is_up().then_some(member.id),
+            // Its actors may be known before it is.
+            None => {
+                let control = self.substrate.control()?;
+                control.ready_peers().into_iter().find(|node| key_of(*node) == key)
+            }
+        }
+    }
+
+    /// As [`live`](Self::live), for a node that others know already: waits a while until this one does.
+    pub(super) async fn await_live(&self, key: NodeKey) -> Option<NodeId> {
+        let found = async {
+            loop {
+                match self.live(key) {
+                    Some(node) => return node,
+                    None => sleep(SEARCH_POLL).await,
+                }
+            }
+        };
+        timeout(LONGEST_SEARCH, found).await.ok()
+    }
+
+    /// Whether the actors of a node can be called at the moment.
+    pub(super) fn can_be_called(&self, key: NodeKey) -> bool {
+        let control = self.substrate.control();
+        key == self.own_key()
+            || control.is_some_and(|control| control.ready_peers().iter().any(|node| key_of(*node) == key))
     }
 
     fn find(&self, group: &'static str, key: NodeKey) -> Option<(NodeId, ActorCell)> {

@@ -3,12 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ractor::{Actor, ActorRef};
 use stellate_runtime::clock::Clock;
 use stellate_runtime::identity::NodeId;
+use stellate_runtime::membership::Standing;
 use stellate_runtime::substrate::Roster;
 use tokio::sync::{broadcast, watch};
+use tokio::time::{sleep, timeout};
 
 use super::MemberError;
 use super::calls::{Doorkeeper, SUPERVISORS, SupervisorCall, SupervisorGate};
@@ -18,6 +21,12 @@ use crate::cluster::actor::{ClusterArgs, ClusterMsg, ClusterSupervisor, Supervis
 use crate::cluster::drain::DrainProgress;
 use crate::cluster::messages::{NodeKey, Refusal, SupervisorReply, SupervisorRequest};
 use crate::cluster::settings::ClusterSettings;
+
+/// How often it is looked who has not reported yet.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether another supervisor is still there.
+const STAND_BY: Duration = Duration::from_secs(1);
 
 /// Makes a store for each start of a supervisor.
 pub(super) type Stores = Arc<dyn Fn() -> Box<dyn SupervisorStore> + Send + Sync>;
@@ -74,24 +83,26 @@ impl Supervision {
         };
         let started = Actor::spawn(None, ClusterSupervisor, args).await;
         let (cluster, _) = started.map_err(|error| failed("the supervisor", error.to_string()))?;
-        let (reported, _) = watch::channel(false);
-        let door = Arc::new(Door {
-            peers: self.peers.clone(),
-            has_hosts: self.has_hosts,
-            reported: reported.clone(),
-        });
+        let (reported, _) = watch::channel(BTreeSet::new());
+        let door = Arc::new(Door { peers: self.peers.clone(), reported: reported.clone() });
         let started =
             Actor::spawn(None, SupervisorGate, (cluster.clone(), door as Arc<dyn Doorkeeper>)).await;
         let (gate, _) = started.map_err(|error| failed("the way in to the supervisor", error.to_string()))?;
         let supervisor = Supervisor { cluster, gate, replaced };
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(supervisor.clone());
         self.peers.join(SUPERVISORS, supervisor.gate.get_cell());
-        tokio::spawn(settle_early(self.peers.clone(), supervisor.cluster.clone(), reported));
+        let listening = Listening {
+            peers: self.peers.clone(),
+            cluster: supervisor.cluster.clone(),
+            reported,
+            has_hosts: self.has_hosts,
+        };
+        tokio::spawn(listening.run(self.settings.host_timeout));
         Ok(supervisor)
     }
 
-    /// Waits until the supervisor ends. If agents have followed one of a higher term, and no other node supervises now, it is
-    /// started again with a higher term still: what it knew comes back from agents and query nodes.
+    /// Waits until the supervisor ends. If agents or query nodes have followed one of a higher term, it is started again with
+    /// a higher term still, once no other node supervises: what it knew comes back from them.
     pub(super) async fn keep_up(self, mut supervisor: Supervisor) {
         loop {
             let _ = supervisor.cluster.wait(None).await;
@@ -105,7 +116,9 @@ impl Supervision {
                     highest,
                     "another node supervises as well; name one of them in cluster.supervisor"
                 );
-                return;
+            }
+            while self.peers.is_supervised_elsewhere() {
+                sleep(STAND_BY).await;
             }
             tracing::warn!(
                 highest,
@@ -125,18 +138,55 @@ impl Supervision {
     }
 }
 
-/// A supervisor that has never placed anything has nothing to listen for, nor has one that is alone: once it knows the hosts
-/// of its own node, it may begin.
-async fn settle_early(peers: Peers, cluster: ActorRef<ClusterMsg>, reported: watch::Sender<bool>) {
-    let mut reports = reported.subscribe();
-    if reports.wait_for(|reported| *reported).await.is_err() {
-        return;
+/// A supervisor that has just started, and listens to hosts before it decides anything.
+struct Listening {
+    peers: Peers,
+    cluster: ActorRef<ClusterMsg>,
+    /// Who has reported.
+    reported: watch::Sender<BTreeSet<NodeKey>>,
+    has_hosts: bool,
+}
+
+impl Listening {
+    /// Tells the supervisor when it need not listen for longer, and when it should: it has heard the hosts of its own node,
+    /// and others are there, or not.
+    async fn run(self, longest: Duration) {
+        let own = self.peers.own_key();
+        let has_begun = |reported: &BTreeSet<NodeKey>| match self.has_hosts {
+            true => reported.contains(&own),
+            false => !reported.is_empty(),
+        };
+        let mut reports = self.reported.subscribe();
+        if reports.wait_for(has_begun).await.is_err() {
+            return;
+        }
+        // Of no use to one that has been there before, unless it is alone.
+        drop(self.cluster.cast(ClusterMsg::Reported { is_alone: false }));
+        let ready = async {
+            self.peers.substrate.ready().await;
+            if !self.peers.substrate.roster().members.iter().any(|member| member.is_up()) {
+                drop(self.cluster.cast(ClusterMsg::Reported { is_alone: true }));
+            }
+        };
+        let others = async {
+            loop {
+                if self.is_somebody_missing() {
+                    drop(self.cluster.cast(ClusterMsg::Awaiting));
+                }
+                sleep(LOOK).await;
+            }
+        };
+        // Beyond, the supervisor has decided.
+        let _ = timeout(longest, async { tokio::join!(ready, others) }).await;
     }
-    // One that has been there before waits for the others, unless there are none.
-    drop(cluster.cast(ClusterMsg::Reported { is_alone: false }));
-    peers.substrate.ready().await;
-    if !peers.substrate.roster().members.iter().any(|member| member.is_up()) {
-        drop(cluster.cast(ClusterMsg::Reported { is_alone: true }));
+
+    /// Whether a node is there that holds blocks and has not reported.
+    fn is_somebody_missing(&self) -> bool {
+        let (roster, reported) = (self.peers.substrate.roster(), self.reported.borrow());
+        roster.members.iter().any(|member| {
+            let holds = member.record.roles.context && member.standing == Standing::Compatible;
+            member.is_up() && holds && !reported.contains(&key_of(member.id))
+        })
     }
 }
 
@@ -144,9 +194,8 @@ async fn settle_early(peers: Peers, cluster: ActorRef<ClusterMsg>, reported: wat
 #[derive(Debug)]
 struct Door {
     peers: Peers,
-    has_hosts: bool,
-    /// Whether the first inventory has come: that of this node if it has hosts.
-    reported: watch::Sender<bool>,
+    /// Who has reported since the supervisor has started.
+    reported: watch::Sender<BTreeSet<NodeKey>>,
 }
 
 impl Doorkeeper for Door {
@@ -161,11 +210,9 @@ impl Doorkeeper for Door {
             tracing::debug!(%node, %cause, "a node that cannot take part");
             return Some(SupervisorReply::Refused(Refusal::Incompatible { cause }));
         }
-        if matches!(request, SupervisorRequest::Inventory(_))
-            && (!self.has_hosts || node == self.peers.own_key())
-        {
-            // What is asked next comes after it.
-            self.reported.send_if_modified(|reported| !std::mem::replace(reported, true));
+        if matches!(request, SupervisorRequest::Inventory(_)) {
+            // What is asked because of it comes after it.
+            self.reported.send_if_modified(|reported| reported.insert(node));
         }
         None
     }

@@ -1,11 +1,12 @@
 //! The way to the supervisor, wherever it is: what this node asks it, the contexts that this node keeps and announces, and
 //! what its agent reports.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use stellate_kernels::KvShape;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -21,6 +22,7 @@ use crate::cluster::messages::{
     AnchorCopy, BlockNeed, ContextClaim, ContextPlaced, Refusal, SupervisorReply, SupervisorRequest,
 };
 use crate::error::{ContextFull, EncodeError};
+use crate::link::HostId;
 use crate::manifest::ContextId;
 use crate::node::{Node, WeakNode};
 use crate::placement::Placed;
@@ -29,6 +31,8 @@ use crate::supervisor::{PlaceRequest, Placement};
 
 /// How long a supervisor that is not there, or has just started, is waited for: longer than its node takes to start again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long hosts are waited for where none is known: three of their reports.
+const FIRST_REPORTS: Duration = Duration::from_secs(3);
 /// How often it is asked meanwhile.
 const POLL: Duration = Duration::from_millis(100);
 /// How long it may take to answer: it computes nothing that takes long.
@@ -121,6 +125,9 @@ impl Way {
                     match self.peers.ask(&supervisor, request.clone(), limit).await {
                         Ok(SupervisorReply::Refused(Refusal::Settling { .. } | Refusal::Replaced))
                             if !left.is_zero() => {}
+                        // Hosts report every second; a supervisor that has just come may not have heard of any.
+                        Ok(SupervisorReply::Refused(Refusal::NoHosts)) if start.elapsed() < FIRST_REPORTS => {
+                        }
                         Ok(reply) => return Ok(reply),
                         Err(cause) => last = Some((node, cause)),
                     }
@@ -216,7 +223,7 @@ impl Way {
     async fn place_claim(
         &self,
         claim: &ContextClaim,
-        suspects: Vec<crate::link::HostId>,
+        suspects: Vec<HostId>,
     ) -> Result<ContextPlaced, EncodeError> {
         let request = SupervisorRequest::Place { claim: claim.clone(), suspects };
         let placed = match self.ask(request).await? {
@@ -228,7 +235,8 @@ impl Way {
             }
         };
         self.seen.note(placed.term, placed.version);
-        placed.placed.iter().for_each(|placed| self.neighbours.reach(placed.host));
+        let hosts: BTreeSet<HostId> = placed.placed.iter().map(|placed| placed.host).collect();
+        join_all(hosts.into_iter().map(|host| self.neighbours.reach(host))).await;
         Ok(placed)
     }
 
@@ -259,7 +267,7 @@ impl Way {
 impl SupervisorPort for Way {
     fn place(&self, request: PlaceRequest) -> BoxFuture<'_, Result<Placement, EncodeError>> {
         Box::pin(async move {
-            let suspects = request.suspects.clone();
+            let suspects = self.neighbours.with_others_of_their_nodes(request.suspects.clone());
             let claim = self.claim(request);
             let context = claim.context;
             let is_known = self.node().is_some_and(|node| node.knows(context));

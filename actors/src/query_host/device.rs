@@ -205,9 +205,11 @@ impl Device {
         }
     }
 
-    /// Has a context healed that nobody asks at the moment, unless that is under way.
+    /// Has a context healed that nobody asks at the moment, unless that is under way, or it was not used since the node was
+    /// opened: then its blocks are encoded when they are asked for.
     fn heal(&mut self, context: ContextId, suspects: Vec<HostId>) {
-        let Some(known) = self.contexts.get(context) else { return };
+        let known = self.contexts.get(context);
+        let Some(known) = known.filter(|known| !known.whereabouts.now().placed.is_empty()) else { return };
         if !self.healing.contains(&context) && self.errands.try_send(Errand::Heal(known, suspects)).is_ok() {
             self.healing.insert(context);
         }

@@ -25,7 +25,8 @@ pub enum RoomPromise {
     Promised,
 }
 
-/// Calls to the context hosts of another node. Dropping a call's future cancels what it asked for.
+/// Calls to the context hosts of another node. Dropping a call's future gives it up: what it asked for ends when the context
+/// that it was for is released, which frees its blocks.
 pub trait ControlCalls: Send + Sync + fmt::Debug {
     /// Encodes a block, unless the host holds it.
     fn encode(&self, order: EncodeOrder) -> BoxFuture<'_, Result<Encoded, HostError>>;

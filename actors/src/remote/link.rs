@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use stellate_kernels::Partial;
@@ -18,6 +18,12 @@ use crate::link::{AttendReply, AttendRequest, Fold, HostId, HostLink, LinkError}
 
 /// Messages that may wait for the network thread: one of each session that a query host steps, and then some.
 const OUTBOX: usize = 256;
+
+/// How long a thread that waits for a reply looks for it before it sleeps. Hosts that attend little answer within it, and
+/// waking a thread takes about as long as their answer; beyond, its core is better given away.
+const AWAKE: Duration = Duration::from_micros(200);
+/// Looks before the core is offered to whoever has work.
+const LOOKS: usize = 16;
 
 /// How a channel behaves.
 #[derive(Clone, Copy, Debug)]
@@ -202,6 +208,7 @@ impl HostLink for QuicLink {
         };
         let Pending { number, blocks, tokens, mut partials } = pending;
         let timeout = self.channel.0.options.reply_timeout;
+        look_for(&self.replies.1);
         let payloads = match self.replies.1.recv_timeout(timeout) {
             Ok(arrived) => arrived?,
             Err(RecvTimeoutError::Timeout) => {
@@ -228,5 +235,19 @@ impl HostLink for QuicLink {
         }
         self.spare = payloads;
         Ok(AttendReply { blocks, partials })
+    }
+}
+
+/// Looks for a reply for a while without sleeping. Where threads are more than cores, those that have work go first.
+fn look_for(replies: &Receiver<Arrived>) {
+    let start = Instant::now();
+    while start.elapsed() < AWAKE {
+        for _ in 0..LOOKS {
+            if !replies.is_empty() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        std::thread::yield_now();
     }
 }

@@ -4,8 +4,11 @@
 
 mod node;
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -20,6 +23,9 @@ use tempfile::TempDir;
 
 const SPEC: &str = "STELLATE_TEST_MEMBER";
 const SELF: &str = "this_program_is_a_node_if_its_environment_says_so";
+/// The folder that nodes write their logs to, with the level in `RUST_LOG`; else they write to standard error.
+const LOGS: &str = "STELLATE_TEST_LOGS";
+static STARTED: AtomicUsize = AtomicUsize::new(0);
 /// Longest that a condition may take; only a broken test waits so long.
 const PATIENCE: Duration = Duration::from_secs(120);
 const TOKENS: usize = 12;
@@ -56,7 +62,8 @@ impl Cluster {
             credentials.save(&folder.join("identity")).unwrap();
         }
         let seeds = seeds.iter().map(|seed| seed.address.clone()).collect();
-        Spec { folder, seeds, supervises: false, holds: true, asks: true, capacity_bytes: PLENTY }
+        let (supervises, holds, asks, recomputes) = (false, true, true, false);
+        Spec { folder, seeds, supervises, holds, asks, capacity_bytes: PLENTY, recomputes }
     }
 
     fn supervisor(&self, name: &str, seeds: &[&Running]) -> Spec {
@@ -75,7 +82,13 @@ struct Running {
 
 impl Running {
     fn start(spec: &Spec) -> Self {
+        let stderr = std::env::var_os(LOGS).map_or_else(Stdio::inherit, |logs| {
+            let name = spec.folder.file_name().unwrap().to_string_lossy();
+            let count = STARTED.fetch_add(1, Ordering::Relaxed);
+            File::create(Path::new(&logs).join(format!("{count}-{name}.log"))).unwrap().into()
+        });
         let mut child = Command::new(std::env::current_exe().unwrap())
+            .stderr(stderr)
             .args([SELF, "--exact", "--nocapture"])
             .env(SPEC, serde_json::to_string(spec).unwrap())
             .stdin(Stdio::piped())
@@ -219,6 +232,8 @@ fn blocks_on_three_nodes_answer_as_those_of_one_process_and_a_killed_node_change
     let mut victim = second;
     let killed = third.ask_and(0, 1, 40, || victim.kill());
     assert_eq!(killed, answers("star", 1, &[(0, TOKENS), (1, 40)])[1], "killed in the middle");
+    // What nobody asks is brought back as well.
+    first.until(|snapshot| snapshot.contexts.iter().all(|row| row.held_blocks == row.blocks));
     assert_eq!(third.ask(1, 2), answers("exact", 1, &[(0, TOKENS), (2, TOKENS)])[1], "killed before");
     let gone = victim.key.to_string();
     for context in 0..2 {
@@ -231,10 +246,16 @@ fn blocks_on_three_nodes_answer_as_those_of_one_process_and_a_killed_node_change
 
 #[test]
 fn a_node_that_joins_takes_blocks_and_one_that_is_drained_has_none_and_answers_stay_the_same() {
+    for recomputes in [false, true] {
+        join_and_drain(recomputes);
+    }
+}
+
+fn join_and_drain(recomputes: bool) {
     let cluster = Cluster::new();
     // Some two contexts fill half of a node.
     let capacity_bytes = 4 * BLOCKS * model().decoder.kv_shape(KvFormat::F32).bytes_for(BLOCK_TOKENS);
-    let mut first = Running::start(&Spec { capacity_bytes, ..cluster.supervisor("first", &[]) });
+    let mut first = Running::start(&Spec { capacity_bytes, recomputes, ..cluster.supervisor("first", &[]) });
     let expected: Vec<_> =
         ["star", "exact"].map(|mode| answers(mode, 2, &[(0, TOKENS), (1, TOKENS), (2, TOKENS)])).into();
     for (context, mode) in ["star", "exact"].into_iter().enumerate() {
@@ -242,7 +263,10 @@ fn a_node_that_joins_takes_blocks_and_one_that_is_drained_has_none_and_answers_s
         assert_eq!(first.ask(context, 0), expected[context][0], "{mode}, alone");
     }
     let second = Running::start(&Spec { capacity_bytes, ..cluster.spec("second", &[&first]) });
-    first.until_hosts(2);
+    // What has not been reported does not move.
+    first.until(|snapshot| {
+        snapshot.hosts.len() == 2 && snapshot.contexts.iter().all(|row| row.held_blocks == row.blocks)
+    });
     assert!(first.call("rebalance").starts_with("planned"));
     first.until(|snapshot| {
         blocks_on(snapshot, second.key) > 1 && snapshot.moves.is_empty() && snapshot.queued_moves == 0
@@ -299,4 +323,45 @@ fn a_context_that_does_not_fit_is_refused_with_numbers_until_a_node_joins() {
     first.until_hosts(2);
     first.encode("star", BLOCKS, 4);
     assert_eq!(first.ask(0, 0), answers("star", 4, &[(0, TOKENS)])[0]);
+}
+
+#[test]
+fn an_encoding_that_is_given_up_leaves_nothing_on_any_node() {
+    let cluster = Cluster::new();
+    let mut first = Running::start(&cluster.supervisor("first", &[]));
+    let mut second = Running::start(&cluster.spec("second", &[&first]));
+    first.until_hosts(2);
+    assert_eq!(second.call("give-up star 200 5"), "given up");
+    let is_empty = |snapshot: &ClusterSnapshot| {
+        snapshot.contexts.is_empty() && snapshot.hosts.iter().all(|row| row.used_bytes == 0)
+    };
+    first.until(is_empty);
+    second.encode("star", BLOCKS, 5);
+    assert_eq!(second.ask(0, 0), answers("star", 5, &[(0, TOKENS)])[0]);
+}
+
+#[test]
+fn a_supervisor_on_a_node_that_is_new_takes_over_from_one_that_is_gone() {
+    let cluster = Cluster::new();
+    let spec = cluster.supervisor("first", &[]);
+    Running::start(&spec).kill();
+    let mut first = Running::start(&spec);
+    let mut asker = Running::start(&cluster.spec("asker", &[&first]));
+    first.until_hosts(2);
+    // What is freed tells the agents of the term.
+    asker.encode("star", BLOCKS, 6);
+    assert_eq!(asker.call("release"), "released");
+    let term = first.until(|snapshot| snapshot.hosts.iter().all(|row| row.used_bytes == 0)).term;
+    assert!(term > 1);
+    first.kill();
+    let second = Spec { holds: false, asks: false, ..cluster.supervisor("second", &[&asker]) };
+    let mut second = Running::start(&second);
+    asker.encode("star", BLOCKS, 6);
+    assert_eq!(asker.ask(0, 0), answers("star", 6, &[(0, TOKENS)])[0]);
+    assert_eq!(asker.call("release"), "released");
+    second.until(|snapshot| {
+        snapshot.term > term
+            && snapshot.contexts.is_empty()
+            && snapshot.hosts.iter().all(|row| row.used_bytes == 0)
+    });
 }

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stellate_actors::cluster::messages::{NodeKey, SupervisorReply, SupervisorRequest};
-use stellate_actors::cluster::settings::ClusterSettings;
+use stellate_actors::cluster::settings::{ClusterSettings, RepairPolicy};
 use stellate_actors::member::{Member, MemberSetup};
 use stellate_actors::{
     AskOptions, Context, ContextSource, KvFormat, Layout, Model, ModelOptions, ModelSource, Node,
     NodeOptions, QueryInput, Session, TurnEvent, WeightChoice,
 };
+use stellate_runtime::config::{LogFormat, LogSettings};
 use stellate_runtime::identity::Credentials;
 use stellate_runtime::membership::{ModelFormat, NodeState, Roles};
 use stellate_runtime::store::{Store, StoreHandle, StoreOptions};
@@ -37,6 +38,8 @@ pub(crate) struct Spec {
     pub(crate) holds: bool,
     pub(crate) asks: bool,
     pub(crate) capacity_bytes: usize,
+    /// Whether blocks that move are computed again instead of copied.
+    pub(crate) recomputes: bool,
 }
 
 pub(crate) fn model() -> Model {
@@ -79,6 +82,9 @@ fn say(line: impl std::fmt::Display) {
 
 /// Runs until standard input ends.
 pub(crate) fn run(spec: Spec) {
+    if let Ok(level) = std::env::var("RUST_LOG") {
+        stellate_runtime::telemetry::init(&LogSettings { level, format: LogFormat::Human }).unwrap();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (sender, lines) = mpsc::channel(16);
     std::thread::spawn(move || {
@@ -96,7 +102,7 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
     let store = Store::open(&spec.folder.join("store"), StoreOptions::default()).unwrap();
     let store = StoreHandle::start(store).unwrap();
     let mut setup = SubstrateSetup::new((Ipv4Addr::LOCALHOST, 0).into(), credentials, store.clone()).unwrap();
-    let roles = Roles { context: spec.holds, query: spec.asks, supervisor: spec.supervises };
+    let roles = Roles { context: spec.holds, query: spec.asks, supervisor: spec.supervises, issuer: false };
     setup.profile.roles = roles;
     setup.profile.state = NodeState::Active;
     setup.profile.model = Some(ModelFormat { fingerprint: "tiny 7".into(), kv_format: "f32".into() });
@@ -116,6 +122,7 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
             slow_start: Duration::ZERO,
             round_permille: 1000,
             rebalance_every: None,
+            repair: if spec.recomputes { RepairPolicy::AlwaysRecompute } else { RepairPolicy::AlwaysCopy },
             ..ClusterSettings::default()
         },
         max_bulk_rate: None,
@@ -142,6 +149,25 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
                         contexts.push((context, session));
                     }
                     Err(error) => say(format!("refused {error}")),
+                }
+            }
+            // Gives an encoding up once the supervisor has placed it.
+            ["give-up", mode, blocks, seed] => {
+                let text = text(blocks.parse().unwrap(), seed.parse().unwrap());
+                let encoding = node.encode(text, layout(mode));
+                let placed = async {
+                    loop {
+                        let reply = member.ask(SupervisorRequest::Snapshot).await.unwrap();
+                        let SupervisorReply::Snapshot(snapshot) = reply else { panic!("{reply:?}") };
+                        if !snapshot.contexts.is_empty() {
+                            return;
+                        }
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = placed => say("given up"),
+                    encoded = encoding => say(format!("too late: {:?}", encoded.map(|context| context.id()))),
                 }
             }
             ["places", context] => {

@@ -6,20 +6,26 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use ractor::{Actor, ActorRef, call};
 use stellate_actors::KvFormat;
 use stellate_actors::budget::{BudgetedBlock, KvBudget};
-use stellate_actors::cluster::agent::AgentHosts;
-use stellate_actors::cluster::messages::{AgentRefusal, EncodeOrder, HostInventory};
+use stellate_actors::cluster::agent::{Agent, AgentArgs, AgentHosts, AgentMsg, Uplink};
+use stellate_actors::cluster::messages::{
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, EncodeOrder, HostInventory, NodeKey,
+    SupervisorRequest,
+};
 use stellate_actors::context_host::{ContextHostHandle, Encoded};
 use stellate_actors::link::{Fold, HostId, HostLink};
 use stellate_actors::member::hosts::NodeHosts;
 use stellate_actors::member::pull::BlockSources;
+use stellate_actors::member::store::AgentRecords;
 use stellate_actors::port::HostPort;
 use stellate_actors::progress::EncodeMeter;
 use stellate_actors::remote::frames::{BLOCK, BlockHead, DONE, Done, FETCH, Fetch, PIECE, Piece};
 use stellate_actors::remote::{DialFailure, Dialer, Landing, NodeDialer, fetch_block, put_block};
 use stellate_model::block::BlockId;
 use stellate_runtime::clock::SystemClock;
+use stellate_runtime::store::{Store, StoreHandle, StoreOptions};
 use stellate_runtime::transport::{Connection, ConnectionClass, NetworkHandle};
 use tokio::sync::{Semaphore, watch};
 
@@ -445,4 +451,76 @@ fn a_host_that_has_stopped_holds_nothing_and_is_in_no_inventory() {
         assert!(matches!(agent.encode(order).await, Err(AgentRefusal::Failed { .. })));
         assert!(agent.reserve(HOST, pair.model.blocks[0], 0, 0).await.is_err());
     });
+}
+
+/// What an agent reports, which nobody reads.
+#[derive(Debug)]
+struct NoSupervisor;
+
+impl Uplink for NoSupervisor {
+    fn send(&self, _: SupervisorRequest) {}
+}
+
+async fn start_agent(hosts: NodeHosts, store: &StoreHandle) -> ActorRef<AgentMsg> {
+    let args = AgentArgs {
+        node: NodeKey::of(TARGET),
+        hosts: Arc::new(hosts),
+        store: Box::new(AgentRecords::new(store.clone())),
+        uplink: Arc::new(NoSupervisor),
+        clock: Arc::new(SystemClock::new()),
+    };
+    Actor::spawn(None, Agent, args).await.unwrap().0
+}
+
+async fn order(agent: &ActorRef<AgentMsg>, term: u64, version: u64, request: AgentRequest) -> AgentReply {
+    call!(agent, AgentMsg::Order, AgentOrder { term, version, order: 1, request }).unwrap()
+}
+
+#[test]
+fn an_agent_answers_while_a_block_is_encoded_and_refuses_the_replaced_also_after_a_restart() {
+    let pair = Pair::new(KvFormat::F32);
+    let folder = tempfile::tempdir().unwrap();
+    let open = || StoreHandle::start(Store::open(folder.path(), StoreOptions::default()).unwrap()).unwrap();
+    let hosts = || agent_of(&pair.model, &[&pair.target], sources(&pair.asker, &[]));
+    let (first, second) = (pair.model.blocks[0], pair.model.blocks[1]);
+    let (encoding, gate, mut standing) = standing(&pair, 0);
+    let store = open();
+    pair.asker.runtime.block_on(async {
+        standing.wait_for(|&stands| stands).await.unwrap();
+        let agent = start_agent(hosts(), &store).await;
+        let AgentReply::Inventory(inventory) = order(&agent, 5, 1, AgentRequest::Inventory).await else {
+            panic!("an inventory was asked for")
+        };
+        assert_eq!((inventory.at.start, inventory.hosts[0].blocks.len()), (1, 0));
+        let (bytes, tokens) =
+            (pair.target.budget.shape().bytes_for(BLOCK_TOKENS) as u64, BLOCK_TOKENS as u32);
+        let reserve = AgentRequest::Reserve { host: TARGET, block: pair.model.blocks[2], bytes, tokens };
+        assert_eq!(order(&agent, 5, 1, reserve).await, AgentReply::Reserved { held: false });
+
+        // What was asked for since is not freed by an order of before.
+        let free = |block| AgentRequest::Free { host: TARGET, blocks: vec![block] };
+        let encoded = order(&agent, 5, 3, AgentRequest::Encode(pair.order(1)));
+        let freed = order(&agent, 5, 2, free(second));
+        let (encoded, freed, ()) = tokio::join!(encoded, freed, async { gate.close() });
+        assert_eq!(encoded, AgentReply::Encoded { fresh: true });
+        assert!(matches!(freed, AgentReply::Freed { .. }));
+        assert_eq!(encoding.await, Some(Encoded::Fresh));
+        assert!(held(&pair.target, first).await.is_some() && held(&pair.target, second).await.is_some());
+        assert!(matches!(order(&agent, 5, 4, free(second)).await, AgentReply::Freed { .. }));
+        assert!(held(&pair.target, second).await.is_none());
+        agent.stop_and_wait(None, None).await.unwrap();
+    });
+    store.close();
+    let store = open();
+    pair.asker.runtime.block_on(async {
+        let agent = start_agent(hosts(), &store).await;
+        let fenced = AgentRefusal::Fenced { term: 4, highest: 5 };
+        assert_eq!(order(&agent, 4, 9, AgentRequest::Inventory).await, AgentReply::Refused(fenced));
+        let AgentReply::Inventory(inventory) = order(&agent, 5, 1, AgentRequest::Inventory).await else {
+            panic!("an inventory was asked for")
+        };
+        assert_eq!(inventory.at.start, 2);
+        agent.stop_and_wait(None, None).await.unwrap();
+    });
+    store.close();
 }

@@ -6,5 +6,6 @@ mod attention;
 mod blocks;
 mod bytes;
 mod faults;
+mod hostile;
 mod port;
 mod support;

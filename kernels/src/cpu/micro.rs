@@ -3,12 +3,9 @@
 //!
 //! Number formats and requests to the memory are types, so that each combination becomes a loop of its own: with a
 //! choice inside, the compiler kept some of the sums on the stack.
-#![expect(
-    clippy::needless_range_loop,
-    reason = "indices over registers, unrolled by the compiler, read as the mathematics"
-)]
 
 use super::lanes::Lanes;
+use super::strip::{dots, load_line, outer};
 
 /// Rows whose sums are held in registers at once: with panels of 64 columns, 24 of AVX-512's 32 registers.
 pub(super) const MICRO_ROWS: usize = 6;
@@ -39,16 +36,6 @@ pub(super) struct Left {
     pub(super) row: usize,
 }
 
-impl Left {
-    /// # Safety
-    /// The value can be read.
-    #[inline(always)]
-    unsafe fn factor<L: Lanes>(self, row: usize) -> L {
-        // SAFETY: the caller's promise.
-        L::splat(unsafe { *self.start.add(row * self.row) })
-    }
-}
-
 /// Both in f32.
 pub(super) struct Floats;
 
@@ -63,13 +50,8 @@ impl Meet for Floats {
         _whole: bool,
         sums: &mut [[L; PANEL]; ROWS],
     ) {
-        for row in 0..ROWS {
-            // SAFETY: the caller's promise.
-            let factor: L = unsafe { left.factor(row) };
-            for v in 0..PANEL {
-                sums[row][v] = factor.mul_add(line[v], sums[row][v]);
-            }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { outer(left.start, left.row, line, sums) }
     }
 }
 
@@ -112,13 +94,15 @@ impl Meet for Pairs {
         whole: bool,
         sums: &mut [[L; PANEL]; ROWS],
     ) {
-        let line = if whole { *line } else { halves(line, L::low_halves) };
-        for row in 0..ROWS {
-            // SAFETY: the caller's promise.
-            let factor: L = unsafe { left.factor(row) };
-            let factor = if whole { factor } else { factor.low_halves() };
-            for v in 0..PANEL {
-                sums[row][v] = sums[row][v].dot_pairs(factor, line[v]);
+        // SAFETY: the caller's promise; words are as wide as values. The high halves of both are taken away where they do
+        // not count: what lies there may be no number.
+        unsafe {
+            match whole {
+                true => dots(left.start.cast(), left.row, line, sums, |factor| factor),
+                false => {
+                    let line = halves(line, L::only_low_halves);
+                    dots(left.start.cast(), left.row, &line, sums, L::only_low_halves);
+                }
             }
         }
     }
@@ -162,16 +146,4 @@ pub(super) unsafe fn multiply<L: Lanes, M: Meet, A: Ask, const PANEL: usize, con
             M::add(left, &load_line(b), false, sums);
         }
     }
-}
-
-/// # Safety
-/// `PANEL * WIDTH` values can be read from `from`.
-#[inline(always)]
-unsafe fn load_line<L: Lanes, const PANEL: usize>(from: *const f32) -> [L; PANEL] {
-    let mut line = [L::splat(0.0); PANEL];
-    for (v, lanes) in line.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        *lanes = unsafe { L::load(from.add(v * L::WIDTH)) };
-    }
-    line
 }

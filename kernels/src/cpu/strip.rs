@@ -173,10 +173,12 @@ impl Meeting for Pairs {
     }
 }
 
+/// Registers side by side.
+///
 /// # Safety
 /// `PANEL` registers can be read from `from`.
 #[inline(always)]
-unsafe fn load_line<L: Lanes, const PANEL: usize>(from: *const f32) -> [L; PANEL] {
+pub(super) unsafe fn load_line<L: Lanes, const PANEL: usize>(from: *const f32) -> [L; PANEL] {
     let mut line = [L::splat(0.0); PANEL];
     for (v, lanes) in line.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
@@ -185,10 +187,12 @@ unsafe fn load_line<L: Lanes, const PANEL: usize>(from: *const f32) -> [L; PANEL
     line
 }
 
+/// Adds the outer product of a line with one factor of each row.
+///
 /// # Safety
 /// `a` can be read at `ROWS` multiples of `stride`.
 #[inline(always)]
-unsafe fn outer<L: Lanes, const PANEL: usize, const ROWS: usize>(
+pub(super) unsafe fn outer<L: Lanes, const PANEL: usize, const ROWS: usize>(
     a: *const f32,
     stride: usize,
     line: &[L; PANEL],
@@ -203,10 +207,12 @@ unsafe fn outer<L: Lanes, const PANEL: usize, const ROWS: usize>(
     }
 }
 
+/// As [`outer`], for bf16 pairs; `take` is the part of a row's pair that counts.
+///
 /// # Safety
 /// As for [`outer`].
 #[inline(always)]
-unsafe fn dots<L: Lanes, const PANEL: usize, const ROWS: usize>(
+pub(super) unsafe fn dots<L: Lanes, const PANEL: usize, const ROWS: usize>(
     a: *const u32,
     stride: usize,
     line: &[L; PANEL],

@@ -308,3 +308,6 @@ fn requested_key(request_der: &[u8]) -> Result<Vec<u8>, JoinRefusal> {
 fn clipped(text: &str) -> String {
     text.chars().take(80).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::congestion::CubicConfig;
 use quinn::{AckFrequencyConfig, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::frame::{FrameLimits, WIRE_VERSION};
@@ -12,6 +13,11 @@ const MIN_MTU_BYTES: u16 = 1200;
 /// Largest path MTU: ten packets of it, which quinn sends in one call, stay below the 64 KiB above which the kernel drops the
 /// batch without an error.
 pub const MAX_MTU_BYTES: u16 = 6500;
+
+/// What may be on its way before the path is known. A probe of the largest MTU and an answer of some packets fit beside each
+/// other: a connection that is closed while the window is full does not tell its peer (quinn-proto 0.11 holds the close back with
+/// the data that it gives up, and a closed connection hears no acknowledgements).
+const INITIAL_WINDOW_BYTES: u64 = 32 << 10;
 
 /// How the transport behaves. Both ends of a connection should have the same idle time; the shorter one counts.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,7 +129,10 @@ impl TransportOptions {
         let mut acks = AckFrequencyConfig::default();
         acks.ack_eliciting_threshold(self.ack_threshold.into()).max_ack_delay(Some(self.max_ack_delay));
         let idle = self.idle.try_into().expect("validate() has bounded it");
+        let mut congestion = CubicConfig::default();
+        congestion.initial_window(INITIAL_WINDOW_BYTES);
         config
+            .congestion_controller_factory(Arc::new(congestion))
             .mtu_discovery_config(Some(discovery))
             .ack_frequency_config(Some(acks))
             .max_idle_timeout(Some(idle))

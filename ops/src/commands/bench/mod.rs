@@ -3,6 +3,7 @@
 //! `saving.rs`; what follows from it is in `scaling.rs`, and where the time went in `profile.rs`; how it is told in
 //! `tell.rs`; here are the arguments and the order of things.
 
+mod cluster;
 mod count;
 mod course;
 mod measure;
@@ -19,12 +20,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use stellate_actors::{Model, ModelSource, NodeOptions};
 use stellate_kernels::KvShape;
 use stellate_model::random::RandomModel;
 use stellate_runtime::config::{AnchorTokens, AttentionMode, Settings};
 
+use self::cluster::BenchClusterArgs;
 use self::count::Anchors;
 use self::course::{Course, Found, Lines, Subject};
 use self::measure::{Bench, Tokens};
@@ -54,8 +56,10 @@ is told at the end, also after Ctrl-C or an error.";
 
 /// Arguments of `bench`.
 #[derive(Args, Clone, Debug)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Tokens of the contexts
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "2048,4096,8192", value_parser = positive)]
     tokens: Vec<usize>,
@@ -118,9 +122,19 @@ pub(crate) struct BenchArgs {
     node: NodeArgs,
 }
 
+/// What else can be measured.
+#[derive(Clone, Debug, Subcommand)]
+enum What {
+    /// Measure what the network between nodes costs, on this machine
+    Cluster(BenchClusterArgs),
+}
+
 impl BenchArgs {
     /// Hands on the settings that were given.
     pub(crate) fn override_settings(&self, overrides: &mut Overrides) {
+        if let Some(What::Cluster(args)) = &self.what {
+            return args.override_settings(overrides);
+        }
         self.model.override_settings(overrides);
         self.node.override_settings(overrides);
     }
@@ -150,6 +164,9 @@ impl BenchArgs {
 /// # Errors
 /// `UsageError` for what does not fit, before anything is computed; what is wrong with the model; `Interrupted`.
 pub(crate) async fn run(args: BenchArgs, app: &App) -> anyhow::Result<ExitCode> {
+    if let Some(What::Cluster(args)) = args.what {
+        return cluster::run(args, app).await;
+    }
     let settings = &app.settings;
     let wrong = |flag: &str, path: &PathBuf, error| {
         UsageError(format!("cannot write {flag} {}: {error}", path.display()))

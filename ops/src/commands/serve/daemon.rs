@@ -15,7 +15,7 @@ use stellate_runtime::transport::Connection;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::cluster::Administration;
+use super::cluster::{Administration, scope};
 use super::durable::{Durable, take_up};
 use super::identity::Identity;
 use super::place::{Place, Seat};
@@ -148,12 +148,6 @@ async fn take_part(substrate: &Substrate) -> anyhow::Result<()> {
         }
     });
     Ok(changed.await?)
-}
-
-/// Contexts and sessions have names of their own in the cluster. Those of the node that founded it are short.
-fn scope(own: &NodeRecord) -> u32 {
-    let [a, b, c, d, ..] = *own.node.as_bytes();
-    if own.roles.issuer { 0 } else { u32::from_be_bytes([a, b, c, d]).max(1) }
 }
 
 /// Whether this node places blocks: the one that is named, else the one that holds the CA's key.

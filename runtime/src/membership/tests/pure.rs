@@ -25,7 +25,7 @@ fn a_node_of_another_model_format_or_protocol_joins_as_incompatible_with_the_rea
     let Standing::Incompatible(reasons) = judge(&requirements(), &other) else { panic!("compatible") };
     let said: Vec<_> = reasons.iter().map(ToString::to_string).collect();
     assert_eq!(said[0], "speaks protocol 3 to 4, the cluster 1 to 2: upgrade the older");
-    assert_eq!(said[1], format!("has the model other, the cluster {}", "f".repeat(64)));
+    assert_eq!(said[1], format!("has the model other, the cluster {}", "f".repeat(12)));
 
     other = record(1, 1);
     other.model.as_mut().expect("has one").kv_format = "f32".to_owned();

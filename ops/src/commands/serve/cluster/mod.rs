@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use self::nodes::Named;
 use super::place::Place;
 
-pub(super) use self::nodes::{is_alone, key_of, wanted};
+pub(super) use self::nodes::{is_alone, key_of, scope, wanted};
 
 /// How long a list of nodes waits for what the supervisor knows of them.
 const LISTING: Duration = Duration::from_secs(2);
@@ -70,7 +70,7 @@ impl Administration {
 
     /// Refuses what a cluster of one cannot do.
     fn needs_another(&self, named: &Named, why: &str) -> Result<(), ClusterError> {
-        if !is_alone(&self.roster()) {
+        if !named.is_own || !is_alone(&self.roster()) {
             return Ok(());
         }
         Err(ClusterError::Refused(format!(
@@ -133,6 +133,10 @@ impl ClusterAdmin for Administration {
             Some(other) => format!("{why}; ask node `{other}`"),
             None => format!("{why}, and no other that does is there"),
         }))
+    }
+
+    fn namer(&self, name: u64) -> Option<String> {
+        nodes::namer(&self.roster(), name)
     }
 
     fn host_name(&self, host: HostId) -> String {
