@@ -64,13 +64,7 @@ pub(crate) async fn play(kind: Kind, steps: &[Step]) {
     let mut at = 0;
     let played = async {
         for step in steps {
-            let t0 = std::time::Instant::now(); // DEBUG
             stage.step(*step).await?;
-            {
-                use std::io::Write;
-                let mut f = std::fs::File::options().append(true).create(true).open("/tmp/steps.log")?;
-                writeln!(f, "{:?} {step:?} {:?}", std::thread::current().name(), t0.elapsed())?;
-            } // DEBUG
             at += 1;
         }
         anyhow::Ok(())
@@ -198,12 +192,16 @@ impl Stage {
             Step::SeesDown(node) => self.sees(node, NodeState::Down).await?,
             Step::Begin(work) => self.begin(work).await?,
             Step::Finish => self.finish().await?,
-            Step::GiveUp => drop(self.finish().await),
+            Step::GiveUp => self.give_up().await,
         }
         Ok(())
     }
 
     async fn start(&mut self, nodes: usize) -> anyhow::Result<()> {
+        if let Some(before) = self.cluster.take() {
+            self.told.clear();
+            before.stop().await?;
+        }
         let serve = ["--threads", "1", "--kv-capacity", self.kind.capacity()].map(str::to_owned).to_vec();
         let mut options = LocalOptions { serve, ..LocalOptions::new(env!("CARGO_BIN_EXE_stellate")) };
         // Blocks move when a step says so.
@@ -396,6 +394,15 @@ impl Stage {
             turns.push((there.ask(&*question, options.clone()), expected));
         }
         Ok(turns)
+    }
+
+    /// Waits for the end of what was begun, however it ends.
+    async fn give_up(&mut self) {
+        if let Some(Begun::Drain(_, moves)) = self.begun.take_if(|begun| matches!(begun, Begun::Drain(..))) {
+            let _ = follow(moves).await;
+        } else {
+            let _ = self.finish().await;
+        }
     }
 
     async fn finish(&mut self) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@
 /// One step. It has happened, and was waited for, before the next one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Step {
-    /// A cluster of so many nodes.
+    /// A cluster of so many nodes; one before it ends.
     Start(usize),
     /// So many nodes join.
     Add(usize),

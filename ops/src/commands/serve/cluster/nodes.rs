@@ -175,8 +175,11 @@ fn clash(roster: &Roster, record: &NodeRecord) -> Option<String> {
 
 /// Lays over a row what the supervisor, if there is one, knows of the node's hosts: nothing before they have reported.
 fn with_hosts(mut row: NodeInfo, hosts: Option<&[&HostRow]>) -> NodeInfo {
-    let Some(hosts) = hosts.filter(|hosts| !hosts.is_empty()) else { return row };
+    let Some(hosts) = hosts else { return row };
     let there = || hosts.iter().filter(|host| host.state != HostState::Gone);
+    if there().next().is_none() {
+        return row;
+    }
     row.used_bytes = Some(there().map(|host| host.used_bytes).sum());
     row.blocks = Some(there().map(|host| host.blocks).sum());
     if matches!(row.state, NodeState::Joining | NodeState::Active) {
