@@ -98,7 +98,7 @@ struct Kept {
 enum Begun {
     Encode(BoxFuture<'static, anyhow::Result<Vec<ContextId>>>),
     Turns(Vec<(Turn, Vec<u32>)>),
-    Drain(usize, Moves),
+    Drain(usize, Box<Moves>),
 }
 
 struct Stage {
@@ -345,7 +345,10 @@ impl Stage {
                 tokio::select! {
                     busy = self.cluster().until_busy(asked) => busy?,
                     // Nothing held it up.
-                    ids = &mut encoding => return Ok(self.begun = Some(Begun::Encode(Box::pin(async move { ids? })))),
+                    ids = &mut encoding => {
+                        self.begun = Some(Begun::Encode(Box::pin(async move { ids? })));
+                        return Ok(());
+                    }
                 }
                 Begun::Encode(Box::pin(async move { encoding.await? }))
             }
@@ -371,7 +374,7 @@ impl Stage {
             Work::Drain(node) => {
                 let mut moves = self.drain(node).await?;
                 moves.next().await?;
-                Begun::Drain(node, moves)
+                Begun::Drain(node, Box::new(moves))
             }
         };
         self.begun = Some(begun);
@@ -399,7 +402,7 @@ impl Stage {
     /// Waits for the end of what was begun, however it ends.
     async fn give_up(&mut self) {
         if let Some(Begun::Drain(_, moves)) = self.begun.take_if(|begun| matches!(begun, Begun::Drain(..))) {
-            let _ = follow(moves).await;
+            let _ = follow(*moves).await;
         } else {
             let _ = self.finish().await;
         }
@@ -419,7 +422,7 @@ impl Stage {
                 Ok(())
             }
             Begun::Drain(node, moves) => {
-                follow(moves).await?;
+                follow(*moves).await?;
                 self.is_drained(node).await
             }
         }
