@@ -1,5 +1,6 @@
 //! An administrator's connection that carries what no client of ours sends: each request is answered, refused or ends its
 //! connection, nothing crashes, and others are served as before.
+#![allow(clippy::print_stdout, reason = "seeds and figures are told")]
 
 #[allow(dead_code, reason = "each test program uses its part")]
 mod support;
