@@ -198,24 +198,8 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
                     Err(error) => say(format!("refused {error}")),
                 }
             }
-            // Gives an encoding up once the supervisor has placed it.
             ["give-up", mode, blocks, seed] => {
-                let text = text(blocks.parse().unwrap(), seed.parse().unwrap());
-                let encoding = node.encode(text, layout(mode));
-                let placed = async {
-                    loop {
-                        let reply = member.ask(SupervisorRequest::Snapshot).await.unwrap();
-                        let SupervisorReply::Snapshot(snapshot) = reply else { panic!("{reply:?}") };
-                        if !snapshot.contexts.is_empty() {
-                            return;
-                        }
-                    }
-                };
-                tokio::select! {
-                    biased;
-                    () = placed => say("given up"),
-                    encoded = encoding => say(format!("too late: {:?}", encoded.map(|context| context.id()))),
-                }
+                give_up(&member, &node, mode, text(blocks.parse().unwrap(), seed.parse().unwrap())).await;
             }
             ["places", context] => {
                 say(format!("places {}", places(&contexts[context.parse::<usize>().unwrap()].0)));
@@ -250,6 +234,25 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
     node.close().await;
     member.stop().await;
     substrate.leave().await;
+}
+
+/// Gives an encoding up once the supervisor has placed it.
+async fn give_up(member: &Member, node: &Node, mode: &str, text: ContextSource) {
+    let encoding = node.encode(text, layout(mode));
+    let placed = async {
+        loop {
+            let reply = member.ask(SupervisorRequest::Snapshot).await.unwrap();
+            let SupervisorReply::Snapshot(snapshot) = reply else { panic!("{reply:?}") };
+            if !snapshot.contexts.is_empty() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = placed => say("given up"),
+        encoded = encoding => say(format!("too late: {:?}", encoded.map(|context| context.id()))),
+    }
 }
 
 fn told(reply: SupervisorReply) {

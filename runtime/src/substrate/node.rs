@@ -377,18 +377,10 @@ impl Opening {
         let membership = self.membership(&setup, addresses, desk.is_some())?;
         let own = Requirements { protocol: setup.profile.protocol, model: setup.profile.model.clone() };
         let requirements = setup.requirements.take().unwrap_or(own);
+        let incarnation = u64::from(self.remembered.boot);
+        let plane = ControlSetup { node: self.own, incarnation, ca: setup.credentials.ca_hash() };
         let control = match setup.control {
-            true => Some(
-                ControlPlane::start(
-                    &handle,
-                    ControlSetup {
-                        node: self.own,
-                        incarnation: u64::from(self.remembered.boot),
-                        ca: setup.credentials.ca_hash(),
-                    },
-                )
-                .await?,
-            ),
+            true => Some(ControlPlane::start(&handle, plane).await?),
             false => None,
         };
         let options = setup.discovery.clone();

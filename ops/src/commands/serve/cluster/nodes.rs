@@ -173,11 +173,12 @@ fn clash(roster: &Roster, record: &NodeRecord) -> Option<String> {
     others.then(|| "another node has the same name; remove one of them by its id".to_owned())
 }
 
-/// Lays over a row what the supervisor, if there is one, knows of the node's hosts: nothing before they have reported.
+/// Lays over a row what the supervisor, if there is one, knows of the node's hosts: nothing before they have reported, and
+/// none of hosts that are gone. A node without hosts holds nothing.
 fn with_hosts(mut row: NodeInfo, hosts: Option<&[&HostRow]>) -> NodeInfo {
     let Some(hosts) = hosts else { return row };
     let there = || hosts.iter().filter(|host| host.state != HostState::Gone);
-    if there().next().is_none() {
+    if !hosts.is_empty() && there().next().is_none() {
         return row;
     }
     row.used_bytes = Some(there().map(|host| host.used_bytes).sum());
