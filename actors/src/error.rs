@@ -205,7 +205,7 @@ pub enum AskError {
 }
 
 /// A context of an earlier time could not be taken up again, or not be removed. It is as it was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ContextError {
     /// There is no such context.
@@ -225,6 +225,9 @@ pub enum ContextError {
     /// What is written of it cannot be read, or removed.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The node is elsewhere: it cannot be reached, or says something that has no variant here.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// The node is closing.
     #[error("the node is closing; open it again")]
     Stopped,

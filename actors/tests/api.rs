@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use stellate_actors::api::{Client, DrainRequest, ErrorCode, MoveKind, NodeState, RemoteError};
 use stellate_actors::{
-    Addition, AskError, AskOptions, ContextSource, EncodeError, FinishReason, Layout, Node, NodeOptions,
-    OpenError, QueryInput, Session, SessionError, TurnEvent, TurnReport,
+    Addition, AskError, AskOptions, ContextError, ContextSource, EncodeError, FinishReason, Layout, Node,
+    NodeOptions, OpenError, QueryInput, Session, SessionError, TurnEvent, TurnReport,
 };
 use stellate_runtime::transport::{CertificateFault, CloseCode, Closed, ConnectionClass, FrameKind, Target};
 use support::{Authority, FACTS, Served, question};
@@ -61,6 +61,31 @@ async fn answers_and_logits_are_the_same_through_the_network_as_within_the_proce
         assert_eq!(here.query_logits, there.query_logits, "logits of the question, bit for bit");
         assert_eq!(here_logits, there_logits, "logits of the answer, bit for bit");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_another_process_lists_takes_up_and_forgets_as_one_of_this_process_does() {
+    let served = Served::new().await;
+    let node = served.client().await.node();
+    let source = ContextSource::Document(FACTS.to_owned());
+    let context = node.encode(source, Layout::star(32, 32)).await.unwrap().id();
+    let session = node.context(context).await.unwrap().session().await.unwrap().id();
+    assert_eq!(node.contexts().await.unwrap(), [context]);
+    let sessions = node.sessions().await.unwrap();
+    assert_eq!(
+        sessions.iter().map(|record| (record.id, record.context)).collect::<Vec<_>>(),
+        [(session, context)]
+    );
+    let taken_up = node.session(session).await.unwrap();
+    let asked = taken_up.ask(question("misty-otter"), AskOptions::default()).finish().await.unwrap();
+    assert!(asked.text.contains("7659321"), "{}", asked.text);
+    node.remove_session(session).await.unwrap();
+    let refused = node.session(session).await.unwrap_err();
+    assert!(matches!(refused, SessionError::Remote(_)), "{refused}");
+    node.remove_context(context).await.unwrap();
+    let refused = node.context(context).await.unwrap_err();
+    assert!(matches!(refused, ContextError::Remote(_)), "{refused}");
+    assert!(node.contexts().await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

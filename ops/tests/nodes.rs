@@ -261,7 +261,15 @@ fn a_removed_node_is_refused_for_good_and_says_so() {
     let (code, message) = refusal(&mut home.ask(&second, &["node", "remove", "first"]));
     assert_eq!(code, 1);
     assert!(message.contains("CA") && message.contains("node `first`"), "{message}");
-    stdout(&mut home.ask(&first, &["node", "remove", "second", "--force"]));
+    let context = create(&home, &second);
+    let (code, message) = refusal(&mut home.ask(&first, &["node", "remove", "second"]));
+    assert_eq!(code, 1);
+    assert!(
+        message.contains(context["context"].as_str().unwrap()) && message.contains("--force"),
+        "{message}"
+    );
+    let removed = json(&mut home.ask(&first, &["node", "remove", "second", "--force", "--json"]));
+    assert_eq!(removed["removed"], "second");
     home.nodes_until(&first, |nodes| row(nodes, "second").is_none());
     assert_eq!(second.child.wait().unwrap().code(), Some(6), "it ends by itself");
     let identity = format!("{}/identity", home.path("second"));
@@ -272,6 +280,22 @@ fn a_removed_node_is_refused_for_good_and_says_so() {
     std::fs::remove_dir_all(home.path("second")).unwrap();
     let _second = home.join(&first, "second", &[], &[]);
     home.nodes_until(&first, |nodes| are_active(nodes, &BOTH));
+}
+
+#[test]
+fn doctor_says_which_node_is_down() {
+    let home = Home::new();
+    let first = home.serve();
+    let second = home.join(&first, "second", &[], &[]);
+    home.nodes_until(&first, |nodes| are_active(nodes, &BOTH));
+    drop(second);
+    home.nodes_until(&first, |nodes| row(nodes, "second").is_some_and(|node| node["state"] == "down"));
+    let told = home.ask(&first, &["doctor", "--json"]).output().unwrap();
+    assert_eq!(told.status.code(), Some(4));
+    let checks: Value = serde_json::from_slice(&told.stdout).unwrap();
+    let found = checks.as_array().unwrap().iter().find(|check| check["node"] == "second").unwrap();
+    assert_eq!((&found["what"], &found["finding"]), (&"member".into(), &"bad".into()));
+    assert!(found["detail"].as_str().unwrap().contains("stellate node remove second --force"), "{found}");
 }
 
 #[test]

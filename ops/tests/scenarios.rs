@@ -39,6 +39,16 @@ async fn answers_stay_while_a_node_joins_and_another_is_drained() {
 
 #[rustfmt::skip]
 #[tokio::test]
+async fn answers_under_way_stay_while_a_node_joins_and_another_is_drained() {
+    play(Kind::Demo, &[
+        Start(3), Encode, Ask,
+        Begin(Work::Decode), Add(1), Rebalance, Finish,
+        Holds(2), Begin(Work::Decode), Drain(2), Finish, Ask,
+    ]).await;
+}
+
+#[rustfmt::skip]
+#[tokio::test]
 async fn a_node_that_is_killed_while_it_encodes_is_replaced() {
     play(Kind::Demo, &[
         Start(3), Hold(2), Begin(Work::Encode), Kill(2), Finish, Ask,
@@ -85,8 +95,10 @@ async fn a_node_that_is_frozen_is_done_without_and_taken_back_when_it_goes_on() 
 #[tokio::test]
 async fn sessions_go_on_while_the_supervisor_is_gone_and_contexts_are_made_once_it_is_back() {
     play(Kind::Demo, &[
-        Start(3), AskAt(2), Encode, Ask,
-        Kill(1), Restart(1), Ask,
+        Start(3), AskAt(2), Encode, Drain(1), Ask,
+        // It held none of the blocks: whoever does goes on.
+        Begin(Work::Decode), Kill(1), Finish, Ask,
+        Restart(1), Ask,
         Remove, Encode, Ask,
     ]).await;
 }

@@ -24,6 +24,9 @@ impl Node {
     /// # Errors
     /// The journal failed.
     pub async fn contexts(&self) -> Result<Vec<ContextId>, ContextError> {
+        if let Some(client) = self.client() {
+            return Ok(client.contexts().await?.into_iter().map(|info| info.id).collect());
+        }
         let fleet = self.fleet();
         let mut ids: Vec<_> = fleet.contexts.all().iter().map(|context| context.manifest.id).collect();
         if let Some(journal) = &fleet.journal {
@@ -39,6 +42,9 @@ impl Node {
     /// # Errors
     /// There is none of that name; it is of another model; what is written of it cannot be read.
     pub async fn context(&self, id: ContextId) -> Result<Context, ContextError> {
+        if let Some(client) = self.client() {
+            return Ok(client.context(id).await?);
+        }
         let fleet = self.fleet();
         if let Some(known) = fleet.contexts.get(id) {
             return Ok(self.handle_of(known));
@@ -51,11 +57,14 @@ impl Node {
     }
 
     /// Forgets a context and all sessions over it, open or not; their turns end with an error. Its blocks are freed with
-    /// its last handle.
+    /// its last handle. A node of another process refuses while sessions over it are open.
     ///
     /// # Errors
     /// There is none of that name, or the journal failed.
     pub async fn remove_context(&self, id: ContextId) -> Result<(), ContextError> {
+        if let Some(client) = self.client() {
+            return Ok(client.remove_context(id).await?);
+        }
         let fleet = self.fleet();
         let Some(journal) = &fleet.journal else { return Err(ContextError::Unknown { context: id }) };
         let Some(sessions) = journal.context_removed(id).await? else {
@@ -78,6 +87,10 @@ impl Node {
     /// # Errors
     /// The journal failed.
     pub async fn sessions(&self) -> Result<Vec<SessionRecord>, SessionError> {
+        if let Some(client) = self.client() {
+            let sessions = client.sessions().await?.into_iter();
+            return Ok(sessions.map(|info| SessionRecord { id: info.id, context: info.context }).collect());
+        }
         match &self.fleet().journal {
             Some(journal) => Ok(journal.sessions().await?),
             None => Ok(Vec::new()),
@@ -90,6 +103,9 @@ impl Node {
     /// There is none of that name; somebody has it open; its context cannot be taken up again; what is written of it
     /// cannot be read; as many sessions are open as may be.
     pub async fn session(&self, id: SessionId) -> Result<Session, SessionError> {
+        if let Some(client) = self.client() {
+            return Ok(client.session(id).await?);
+        }
         let Some(journal) = &self.fleet().journal else { return Err(SessionError::Unknown { session: id }) };
         loop {
             let (record, turns) = journal.session(id).await?.ok_or(SessionError::Unknown { session: id })?;
@@ -108,6 +124,9 @@ impl Node {
     /// # Errors
     /// There is none of that name, or the journal failed.
     pub async fn remove_session(&self, id: SessionId) -> Result<(), SessionError> {
+        if let Some(client) = self.client() {
+            return Ok(client.close_session(id).await?);
+        }
         let unknown = SessionError::Unknown { session: id };
         let Some(journal) = &self.fleet().journal else { return Err(unknown) };
         // A query host that is gone has no sessions.

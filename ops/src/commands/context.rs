@@ -76,6 +76,9 @@ struct RemoveArgs {
     /// Their names, as in c-1
     #[arg(required = true)]
     contexts: Vec<ContextId>,
+    /// Print one JSON document: the list of those removed
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     remote: RemoteArgs,
 }
@@ -114,8 +117,16 @@ pub(crate) async fn run(args: ContextCommandArgs, app: &App) -> anyhow::Result<E
         }
         ContextCommand::Rm(args) => {
             let client = args.remote.connect(app).await?;
+            let mut removed = Vec::new();
             for context in args.contexts {
                 app.interrupt.or(client.remove_context(context)).await??;
+                match args.json {
+                    true => removed.push(context.to_string()),
+                    false => output::line(&format!("context {context} is removed"))?,
+                }
+            }
+            if args.json {
+                output::json(&removed)?;
             }
         }
     }

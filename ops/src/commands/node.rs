@@ -77,9 +77,13 @@ struct DrainArgs {
 struct RemoveArgs {
     /// Its name or id
     node: String,
-    /// Even if it still holds blocks, which are then computed again elsewhere
+    /// Even if it still holds blocks, which are then computed again elsewhere, or keeps contexts and sessions, which are lost
+    /// with it
     #[arg(long)]
     force: bool,
+    /// Print one JSON document: the name of the node that was removed
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     remote: RemoteArgs,
 }
@@ -122,11 +126,15 @@ pub(crate) async fn run(args: NodeCommandArgs, app: &App) -> anyhow::Result<Exit
             let deadline_s = args.deadline.map(|deadline| deadline.as_secs());
             let request = DrainRequest { node: args.node, deadline_s, dry_run: args.dry_run };
             let moves = app.interrupt.or(client.drain(request)).await??;
-            return watch(app, moves, args.json).await;
+            return watch(app, moves, args.dry_run, args.json).await;
         }
         NodeCommand::Remove(args) => {
             let client = args.remote.connect(app).await?;
             app.interrupt.or(client.remove_node(&args.node, args.force)).await??;
+            match args.json {
+                true => output::json(&serde_json::json!({ "removed": args.node }))?,
+                false => output::line(&format!("{} is removed: its key is refused from now on", args.node))?,
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -149,7 +157,7 @@ pub(crate) async fn rebalance(args: RebalanceArgs, app: &App) -> anyhow::Result<
     let client = args.remote.connect(app).await?;
     if args.apply {
         let moves = app.interrupt.or(client.rebalance()).await??;
-        return watch(app, moves, args.json).await;
+        return watch(app, moves, false, args.json).await;
     }
     let plan = app.interrupt.or(client.rebalance_plan()).await??;
     if args.json {
@@ -168,13 +176,13 @@ pub(crate) async fn rebalance(args: RebalanceArgs, app: &App) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows moves until they have ended.
-async fn watch(app: &App, mut moves: Moves, json: bool) -> anyhow::Result<ExitCode> {
+/// Shows moves until they have ended, or what they would be.
+async fn watch(app: &App, mut moves: Moves, dry_run: bool, json: bool) -> anyhow::Result<ExitCode> {
     let shown = async {
         while let Some(event) = moves.next().await? {
             match json {
                 true => output::line(&serde_json::to_string(&event)?)?,
-                false => output::line(&describe(&event))?,
+                false => output::line(&describe(&event, dry_run))?,
             }
         }
         anyhow::Ok(())
@@ -188,7 +196,7 @@ async fn watch(app: &App, mut moves: Moves, json: bool) -> anyhow::Result<ExitCo
     }
 }
 
-fn describe(event: &MoveEvent) -> String {
+fn describe(event: &MoveEvent, dry_run: bool) -> String {
     let seconds = event.at_ms / 1000 % 86_400;
     let time = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
     let text = match &event.kind {
@@ -203,6 +211,7 @@ fn describe(event: &MoveEvent) -> String {
             format!("{moved} moved, {recomputed} recomputed, {left} left ({bytes})")
         }
         MoveKind::Session { session, effect } => format!("session {session}: {effect}"),
+        MoveKind::Complete { moved, .. } if dry_run => format!("{moved} would be moved; nothing was done"),
         MoveKind::Complete { moved, recomputed } => {
             format!("complete: {moved} moved, {recomputed} recomputed")
         }
@@ -217,6 +226,7 @@ mod tests {
     #[test]
     fn an_event_is_a_line_with_its_time() {
         let event = MoveEvent { at_ms: 43_201_000, kind: MoveKind::Complete { moved: 1, recomputed: 0 } };
-        assert_eq!(describe(&event), "12:00:01 complete: 1 moved, 0 recomputed");
+        assert_eq!(describe(&event, false), "12:00:01 complete: 1 moved, 0 recomputed");
+        assert_eq!(describe(&event, true), "12:00:01 1 would be moved; nothing was done");
     }
 }

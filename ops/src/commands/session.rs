@@ -53,6 +53,9 @@ struct RemoveArgs {
     /// Their names, as in s-1
     #[arg(required = true)]
     sessions: Vec<SessionId>,
+    /// Print one JSON document: the list of those removed
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     remote: RemoteArgs,
 }
@@ -89,8 +92,16 @@ pub(crate) async fn run(args: SessionArgs, app: &App) -> anyhow::Result<ExitCode
         }
         SessionCommand::Rm(args) => {
             let client = args.remote.connect(app).await?;
+            let mut removed = Vec::new();
             for session in args.sessions {
                 app.interrupt.or(client.close_session(session)).await??;
+                match args.json {
+                    true => removed.push(session.to_string()),
+                    false => output::line(&format!("session {session} is removed"))?,
+                }
+            }
+            if args.json {
+                output::json(&removed)?;
             }
         }
     }

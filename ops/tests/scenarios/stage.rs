@@ -97,8 +97,15 @@ struct Kept {
 /// What was begun.
 enum Begun {
     Encode(BoxFuture<'static, anyhow::Result<Vec<ContextId>>>),
-    Turns(Vec<(Turn, Vec<u32>)>),
+    Turns(Vec<Asked>),
     Drain(usize, Box<Moves>),
+}
+
+/// A turn under way in a session of its own, with what one process answers.
+struct Asked {
+    session: SessionId,
+    turn: Turn,
+    expected: Vec<u32>,
 }
 
 struct Stage {
@@ -365,8 +372,8 @@ impl Stage {
                     ..AskOptions::default()
                 };
                 let mut turns = self.turns(&client, options).await?;
-                for (turn, _) in &mut turns {
-                    let first = turn.next().await.context("no token came")??;
+                for asked in &mut turns {
+                    let first = asked.turn.next().await.context("no token came")??;
                     ensure!(matches!(first, TurnEvent::Token(_)), "it ended with its first token");
                 }
                 Begun::Turns(turns)
@@ -386,15 +393,16 @@ impl Stage {
         Ok(self.cluster().until_busy(asked).await?)
     }
 
-    /// A question over each context, with what one process answers.
-    async fn turns(&mut self, client: &Client, options: AskOptions) -> anyhow::Result<Vec<(Turn, Vec<u32>)>> {
+    /// A question over each context.
+    async fn turns(&mut self, client: &Client, options: AskOptions) -> anyhow::Result<Vec<Asked>> {
         let question = self.questions().remove(0);
         let mut turns = Vec::new();
         for told in &self.told {
             let here = told.here.session().await?;
             let expected = here.ask(&*question, options.clone()).finish().await?.ids;
             let there = client.context(told.id).await?.session().await?;
-            turns.push((there.ask(&*question, options.clone()), expected));
+            let turn = there.ask(&*question, options.clone());
+            turns.push(Asked { session: there.id(), turn, expected });
         }
         Ok(turns)
     }
@@ -415,9 +423,10 @@ impl Stage {
                 self.take_up(ids).await
             }
             Begun::Turns(turns) => {
-                for (turn, expected) in turns {
+                for Asked { session, turn, expected } in turns {
                     let found = turn.finish().await?.ids;
                     ensure!(found == expected, "{found:?}, one process {expected:?}");
+                    self.client().await?.close_session(session).await?;
                 }
                 Ok(())
             }

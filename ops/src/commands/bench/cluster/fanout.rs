@@ -22,6 +22,7 @@ use stellate_runtime::transport::{Connection, ConnectionClass, PREAMBLE_BYTES};
 
 use super::nodes::{Asked, Asker, FORMAT, decoder, start_host};
 use super::quantile;
+use crate::human;
 use crate::report::table;
 
 const HOSTS: [usize; 4] = [1, 2, 4, 8];
@@ -97,15 +98,25 @@ pub(super) async fn measure(rounds: usize) -> anyhow::Result<Vec<FanOut>> {
 pub(super) fn table(measured: &[FanOut]) -> String {
     let micros = |micros: Micros| [format!("{:.0} µs", micros.p50_us), format!("{:.0} µs", micros.p99_us)];
     let row = |fan_out: &FanOut| {
-        let mut row = vec![fan_out.hosts.to_string()];
+        let bytes = [fan_out.request_bytes, fan_out.reply_bytes].map(human::count);
+        let mut row = vec![fan_out.hosts.to_string(), bytes.join(" + ")];
         for times in [fan_out.bare, fan_out.memory, fan_out.network] {
             row.extend(micros(times));
         }
         row.push(format!("{:.2} ×", fan_out.ratio));
         row
     };
-    let header =
-        ["hosts", "bare echo p50", "p99", "memory p50", "p99", "fan-out p50", "p99", "fan-out by bare"];
+    let header = [
+        "hosts",
+        "bytes out + back",
+        "bare echo p50",
+        "p99",
+        "memory p50",
+        "p99",
+        "fan-out p50",
+        "p99",
+        "fan-out by bare",
+    ];
     table::markdown(&header, measured.iter().map(row).collect(), 0)
 }
 

@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use stellate_actors::api::{Check, ClusterError, Finding, peer};
+use stellate_actors::api::{Check, ClusterError, Finding, NodeInfo, NodeState, peer};
 use stellate_runtime::identity::{CertificateDetails, NodeId};
 use stellate_runtime::transport::{Connection, ConnectionClass};
 
 use super::super::place::Place;
+use super::nodes;
 use crate::commands::doctor::{CLOCK_LIMIT_S, clock_detail};
 use crate::human;
 
@@ -28,6 +29,8 @@ pub(super) async fn check(place: &Place, everywhere: bool) -> Result<Vec<Check>,
         let credentials = seat.substrate.endpoint().credentials();
         let others: Vec<_> = roster.members.iter().filter(|member| member.is_up()).collect();
         let others: Vec<_> = others.iter().map(|member| (member.id, member.record.name.clone())).collect();
+        let members =
+            nodes::rows(&seat.substrate, None).into_iter().filter_map(|row| amiss(&row)).collect::<Vec<_>>();
         let supervisor = match seat.member.supervisor() {
             Some(_) => (Finding::Good, "it is there".to_owned()),
             None => (
@@ -36,7 +39,8 @@ pub(super) async fn check(place: &Place, everywhere: bool) -> Result<Vec<Check>,
             ),
         };
         let own = roster.own.name.clone();
-        let checks = vec![certificate(credentials.details()), found(&own, "supervisor", supervisor)];
+        let mut checks = vec![certificate(credentials.details()), found(&own, "supervisor", supervisor)];
+        checks.extend(members);
         (own, others, checks)
     };
     let count = u32::try_from(others.len()).unwrap_or(u32::MAX);
@@ -66,6 +70,22 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, String>
 
 fn found(node: &str, what: &str, (finding, detail): (Finding, String)) -> Check {
     Check { node: node.to_owned(), what: what.to_owned(), finding, detail }
+}
+
+/// What keeps a member from its work, by its row.
+fn amiss(row: &NodeInfo) -> Option<Check> {
+    let why = match row.state {
+        NodeState::Down => format!(
+            "it is down; start it, or remove it for good with `stellate node remove {} --force`",
+            row.name
+        ),
+        NodeState::Incompatible => {
+            let why = row.why.as_deref().unwrap_or("it does not fit");
+            format!("{why}; it is given no blocks")
+        }
+        _ => return None,
+    };
+    Some(found(&row.name, "member", (Finding::Bad, why)))
 }
 
 fn certificate(details: &CertificateDetails) -> Check {

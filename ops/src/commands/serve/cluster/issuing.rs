@@ -7,6 +7,7 @@ use stellate_actors::api::{ClusterError, IssuedToken};
 use stellate_actors::cluster::messages::{Refusal, SupervisorReply, SupervisorRequest};
 use stellate_runtime::substrate::{ManageError, Roster};
 
+use super::nodes::Named;
 use super::{Administration, nodes};
 
 /// Longest life of a token: beyond, it is a key under the doormat.
@@ -47,6 +48,9 @@ impl Administration {
         if named.is_own {
             return Err(managed(&roster, &ManageError::Ourselves));
         }
+        if !force {
+            self.keeps_nothing(&named).await?;
+        }
         match self.place.ask(SupervisorRequest::Remove { node: named.key(), force }).await {
             // One without context hosts, or gone for long.
             Ok(SupervisorReply::Refused(Refusal::NoSuchNode { .. })) => {}
@@ -63,6 +67,30 @@ impl Administration {
         tracing::info!(node = %named.name, id = %named.id, force, "a node was removed for good");
         Ok(())
     }
+
+    /// Contexts and the sessions over them live on the node on which they were made, wherever their blocks lie.
+    async fn keeps_nothing(&self, named: &Named) -> Result<(), ClusterError> {
+        let snapshot = self.place.snapshot().await?;
+        let kept = snapshot.contexts.iter().filter(|row| row.query_node == named.key());
+        let kept: Vec<_> = kept.map(|row| row.context.to_string()).collect();
+        if kept.is_empty() {
+            return Ok(());
+        }
+        Err(ClusterError::Refused(format!(
+            "node `{}` keeps {} context(s), which would be lost with the sessions over them: {}; remove them there first \
+             (`stellate context rm`), or use --force",
+            named.name,
+            kept.len(),
+            shortened(&kept)
+        )))
+    }
+}
+
+/// The first names of a list.
+fn shortened(names: &[String]) -> String {
+    const MOST: usize = 8;
+    let more = if names.len() > MOST { ", …" } else { "" };
+    format!("{}{more}", names[..names.len().min(MOST)].join(", "))
 }
 
 /// A refusal of the issuing side, in words that name who can do it.
