@@ -47,6 +47,10 @@ pub(super) struct Context {
     pub(super) network: NetworkHandle,
     pub(super) memory: Memory,
     pub(super) desk: Option<Arc<JoinDesk>>,
+    /// Where nodes join, on the node that holds the CA.
+    pub(super) join: Option<JoinServer>,
+    /// Held from reading the list of the revoked until a later one is stored and in force.
+    pub(super) revoking: tokio::sync::Mutex<()>,
     pub(super) identity_folder: Option<PathBuf>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) forward: Forward,
@@ -120,7 +124,6 @@ pub enum ManageError {
 #[derive(Debug)]
 pub struct Substrate {
     context: Arc<Context>,
-    join: Option<JoinServer>,
     issuing: Option<Arc<DurableIssuing>>,
     /// Ends with this object, and its tasks with it.
     network: NetworkThread,
@@ -169,7 +172,7 @@ impl Substrate {
 
     /// Where nodes join, as others reach it, if they do here.
     pub fn join_address(&self) -> Option<SocketAddr> {
-        let local = self.join.as_ref()?.local_address().ok()?;
+        let local = self.context.join.as_ref()?.local_address().ok()?;
         // The record's address is one that others reach; a socket that listens everywhere is behind it too.
         let known = self.roster().own.addresses.first().copied();
         let everywhere =
@@ -279,23 +282,33 @@ impl Substrate {
     /// This node does not hold the CA, or the list could not be made or stored.
     pub async fn remove_node(&self, node: NodeId) -> Result<(), ManageError> {
         let context = &self.context;
-        let desk = context.desk.clone().ok_or(ManageError::NotIssuer)?;
         if node == context.own {
             return Err(ManageError::Ourselves);
         }
-        let revocations = context.endpoint.revocations();
-        if !revocations.contains(&node) {
-            let list = revocations.list().with(node);
-            let signing = tokio::task::spawn_blocking(move || desk.authority().sign_revocations(&list));
-            let signed = signing.await.map_err(|_| ManageError::Stopped)??;
-            // Stored first: a list that was in force and is forgotten could be signed again with another node on it.
-            context.memory.keep_revocations(&signed).await?;
-            revocations.install(&signed)?;
-        }
+        self.revoke(node).await?;
         self.issuing(move |issuing| issuing.release_names(node)).await?;
         let (done, removed) = oneshot::channel();
         context.tell(Input::Remove(node, done)).await;
         removed.await.map_err(|_| ManageError::Stopped)
+    }
+
+    /// Puts the next list in force, with `node` on it.
+    async fn revoke(&self, node: NodeId) -> Result<(), ManageError> {
+        let context = &self.context;
+        let desk = context.desk.clone().ok_or(ManageError::NotIssuer)?;
+        // Of two at once, the second has to read what the first has made.
+        let _turn = context.revoking.lock().await;
+        let revocations = context.endpoint.revocations();
+        if revocations.contains(&node) {
+            return Ok(());
+        }
+        let list = revocations.list().with(node);
+        let signing = tokio::task::spawn_blocking(move || desk.authority().sign_revocations(&list));
+        let signed = signing.await.map_err(|_| ManageError::Stopped)??;
+        // Stored first: a list that was in force and is forgotten could be signed again with another node on it.
+        context.memory.keep_revocations(&signed).await?;
+        revocations.install(&signed)?;
+        Ok(())
     }
 
     /// Leaves the cluster by its own will: the others are told, and do not wait for it. Comes back with another start.
@@ -312,8 +325,11 @@ impl Substrate {
     /// Ends without leaving, as for a restart: the others keep its place and take it for dead after a while. The store may
     /// be closed after this.
     pub async fn stop(self) {
-        let Self { context, join, issuing, network } = self;
-        drop((join, issuing));
+        let Self { context, issuing, network } = self;
+        if let Some(join) = &context.join {
+            join.close();
+        }
+        drop(issuing);
         if let Some(control) = &context.control {
             control.stop().await;
         }
@@ -397,6 +413,8 @@ impl Opening {
             network: handle.clone(),
             memory: self.memory,
             desk,
+            join,
+            revoking: tokio::sync::Mutex::default(),
             identity_folder: setup.identity_folder,
             clock: setup.clock,
             forward,
@@ -413,7 +431,7 @@ impl Opening {
         handle.spawn(renew_certificate(context.clone()));
         handle.spawn(spread_revocations(context.clone()));
         handle.spawn(remember_neighbours(context.clone()));
-        Ok((Substrate { context, join, issuing, network: self.network }, incoming))
+        Ok((Substrate { context, issuing, network: self.network }, incoming))
     }
 
     /// The desk, with this node's name claimed.

@@ -29,6 +29,8 @@ const REQUEST_LIMITS: FrameLimits = FrameLimits { payload_bytes: 0, ..JOIN_LIMIT
 #[derive(Debug)]
 pub struct JoinServer {
     socket: quinn::Endpoint,
+    options: TransportOptions,
+    clock: Arc<dyn Clock>,
 }
 
 #[derive(Debug)]
@@ -53,23 +55,29 @@ impl JoinServer {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, EndpointError> {
         options.validate()?;
-        let mut config = options.server(tls::join_server_config(credentials, &clock)?)?;
-        let mut transport = quinn::TransportConfig::default();
-        // One stream, no datagrams, no more bytes in flight than a request takes.
-        transport
-            .max_concurrent_bidi_streams(VarInt::from_u32(1))
-            .max_concurrent_uni_streams(VarInt::from_u32(0))
-            .receive_window(VarInt::from_u32(32 << 10))
-            .datagram_receive_buffer_size(None)
-            .max_idle_timeout(Some(options.idle.try_into().expect("validate() has bounded it")))
-            .initial_rtt(options.initial_rtt);
-        config.transport_config(Arc::new(transport));
+        let config = server_config(credentials, &options, &clock)?;
         let socket = open_socket(network, address, &options, Some(config))?;
         let (each, all) = (options.joins_per_minute_and_address, options.joins_per_minute);
         let limiter = Mutex::new(Limiter::new(each, all, clock.now()));
+        let (server, at) = (options.clone(), clock.clone());
         let shared = Arc::new(Shared { desk, nodes, limiter, clock, options });
         network.spawn(serve(socket.clone(), shared));
-        Ok(Self { socket })
+        Ok(Self { socket, options: server, clock: at })
+    }
+
+    /// Shows a newer certificate of this node from now on.
+    ///
+    /// # Errors
+    /// TLS does not work with it; the one in use stays.
+    pub fn use_credentials(&self, credentials: &Credentials) -> Result<(), EndpointError> {
+        let config = server_config(credentials, &self.options, &self.clock)?;
+        self.socket.set_server_config(Some(config));
+        Ok(())
+    }
+
+    /// Lets nobody join any more.
+    pub(crate) fn close(&self) {
+        self.socket.close(CloseCode::Done.into(), b"");
     }
 
     /// Where it listens.
@@ -80,8 +88,27 @@ impl JoinServer {
 
 impl Drop for JoinServer {
     fn drop(&mut self) {
-        self.socket.close(CloseCode::Done.into(), b"");
+        self.close();
     }
+}
+
+/// What strangers meet: one stream, no datagrams, no more bytes in flight than a request takes.
+fn server_config(
+    credentials: &Credentials,
+    options: &TransportOptions,
+    clock: &Arc<dyn Clock>,
+) -> Result<quinn::ServerConfig, EndpointError> {
+    let mut config = options.server(tls::join_server_config(credentials, clock)?)?;
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .receive_window(VarInt::from_u32(32 << 10))
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(options.idle.try_into().expect("validate() has bounded it")))
+        .initial_rtt(options.initial_rtt);
+    config.transport_config(Arc::new(transport));
+    Ok(config)
 }
 
 impl Shared {

@@ -1,7 +1,8 @@
 //! Nodes join with tokens and are removed, over restarts of the node that holds the CA.
 
 use super::*;
-use crate::identity::{JoinRefusal, JoinToken, NodeKey};
+use crate::clock::ManualClock;
+use crate::identity::{JoinRefusal, JoinToken, NodeId, NodeKey};
 use crate::membership::RefusalReason;
 use crate::transport::{JoinError, Joined, NetworkThread, TransportOptions, join};
 
@@ -87,5 +88,50 @@ fn a_removal_reaches_all_nodes_and_the_removed_one_does_not_start_again() {
         let mut setup = cluster.setup(&c_credentials, &c_store);
         setup.revocations = b.endpoint().revocations().clone();
         assert!(matches!(Substrate::start(setup).await, Err(StartError::Removed)));
+    });
+}
+
+#[test]
+fn removals_at_the_same_time_are_all_in_force_and_outlive_the_issuing_node() {
+    run(async {
+        let cluster = Cluster::new();
+        let (credentials, store) = (cluster.credentials("a"), cluster.store("a"));
+        let a = cluster.issuer(&credentials, &store).await;
+        let ids: Vec<_> = (1..=6).map(|byte| NodeId::from_bytes([byte; 32])).collect();
+        let removals = ids.iter().map(|id| a.remove_node(*id));
+        for removed in futures_util::future::join_all(removals).await {
+            removed.unwrap();
+        }
+        let all = ids.iter().copied().collect();
+        assert_eq!(a.endpoint().revocations().list().ids, all);
+        a.stop().await;
+        let a = cluster.issuer(&credentials, &store).await;
+        assert_eq!(a.endpoint().revocations().list().ids, all);
+    });
+}
+
+#[test]
+fn nodes_join_by_the_renewed_certificate_once_the_first_one_is_over() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    run(async {
+        let cluster = Cluster::new();
+        let (credentials, store) = (cluster.credentials("a"), cluster.store("a"));
+        let clock = ManualClock::new();
+        clock.set_wall(SystemClock::new().wall() + 21 * DAY);
+        let mut setup = cluster.setup(&credentials, &store);
+        setup.authority = Some(cluster.authority());
+        setup.join_listen = Some(loopback());
+        setup.clock = Arc::new(clock.clone());
+        let (a, _a) = Substrate::start(setup).await.unwrap();
+        let not_after = credentials.details().not_after;
+        while a.endpoint().credentials().details().not_after == not_after {
+            tokio::task::yield_now().await;
+        }
+        clock.advance(15 * DAY);
+        let token = a.issue_token(Duration::from_secs(3600), 1).await.unwrap();
+        let network = NetworkThread::start("joining").unwrap();
+        let (address, name, key) = (a.join_address().unwrap(), "b".parse().unwrap(), NodeKey::generate().unwrap());
+        let options = TransportOptions::default();
+        join(&network.handle(), address, &token, &name, key, &options, Arc::new(clock)).await.unwrap();
     });
 }
