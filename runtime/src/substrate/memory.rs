@@ -1,10 +1,10 @@
-//! What a node remembers of itself over restarts: how often it was started, which nodes were removed, the list of the revoked,
-//! what its operator wants of it, and where its neighbours were.
+//! What a node remembers of itself over restarts: how often it was started, the list of the revoked, what its
+//! operator wants of it, and where its neighbours were.
 
 use std::net::SocketAddr;
 
 use crate::encoding::{DecodeError, EncodeError, decode, encode};
-use crate::identity::{NodeId, SignedRevocations};
+use crate::identity::SignedRevocations;
 use crate::membership::NodeState;
 use crate::store::{Condition, HandleError, Kind, StoreHandle, Write};
 
@@ -12,12 +12,8 @@ const BOOT: &[u8] = b"boot";
 const REVOCATIONS: &[u8] = b"revocations";
 const NEIGHBOURS: &[u8] = b"neighbours";
 const STATE: &[u8] = b"state";
-/// Before the id of a removed node.
-const REMOVED_PREFIX: &[u8] = b"removed/";
 /// The most neighbours that are remembered: enough to find the cluster again.
 const MAX_NEIGHBOURS: usize = 64;
-/// Keys listed at once.
-const PAGE: usize = 1024;
 
 /// What the node must not forget could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +40,6 @@ pub(super) struct Memory {
 pub(super) struct Remembered {
     /// The number of this start; the first is 1.
     pub(super) boot: u32,
-    pub(super) removed: Vec<NodeId>,
     pub(super) revocations: Option<SignedRevocations>,
     pub(super) state: Option<NodeState>,
     pub(super) neighbours: Vec<SocketAddr>,
@@ -67,7 +62,6 @@ impl Memory {
         let neighbours = self.read(Kind::Node, NEIGHBOURS).await?;
         Ok(Remembered {
             boot,
-            removed: self.removed().await?,
             revocations: revocations.map(|bytes| decode(&bytes)).transpose()?,
             state: state.map(|bytes| decode(&bytes)).transpose()?,
             // Only hints: what does not decode is forgotten.
@@ -77,11 +71,6 @@ impl Memory {
 
     pub(super) async fn keep_boot(&self, boot: u32) -> Result<(), MemoryError> {
         self.put(Kind::Node, BOOT, encode(&boot)?).await
-    }
-
-    pub(super) async fn keep_removed(&self, node: NodeId) -> Result<(), MemoryError> {
-        let key = [REMOVED_PREFIX, node.as_bytes()].concat();
-        self.put(Kind::Revocation, &key, Vec::new()).await
     }
 
     pub(super) async fn keep_revocations(&self, list: &SignedRevocations) -> Result<(), MemoryError> {
@@ -101,25 +90,6 @@ impl Memory {
         let key = STATE.to_vec();
         self.store.write_one(Write::Delete { kind: Kind::Intent, key, condition: Condition::Any }).await?;
         Ok(())
-    }
-
-    async fn removed(&self) -> Result<Vec<NodeId>, MemoryError> {
-        let mut removed = Vec::new();
-        let mut after: Option<Vec<u8>> = None;
-        loop {
-            let from = after.clone();
-            let list = move |store: &crate::store::Store| {
-                store.list(Kind::Revocation, REMOVED_PREFIX, from.as_deref(), PAGE)
-            };
-            let page = self.store.read(list).await?;
-            let id =
-                |key: &[u8]| Some(NodeId::from_bytes(key.strip_prefix(REMOVED_PREFIX)?.try_into().ok()?));
-            removed.extend(page.iter().filter_map(|listed| id(&listed.key)));
-            if page.len() < PAGE {
-                return Ok(removed);
-            }
-            after = page.last().map(|listed| listed.key.clone());
-        }
     }
 
     async fn read(&self, kind: Kind, key: &'static [u8]) -> Result<Option<Vec<u8>>, MemoryError> {

@@ -1,6 +1,5 @@
 //! The object that a daemon holds: how it is started, asked, told and ended.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -468,9 +467,7 @@ impl Opening {
             devices: profile.devices,
             capacity_bytes: profile.capacity_bytes,
         };
-        // Both lists: one may have been written where the other was not.
-        let mut removed: BTreeSet<_> = setup.revocations.list().ids;
-        removed.extend(&self.remembered.removed);
+        let removed = setup.revocations.list().ids;
         let start = Start {
             record,
             removed: removed.into_iter().collect(),

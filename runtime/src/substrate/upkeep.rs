@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::driver::Input;
 use super::links::push_revocations;
 use super::memory::MemoryError;
 use super::node::Context;
@@ -84,10 +85,13 @@ async fn save(context: &Context, credentials: Arc<Credentials>) {
 /// notice.
 pub(super) async fn spread_revocations(context: Arc<Context>) {
     let mut changes = context.endpoint.revocations().changes();
+    // One that came before anyone looked.
+    context.tell(Input::Revoked).await;
     while changes.changed().await {
         if let Err(error) = keep_list(&context).await {
             tracing::error!(%error, "the list of the revoked was not stored; it is learnt again from the others");
         }
+        context.tell(Input::Revoked).await;
         for connection in context.endpoint.connections() {
             if connection.class() == ConnectionClass::Control {
                 let context = context.clone();

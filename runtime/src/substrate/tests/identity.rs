@@ -4,7 +4,7 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::identity::{JoinRefusal, JoinToken, NodeId, NodeKey};
 use crate::membership::RefusalReason;
-use crate::transport::{JoinError, Joined, NetworkThread, TransportOptions, join};
+use crate::transport::{CloseCode, ConnectionClass, JoinError, Joined, NetworkThread, TransportOptions, join};
 
 async fn try_join(issuer: &Substrate, token: &JoinToken, name: &str) -> Result<Joined, JoinError> {
     let network = NetworkThread::start("joining").unwrap();
@@ -133,5 +133,40 @@ fn nodes_join_by_the_renewed_certificate_once_the_first_one_is_over() {
         let (address, name, key) = (a.join_address().unwrap(), "b".parse().unwrap(), NodeKey::generate().unwrap());
         let options = TransportOptions::default();
         join(&network.handle(), address, &token, &name, key, &options, Arc::new(clock)).await.unwrap();
+    });
+}
+
+#[test]
+fn what_a_member_says_of_removals_without_proof_ends_no_node_and_removes_none() {
+    run(async {
+        let cluster = Cluster::new();
+        let (credentials, store) = (cluster.credentials("a"), cluster.store("a"));
+        let a = cluster.issuer(&credentials, &store).await;
+        let (liar, _liar) = cluster.node("liar", &[&a]).await;
+        let (c, _c) = cluster.node("c", &[&a]).await;
+        for (one, other) in [(&a, &liar), (&liar, &c), (&c, &a)] {
+            met(one, other).await;
+        }
+        let control = |node: &Substrate, id| node.endpoint().connection(id, ConnectionClass::Control);
+        let lies = [
+            // News of one removal, and a refusal for the same reason.
+            [&[1, 2, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0][..], a.id().as_bytes()].concat(),
+            vec![1, 5, 0, 0, 0, 0],
+        ];
+        let connection = control(&liar, c.id()).unwrap();
+        let before = control(&c, liar.id()).unwrap().number();
+        for lie in lies {
+            connection.send_datagram(lie.into()).unwrap();
+        }
+        connection.close(CloseCode::Revoked);
+        while control(&c, liar.id()).is_none_or(|connection| connection.number() == before) {
+            tokio::task::yield_now().await;
+        }
+        // All that came before has been heard then.
+        c.update_record(|record| record.capacity_bytes = 7).await.unwrap();
+        let roster = c.roster();
+        assert!(roster.member(a.id()).is_some_and(RosterMember::is_up));
+        assert!(roster.refusals.is_empty(), "{:?}", roster.refusals);
+        assert!(c.endpoint().revocations().list().ids.is_empty());
     });
 }
