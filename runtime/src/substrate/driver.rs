@@ -17,7 +17,7 @@ use super::roster::Roster;
 use crate::discovery::{Discovery, Finding, Warning};
 use crate::identity::NodeId;
 use crate::membership::{Event, InputError, Membership, NodeRecord, Output, RefusalReason, Requirements};
-use crate::transport::{CloseCode, Connection, ConnectionClass, DialError, Target};
+use crate::transport::{CertificateFault, CloseCode, Connection, ConnectionClass, DialError, Target};
 
 /// Longest sleep when nothing is due, which is only after leaving.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
@@ -144,7 +144,7 @@ impl Driver {
             }
             Input::Datagram(from, bytes) => note(from, self.membership.handle_datagram(now, from, &bytes)),
             Input::Roster(from, bytes) => note(from, self.membership.handle_roster(now, from, &bytes)),
-            Input::Tried(address, result) => self.tried(address, result),
+            Input::Tried(address, result) => self.tried(address, result).await,
             Input::Update(change, done) => {
                 let result = self.update(change).await;
                 // What was asked for is published before it is acknowledged.
@@ -161,7 +161,7 @@ impl Driver {
                 let _ = done.send(());
             }
             Input::Revoked => self.revoked().await,
-            Input::Shunned(by) => self.shunned(by).await,
+            Input::Shunned(by) => self.shunned(Some(by)).await,
             Input::Leave(_) => unreachable!("the loop takes it"),
         }
     }
@@ -265,7 +265,7 @@ impl Driver {
         });
     }
 
-    fn tried(&mut self, address: SocketAddr, result: Result<Connection, DialError>) {
+    async fn tried(&mut self, address: SocketAddr, result: Result<Connection, DialError>) {
         self.trying.remove(&address);
         match result {
             Ok(connection) => {
@@ -277,6 +277,9 @@ impl Driver {
             Err(error) => {
                 tracing::warn!(%error, "nobody was met");
                 self.dirty = true;
+                if matches!(error, DialError::RefusedByPeer { fault: CertificateFault::Revoked, .. }) {
+                    self.shunned(None).await;
+                }
             }
         }
     }
@@ -403,14 +406,14 @@ impl Driver {
 
     /// A node does not let this one in, as revoked. One of many may lie; if no other does let it in either, it is so. Whoever
     /// holds the CA's key knows better.
-    async fn shunned(&mut self, by: NodeId) {
+    async fn shunned(&mut self, by: Option<NodeId>) {
         let (open, revocations) = (self.context.endpoint.connections(), self.context.endpoint.revocations());
         let is_believed = open.iter().any(|open| {
             let peer = open.peer().id;
-            open.class() == ConnectionClass::Control && peer != by && !revocations.contains(&peer)
+            open.class() == ConnectionClass::Control && Some(peer) != by && !revocations.contains(&peer)
         });
         if is_believed || self.context.desk.is_some() {
-            return tracing::warn!(%by, "a node refuses this one as removed, and others do not");
+            return tracing::warn!(?by, "a node refuses this one as removed, and others do not");
         }
         self.follow(Event::Refused { by: self.context.own, reason: RefusalReason::Removed }).await;
     }

@@ -4,10 +4,12 @@
 use std::net::SocketAddr;
 
 use crate::encoding::{DecodeError, EncodeError, decode, encode};
-use crate::identity::SignedRevocations;
+use crate::identity::{CaHash, SignedRevocations};
 use crate::membership::NodeState;
 use crate::store::{Condition, HandleError, Kind, StoreHandle, Write};
 
+/// Of which cluster all of it is.
+const CA: &[u8] = b"ca";
 const BOOT: &[u8] = b"boot";
 const REVOCATIONS: &[u8] = b"revocations";
 const NEIGHBOURS: &[u8] = b"neighbours";
@@ -67,6 +69,23 @@ impl Memory {
             // Only hints: what does not decode is forgotten.
             neighbours: neighbours.and_then(|bytes| decode(&bytes).ok()).unwrap_or_default(),
         })
+    }
+
+    /// Whether the starts before this one were in another cluster than that of `ca`. What belongs to that one is then to be
+    /// forgotten; here it is the list of the revoked.
+    pub(super) async fn is_of_another(&self, ca: CaHash) -> Result<bool, MemoryError> {
+        let before = self.read(Kind::Node, CA).await?.map(|bytes| decode::<String>(&bytes)).transpose()?;
+        let is_other = before.is_some_and(|before| before != ca.to_string());
+        if is_other {
+            let key = REVOCATIONS.to_vec();
+            self.store.write_one(Write::Delete { kind: Kind::Node, key, condition: Condition::Any }).await?;
+        }
+        Ok(is_other)
+    }
+
+    /// Keeps which cluster all of it is of, once nothing of another one is left.
+    pub(super) async fn keep_ca(&self, ca: CaHash) -> Result<(), MemoryError> {
+        self.put(Kind::Node, CA, encode(&ca.to_string())?).await
     }
 
     pub(super) async fn keep_boot(&self, boot: u32) -> Result<(), MemoryError> {

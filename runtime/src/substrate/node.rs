@@ -20,8 +20,8 @@ use crate::clock::Clock;
 use crate::control::{ControlPlane, ControlSetup};
 use crate::discovery::Discovery;
 use crate::identity::{
-    IssueError, IssuingStore, IssuingStoreError, JoinDesk, JoinToken, NodeId, RevocationError, Role, TokenId,
-    TokenRecord,
+    IssueError, IssuingStore, IssuingStoreError, JoinDesk, JoinToken, NodeId, NodeName, RevocationError, Role,
+    TokenId, TokenRecord,
 };
 use crate::membership::{Event, Membership, NodeRecord, RecordError, Requirements, Roles, Start};
 use crate::transport::{
@@ -139,9 +139,18 @@ impl Substrate {
             return Err(StartError::NotANode);
         }
         let memory = Memory::new(setup.store.clone());
+        let is_refounded = memory.is_of_another(setup.credentials.ca_hash()).await?;
+        if is_refounded {
+            tracing::warn!("the store is of another cluster: its revoked nodes, join tokens and names are forgotten");
+        }
         let remembered = memory.wake().await?;
-        if let Some(list) = &remembered.revocations {
-            setup.revocations.install(list)?;
+        match remembered.revocations.as_ref().map(|list| setup.revocations.install(list)) {
+            // Of stores that do not say whose they are.
+            Some(Err(RevocationError::Forged)) => {
+                tracing::warn!("the stored list of the revoked was not signed by this cluster's CA; it is not used");
+            }
+            Some(installed) => _ = installed?,
+            None => {}
         }
         if setup.revocations.contains(&own) {
             return Err(StartError::Removed);
@@ -150,6 +159,7 @@ impl Substrate {
             own,
             memory,
             remembered,
+            is_refounded,
             network: NetworkThread::start("network").map_err(StartError::Thread)?,
         }
         .open(setup)
@@ -267,6 +277,14 @@ impl Substrate {
         self.issuing(|issuing| issuing.tokens()).await
     }
 
+    /// The node to which a name was given, whether or not it is there now.
+    ///
+    /// # Errors
+    /// As [`Self::issue_token`].
+    pub async fn holder(&self, name: NodeName) -> Result<Option<NodeId>, ManageError> {
+        self.issuing(move |issuing| issuing.holder(&name)).await
+    }
+
     /// Calls a token back; whether there is such.
     ///
     /// # Errors
@@ -357,6 +375,8 @@ struct Opening {
     own: NodeId,
     memory: Memory,
     remembered: Remembered,
+    /// Whether the store was of another cluster before.
+    is_refounded: bool,
     network: NetworkThread,
 }
 
@@ -367,6 +387,7 @@ impl Opening {
     async fn open(self, mut setup: SubstrateSetup) -> Result<(Substrate, Incoming), StartError> {
         let handle = self.network.handle();
         let (desk, issuing) = self.issuing(&mut setup).await?;
+        self.memory.keep_ca(setup.credentials.ca_hash()).await?;
         let mut endpoint =
             EndpointSetup::new(setup.listen, setup.credentials.clone(), setup.revocations.clone());
         endpoint.incarnation = u64::from(self.remembered.boot);
@@ -439,7 +460,14 @@ impl Opening {
         let (store, network) = (setup.store.clone(), self.network.handle());
         let issuing = Arc::new(DurableIssuing::new(store, network.runtime()));
         let (task, name, own) = (issuing.clone(), setup.credentials.details().name.clone(), self.own);
-        let claimed = tokio::task::spawn_blocking(move || task.claim_name(&name, own)).await;
+        let is_refounded = self.is_refounded;
+        let claim = move || {
+            if is_refounded {
+                task.forget_all()?;
+            }
+            task.claim_name(&name, own)
+        };
+        let claimed = tokio::task::spawn_blocking(claim).await;
         claimed.map_err(|error| IssuingStoreError(Box::new(error)))??;
         let (revocations, clock) = (setup.revocations.clone(), setup.clock.clone());
         let desk = JoinDesk::new(authority, issuing.clone(), revocations, clock);

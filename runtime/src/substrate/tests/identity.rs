@@ -170,3 +170,28 @@ fn what_a_member_says_of_removals_without_proof_ends_no_node_and_removes_none() 
         assert!(c.endpoint().revocations().list().ids.is_empty());
     });
 }
+
+#[test]
+fn a_store_of_another_cluster_serves_a_new_one_without_its_revoked_nodes_tokens_and_names() {
+    run(async {
+        let (old, new) = (Cluster::new(), Cluster::new());
+        let (credentials, store) = (old.credentials("a"), old.store("a"));
+        let a = old.issuer(&credentials, &store).await;
+        let token = a.issue_token(Duration::from_secs(3600), 1).await.unwrap();
+        let b = try_join(&a, &token, "b").await.unwrap().credentials.id();
+        assert_eq!(a.holder("b".parse().unwrap()).await.unwrap(), Some(b));
+        a.remove_node(NodeId::from_bytes([7; 32])).await.unwrap();
+        a.stop().await;
+
+        let credentials = new.credentials("a");
+        let a = new.issuer(&credentials, &store).await;
+        assert!(a.endpoint().revocations().list().ids.is_empty());
+        assert!(a.tokens().await.unwrap().is_empty());
+        let token = a.issue_token(Duration::from_secs(3600), 1).await.unwrap();
+        try_join(&a, &token, "b").await.expect("the name is of the old cluster");
+        a.remove_node(NodeId::from_bytes([8; 32])).await.unwrap();
+        a.stop().await;
+        let a = new.issuer(&credentials, &store).await;
+        assert_eq!(a.endpoint().revocations().list().ids, [NodeId::from_bytes([8; 32])].into());
+    });
+}
