@@ -244,6 +244,11 @@ async fn administrators_ask_of_the_cluster_and_watch_what_moves() {
     let refused = client.remove_node("server", false).await.unwrap_err();
     assert!(matches!(refused, RemoteError::Refused { code: ErrorCode::Refused, .. }), "{refused:?}");
     assert_eq!(client.create_token(Duration::from_secs(60), 3).await.unwrap().uses, 3);
+    assert_eq!(client.tokens().await.unwrap()[0].id, "id");
+    client.revoke_token("id").await.unwrap();
+    let unknown = client.revoke_token("other").await.unwrap_err();
+    assert!(matches!(&unknown, RemoteError::Refused { code: ErrorCode::NotFound, .. }), "{unknown}");
+    client.revoke_admin("alice").await.unwrap();
     assert_eq!(client.doctor().await.unwrap().len(), 1);
     assert!(client.rebalance_plan().await.unwrap().moves.is_empty());
     assert!(client.rebalance().await.unwrap().next().await.unwrap().is_some());

@@ -284,6 +284,14 @@ impl Served {
                 let removed = api.0.cluster.remove(node, force).await;
                 self.done(removed.map_err(|error| Fault::from(&error))).await
             }
+            Request::RevokeAdmin { admin } => {
+                let revoked = api.0.cluster.revoke_admin(admin).await;
+                self.done(revoked.map_err(|error| Fault::from(&error))).await
+            }
+            Request::RevokeToken { id } => {
+                let revoked = api.0.cluster.revoke_token(id).await;
+                self.done(revoked.map_err(|error| Fault::from(&error))).await
+            }
             request => match body(api, request).await {
                 Ok(bytes) => self.send(&Event::Body, &[&bytes]).await.map(Ok),
                 Err(fault) => Ok(Err(fault)),
@@ -325,6 +333,10 @@ fn note(peer: &Peer, request: &Request) {
     match request {
         Request::CreateToken { ttl_s, uses } => {
             tracing::info!(by = %name, %id, %role, ttl_s, uses, "a join token is asked for");
+        }
+        Request::RevokeAdmin { admin: id_or_name } | Request::RevokeToken { id: id_or_name } => {
+            let what: String = id_or_name.chars().take(80).collect();
+            tracing::info!(by = %name, %id, %role, ?what, "a revocation is asked for");
         }
         Request::Remove { node, force } => {
             let node: String = node.chars().take(80).collect();
@@ -374,6 +386,7 @@ async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
         Request::CreateToken { ttl_s, uses } => {
             bytes(&cluster.create_token(Duration::from_secs(ttl_s), uses).await.map_err(refused)?)
         }
+        Request::Tokens => bytes(&cluster.tokens().await.map_err(refused)?),
         Request::Doctor { everywhere } => bytes(&cluster.doctor(everywhere).await.map_err(refused)?),
         _ => unreachable!("answered by its own event"),
     }

@@ -68,6 +68,12 @@ pub(super) enum Request {
     Doctor { everywhere: bool },
     /// Bytes to measure with are the payload. Answered by `Done` once all have come.
     Sink,
+    /// Answered by `Done`.
+    RevokeAdmin { admin: String },
+    /// Answered by `Body` with a list of [`super::TokenInfo`].
+    Tokens,
+    /// Answered by `Done`.
+    RevokeToken { id: String },
 }
 
 impl Request {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::{BoxFuture, FutureExt};
 use stellate_actors::api::{
     Api, Check, Client, ClusterAdmin, ClusterError, DrainRequest, Finding, IssuedToken, MoveEvent, MoveKind,
-    NodeInfo, NodeState, RebalancePlan, serve_api,
+    NodeInfo, NodeState, RebalancePlan, TokenInfo, serve_api,
 };
 use stellate_actors::{Model, ModelOptions, ModelSource, Node, NodeOptions};
 use stellate_runtime::identity::{CertificateAuthority, Credentials, Revocations};
@@ -182,6 +182,19 @@ impl ClusterAdmin for OneNode {
         let (expires_s, uses) = (ttl.as_secs(), u64::from(uses));
         let (id, token, join_address) = ("id".to_owned(), "line".to_owned(), "127.0.0.1:2".to_owned());
         async move { Ok(IssuedToken { id, token, expires_s, uses, join_address }) }.boxed()
+    }
+
+    fn tokens(&self) -> BoxFuture<'_, Result<Vec<TokenInfo>, ClusterError>> {
+        let (id, state) = ("id".to_owned(), "open".to_owned());
+        async move { Ok(vec![TokenInfo { id, state, expires_s: 9, uses_left: 1, used_by: Vec::new() }]) }.boxed()
+    }
+
+    fn revoke_token(&self, id: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        async move { if id == "id" { Ok(()) } else { Err(ClusterError::Unknown(format!("no token {id}"))) } }.boxed()
+    }
+
+    fn revoke_admin(&self, _: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        async { Ok(()) }.boxed()
     }
 
     fn doctor(&self, _: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>> {
