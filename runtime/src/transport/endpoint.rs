@@ -17,6 +17,7 @@ use super::options::{OptionsError, TransportOptions};
 use super::registry::{IncompatiblePeer, Registry};
 use super::renewal::encode_revocations;
 use super::stream::StreamError;
+use super::thinned::Thinned;
 use super::thread::NetworkHandle;
 use crate::clock::{Clock, SystemClock};
 use crate::identity::{Credentials, JoinDesk, NodeId, Revocations, Role, TlsError, tls};
@@ -94,6 +95,8 @@ pub(super) struct Shared {
     pub(super) revocations: Revocations,
     own: NodeId,
     clock: Arc<dyn Clock>,
+    /// Of handshakes that failed.
+    warnings: Thinned,
     identity: RwLock<Identity>,
 }
 
@@ -134,6 +137,7 @@ impl Endpoint {
             desk,
             own,
             clock,
+            warnings: Thinned::default(),
             identity: RwLock::new(Identity { credentials, client }),
             revocations,
             options,
@@ -220,6 +224,13 @@ impl Shared {
     /// This node's id.
     pub(super) fn own(&self) -> NodeId {
         self.own
+    }
+
+    /// Warns of what strangers can cause, unless there was too much of it lately; `write` is told how much was left out.
+    pub(super) fn warn(&self, write: impl FnOnce(u64)) {
+        if let Some(left_out) = self.warnings.grant(self.clock.now()) {
+            write(left_out);
+        }
     }
 
     pub(super) fn credentials(&self) -> Arc<Credentials> {

@@ -18,6 +18,7 @@ use super::limiter::Limiter;
 use super::options::TransportOptions;
 use super::renewal::encode_revocations;
 use super::stream::{FrameReceiver, FrameSender, StreamError};
+use super::thinned::Thinned;
 use super::thread::NetworkHandle;
 use crate::clock::Clock;
 use crate::identity::{Credentials, JoinDesk, JoinRefusal, JoinReply, JoinRequest, tls};
@@ -40,6 +41,8 @@ struct Shared {
     limiter: Mutex<Limiter>,
     clock: Arc<dyn Clock>,
     options: TransportOptions,
+    /// Of joins that failed.
+    warnings: Thinned,
 }
 
 impl JoinServer {
@@ -60,7 +63,7 @@ impl JoinServer {
         let (each, all) = (options.joins_per_minute_and_address, options.joins_per_minute);
         let limiter = Mutex::new(Limiter::new(each, all, clock.now()));
         let (server, at) = (options.clone(), clock.clone());
-        let shared = Arc::new(Shared { desk, nodes, limiter, clock, options });
+        let shared = Arc::new(Shared { desk, nodes, limiter, clock, options, warnings: Thinned::default() });
         network.spawn(serve(socket.clone(), shared));
         Ok(Self { socket, options: server, clock: at })
     }
@@ -116,6 +119,12 @@ impl Shared {
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
         limiter.grant(address, self.clock.now())
     }
+
+    fn warn(&self, write: impl FnOnce(u64)) {
+        if let Some(left_out) = self.warnings.grant(self.clock.now()) {
+            write(left_out);
+        }
+    }
 }
 
 async fn serve(socket: quinn::Endpoint, shared: Arc<Shared>) {
@@ -124,7 +133,8 @@ async fn serve(socket: quinn::Endpoint, shared: Arc<Shared>) {
         let Some((incoming, permit)) = gate.admit(incoming) else { continue };
         let address = incoming.remote_address();
         if !shared.grant(address.ip()) {
-            tracing::warn!(%address, "a join was refused: too many attempts");
+            shared
+                .warn(|left_out| tracing::warn!(%address, left_out, "a join was refused: too many attempts"));
             incoming.refuse();
             continue;
         }
@@ -133,8 +143,10 @@ async fn serve(socket: quinn::Endpoint, shared: Arc<Shared>) {
             let limit = shared.options.handshake_timeout;
             match timeout(limit, answer(&shared, incoming)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%address, %error, "a join has failed"),
-                Err(_) => tracing::warn!(%address, "a join took too long"),
+                Ok(Err(error)) => {
+                    shared.warn(|left_out| tracing::warn!(%address, %error, left_out, "a join has failed"));
+                }
+                Err(_) => shared.warn(|left_out| tracing::warn!(%address, left_out, "a join took too long")),
             }
             drop(permit);
         });
