@@ -7,9 +7,11 @@ mod daemons;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use daemons::{Daemon, Home, are_active, json, question, refusal, row, stdout, stellate};
 use serde_json::Value;
+use stellate_runtime::identity::{CertificateAuthority, Credentials, Role};
 
 const BOTH: [&str; 2] = ["first", "second"];
 
@@ -353,7 +355,42 @@ fn tokens_are_listed_and_called_back_and_administrators_are_revoked_by_name() {
     let (code, message) = refusal(&mut home.ask(&first, &["admin", "revoke", "carol"]));
     assert_eq!(code, 2);
     assert!(message.contains("`carol`"), "{message}");
-    let (code, message) = refusal(&mut home.ask(&first, &["admin", "revoke", first.ready["id"].as_str().unwrap()]));
+    let (code, message) =
+        refusal(&mut home.ask(&first, &["admin", "revoke", first.ready["id"].as_str().unwrap()]));
     assert_eq!(code, 1);
     assert!(message.contains("node remove"), "{message}");
+}
+
+/// Puts the certificate that a node had long ago in the place of its own.
+fn expire(home: &Home, name: &str) {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let identity = Path::new(&home.path(name)).join("identity");
+    let authority = CertificateAuthority::load(&Path::new(&home.path("data")).join("ca")).unwrap();
+    let found = Credentials::load(&identity).unwrap();
+    let (name, key) = (&found.details().name, found.key().spki_der());
+    let old = authority.issue(name, Role::Node, key, SystemTime::now() - 40 * DAY, 30 * DAY).unwrap();
+    found.renewed(old).unwrap().save(&identity).unwrap();
+}
+
+#[test]
+fn a_node_whose_certificate_is_over_joins_again_with_a_token_and_is_who_it_was() {
+    let home = Home::new();
+    let first = home.serve();
+    let second = home.join(&first, "second", &[], &[]);
+    let id = second.ready["id"].clone();
+    home.nodes_until(&first, |nodes| are_active(nodes, &BOTH));
+    drop(second);
+    expire(&home, "second");
+    let second = home.join(&first, "second", &[], &[]);
+    assert_eq!(second.ready["id"], id);
+    home.nodes_until(&first, |nodes| are_active(nodes, &BOTH));
+    drop(second);
+    expire(&home, "second");
+    let token = json(&mut home.ask(&first, &["token", "create", "--json"]));
+    let (file, dir) = (home.path("token"), home.path("second"));
+    std::fs::write(&file, token["token"].as_str().unwrap()).unwrap();
+    let address = token["join_address"].as_str().unwrap();
+    let joined =
+        json(&mut stellate(&["node", "join", address, "--token-file", &file, "--dir", &dir, "--json"]));
+    assert_eq!((&joined["id"], joined["name"].as_str()), (&id, Some("second")));
 }

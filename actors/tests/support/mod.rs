@@ -186,11 +186,13 @@ impl ClusterAdmin for OneNode {
 
     fn tokens(&self) -> BoxFuture<'_, Result<Vec<TokenInfo>, ClusterError>> {
         let (id, state) = ("id".to_owned(), "open".to_owned());
-        async move { Ok(vec![TokenInfo { id, state, expires_s: 9, uses_left: 1, used_by: Vec::new() }]) }.boxed()
+        async move { Ok(vec![TokenInfo { id, state, expires_s: 9, uses_left: 1, used_by: Vec::new() }]) }
+            .boxed()
     }
 
     fn revoke_token(&self, id: String) -> BoxFuture<'_, Result<(), ClusterError>> {
-        async move { if id == "id" { Ok(()) } else { Err(ClusterError::Unknown(format!("no token {id}"))) } }.boxed()
+        async move { if id == "id" { Ok(()) } else { Err(ClusterError::Unknown(format!("no token {id}"))) } }
+            .boxed()
     }
 
     fn revoke_admin(&self, _: String) -> BoxFuture<'_, Result<(), ClusterError>> {

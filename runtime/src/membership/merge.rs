@@ -13,7 +13,9 @@ use super::judge::Clash;
 use super::machine::{Membership, Timer};
 use super::peers::{Liveness, Peer};
 use super::record::{NodeRecord, NodeState};
-use super::wire::{MAX_CLAIMED, MAX_ROSTER_BYTES, MAX_WANTED, Message, News, RefusalReason, Roster, RosterEntry};
+use super::wire::{
+    MAX_CLAIMED, MAX_ROSTER_BYTES, MAX_WANTED, Message, News, RefusalReason, Roster, RosterEntry,
+};
 
 /// Deaths that others are told of in a roster: those of the last minutes, for who missed the news when it was new.
 const LATELY: Duration = Duration::from_secs(600);

@@ -20,8 +20,8 @@ use crate::clock::Clock;
 use crate::control::{ControlPlane, ControlSetup};
 use crate::discovery::Discovery;
 use crate::identity::{
-    IssueError, IssuingStore, IssuingStoreError, JoinDesk, JoinToken, NodeId, NodeName, RevocationError, Role,
-    TokenId, TokenRecord,
+    IssueError, IssuingStore, IssuingStoreError, JoinDesk, JoinToken, NodeId, NodeName, RevocationError,
+    Role, TokenId, TokenRecord,
 };
 use crate::membership::{Event, Membership, NodeRecord, RecordError, Requirements, Roles, Start};
 use crate::transport::{
@@ -141,13 +141,17 @@ impl Substrate {
         let memory = Memory::new(setup.store.clone());
         let is_refounded = memory.is_of_another(setup.credentials.ca_hash()).await?;
         if is_refounded {
-            tracing::warn!("the store is of another cluster: its revoked nodes, join tokens and names are forgotten");
+            tracing::warn!(
+                "the store is of another cluster: its revoked nodes, join tokens and names are forgotten"
+            );
         }
         let remembered = memory.wake().await?;
         match remembered.revocations.as_ref().map(|list| setup.revocations.install(list)) {
             // Of stores that do not say whose they are.
             Some(Err(RevocationError::Forged)) => {
-                tracing::warn!("the stored list of the revoked was not signed by this cluster's CA; it is not used");
+                tracing::warn!(
+                    "the stored list of the revoked was not signed by this cluster's CA; it is not used"
+                );
             }
             Some(installed) => _ = installed?,
             None => {}

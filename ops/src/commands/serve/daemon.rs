@@ -22,8 +22,8 @@ use super::identity::Identity;
 use super::place::{Place, Seat};
 use super::{Ready, ServeArgs, departure};
 use crate::app::App;
-use crate::{open, paths};
 use crate::report::machine::{self, Machine};
+use crate::{open, paths};
 
 /// How often it is looked whether there is another supervisor, of whose model the cluster then is.
 const LOOK_FOR_SUPERVISOR: Duration = Duration::from_secs(1);

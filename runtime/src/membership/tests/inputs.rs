@@ -314,8 +314,7 @@ fn what_a_member_says_of_removals_is_a_hint_that_changes_nothing() {
         Output::Claimed { by, removed } => Some((by, removed)),
         _ => None,
     };
-    let claimed =
-        |one: &mut Membership| outputs(one).into_iter().filter_map(claims).collect::<Vec<_>>();
+    let claimed = |one: &mut Membership| outputs(one).into_iter().filter_map(claims).collect::<Vec<_>>();
     let frame = Message::News(vec![News::Removed(node(3)), News::Removed(node(1))]).frame();
     one.handle_datagram(Duration::ZERO, node(2), &frame).expect("well formed");
     assert_eq!(claimed(&mut one), [(node(2), vec![node(3), node(1)])]);

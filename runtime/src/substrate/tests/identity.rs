@@ -4,7 +4,9 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::identity::{JoinRefusal, JoinToken, NodeId, NodeKey};
 use crate::membership::RefusalReason;
-use crate::transport::{CloseCode, ConnectionClass, JoinError, Joined, NetworkThread, TransportOptions, join};
+use crate::transport::{
+    CloseCode, ConnectionClass, JoinError, Joined, NetworkThread, TransportOptions, join,
+};
 
 async fn try_join(issuer: &Substrate, token: &JoinToken, name: &str) -> Result<Joined, JoinError> {
     let network = NetworkThread::start("joining").unwrap();
@@ -130,7 +132,8 @@ fn nodes_join_by_the_renewed_certificate_once_the_first_one_is_over() {
         clock.advance(15 * DAY);
         let token = a.issue_token(Duration::from_secs(3600), 1).await.unwrap();
         let network = NetworkThread::start("joining").unwrap();
-        let (address, name, key) = (a.join_address().unwrap(), "b".parse().unwrap(), NodeKey::generate().unwrap());
+        let (address, name, key) =
+            (a.join_address().unwrap(), "b".parse().unwrap(), NodeKey::generate().unwrap());
         let options = TransportOptions::default();
         join(&network.handle(), address, &token, &name, key, &options, Arc::new(clock)).await.unwrap();
     });
@@ -154,12 +157,12 @@ fn what_a_member_says_of_removals_without_proof_ends_no_node_and_removes_none() 
             vec![1, 5, 0, 0, 0, 0],
         ];
         let connection = control(&liar, c.id()).unwrap();
-        let before = control(&c, liar.id()).unwrap().number();
+        let before = control(&c, liar.id()).unwrap();
         for lie in lies {
             connection.send_datagram(lie.into()).unwrap();
         }
         connection.close(CloseCode::Revoked);
-        while control(&c, liar.id()).is_none_or(|connection| connection.number() == before) {
+        while control(&c, liar.id()).is_none_or(|connection| connection.number() == before.number()) {
             tokio::task::yield_now().await;
         }
         // All that came before has been heard then.

@@ -48,8 +48,9 @@ impl Administration {
 
     pub(super) async fn call_back(&self, id: String) -> Result<(), ClusterError> {
         let shown: String = id.chars().take(80).collect();
-        let unknown =
-            || ClusterError::Unknown(format!("there is no join token `{shown}`; `stellate token ls` lists them"));
+        let unknown = || {
+            ClusterError::Unknown(format!("there is no join token `{shown}`; `stellate token ls` lists them"))
+        };
         let id: TokenId = id.parse().map_err(|_| unknown())?;
         let revoked = self.place.get().await?.substrate.revoke_token(id).await;
         match revoked.map_err(|error| managed(&self.roster(), &error))? {
