@@ -5,7 +5,7 @@ mod support;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use stellate_actors::api::{Client, DrainRequest, ErrorCode, MoveKind, NodeState, RemoteError};
+use stellate_actors::api::{Client, DrainRequest, ErrorCode, MoveKind, NodeState, RemoteError, peer};
 use stellate_actors::{
     Addition, AskError, AskOptions, ContextError, ContextSource, EncodeError, FinishReason, Layout, Node,
     NodeOptions, OpenError, QueryInput, Session, SessionError, TurnEvent, TurnReport,
@@ -269,9 +269,38 @@ async fn administrators_ask_of_the_cluster_and_watch_what_moves() {
     let refused = client.remove_node("server", false).await.unwrap_err();
     assert!(matches!(refused, RemoteError::Refused { code: ErrorCode::Refused, .. }), "{refused:?}");
     assert_eq!(client.create_token(Duration::from_secs(60), 3).await.unwrap().uses, 3);
+    assert_eq!(client.tokens().await.unwrap()[0].id, "id");
+    client.revoke_token("id").await.unwrap();
+    let unknown = client.revoke_token("other").await.unwrap_err();
+    assert!(matches!(&unknown, RemoteError::Refused { code: ErrorCode::NotFound, .. }), "{unknown}");
+    client.revoke_admin("alice").await.unwrap();
     assert_eq!(client.doctor().await.unwrap().len(), 1);
     assert!(client.rebalance_plan().await.unwrap().moves.is_empty());
     assert!(client.rebalance().await.unwrap().next().await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_answered_what_nodes_look_at_and_refused_what_administrators_ask() {
+    let served = Served::new().await;
+    let client = served.client_of(served.authority.node("other")).await;
+    client.about().await.unwrap();
+    let (endpoint, _network) = served.raw_of(served.authority.node("third"));
+    let connection = endpoint.dial(Target::seed(served.address()), ConnectionClass::Admin).await.unwrap();
+    assert_eq!(peer::about(&connection).await.unwrap().model, "demo");
+    assert_eq!(peer::doctor(&connection).await.unwrap().len(), 1);
+    peer::sink(&connection, &[0; 1000]).await.unwrap();
+    let refusals = [
+        client.create_token(Duration::from_secs(60), 1).await.unwrap_err(),
+        client.remove_node("server", true).await.unwrap_err(),
+        client.set_cordon("server", true).await.unwrap_err(),
+        client.status().await.unwrap_err(),
+        client.contexts().await.unwrap_err(),
+        client.doctor().await.unwrap_err(),
+    ];
+    for refused in refusals {
+        assert!(matches!(&refused, RemoteError::Refused { code: ErrorCode::NotAllowed, .. }), "{refused}");
+        assert!(refused.is_identity() && refused.to_string().contains("stellate admin create"), "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

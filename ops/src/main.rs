@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admins;
 mod app;
 mod cli;
 mod commands;

@@ -7,9 +7,11 @@ mod daemons;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use daemons::{Daemon, Home, are_active, json, question, refusal, row, stdout, stellate};
 use serde_json::Value;
+use stellate_runtime::identity::{CertificateAuthority, Credentials, Role};
 
 const BOTH: [&str; 2] = ["first", "second"];
 
@@ -318,4 +320,101 @@ fn a_name_in_the_settings_says_who_places_blocks() {
     home.nodes_until(&second, |nodes| are_active(nodes, &BOTH));
     let query = question("misty-otter");
     assert_eq!(answer(&home, &first, &context, &query), answer_of_one_process(&facts, &query));
+}
+
+#[test]
+fn a_lost_node_that_nobody_remembers_is_removed_by_name_and_refused_when_it_comes_back() {
+    let home = Home::new();
+    let first = home.serve();
+    let second = home.join(&first, "second", &[], &[]);
+    let third = home.join(&first, "third", &[], &[]);
+    home.nodes_until(&first, |nodes| are_active(nodes, &["first", "second", "third"]));
+    let id = third.ready["id"].as_str().unwrap().to_owned();
+    drop((first, second, third));
+    let first = home.serve();
+    assert_eq!(home.nodes_until(&first, |nodes| are_active(nodes, &["first"])).len(), 1);
+    let (code, message) = refusal(&mut home.ask(&first, &["node", "remove", "fourth"]));
+    assert_eq!(code, 2);
+    assert!(message.contains("`fourth`"), "{message}");
+    stdout(&mut home.ask(&first, &["node", "remove", "second", "--force"]));
+    stdout(&mut home.ask(&first, &["node", "remove", &id, "--force"]));
+    let seeds = format!("[{}]", first.ready["address"]);
+    for name in ["second", "third"] {
+        let settings = [("STELLATE_NETWORK__SEEDS", seeds.as_str())];
+        let mut back = Daemon::start_with(&home.path(name), &[], &settings);
+        assert_eq!(back.child.wait().unwrap().code(), Some(6), "{name} ends by itself");
+    }
+    std::fs::remove_dir_all(home.path("second")).unwrap();
+    let _second = home.join(&first, "second", &[], &[]);
+    home.nodes_until(&first, |nodes| are_active(nodes, &BOTH));
+}
+
+#[test]
+fn tokens_are_listed_and_called_back_and_administrators_are_revoked_by_name() {
+    let home = Home::new();
+    let first = home.serve();
+    let token = json(&mut home.ask(&first, &["token", "create", "--uses", "2", "--json"]));
+    let id = token["id"].as_str().unwrap();
+    let listed = json(&mut home.ask(&first, &["token", "ls", "--json"]));
+    assert_eq!((&listed[0]["id"], &listed[0]["state"]), (&token["id"], &Value::from("open")));
+    assert!(!listed.to_string().contains(token["token"].as_str().unwrap()));
+    stdout(&mut home.ask(&first, &["token", "revoke", id]));
+    assert!(stdout(&mut home.ask(&first, &["token", "ls"])).contains("revoked"));
+    let (code, message) = refusal(&mut home.ask(&first, &["token", "revoke", "0011223344556677"]));
+    assert_eq!(code, 2);
+    assert!(message.contains("token ls"), "{message}");
+
+    let (data, out) = (home.path("data"), home.path("bob"));
+    stdout(&mut stellate(&["admin", "create", "bob", "--dir", &data, "--out", &out]));
+    let ask_as_bob = || {
+        let mut command = home.ask(&first, &["node", "ls", "--json"]);
+        command.env("STELLATE_IDENTITY", &out);
+        command
+    };
+    json(&mut ask_as_bob());
+    stdout(&mut home.ask(&first, &["admin", "revoke", "bob"]));
+    let (code, message) = refusal(&mut ask_as_bob());
+    assert_eq!(code, 6);
+    assert!(message.contains("removed"), "{message}");
+    let (code, message) = refusal(&mut home.ask(&first, &["admin", "revoke", "carol"]));
+    assert_eq!(code, 2);
+    assert!(message.contains("`carol`"), "{message}");
+    let (code, message) =
+        refusal(&mut home.ask(&first, &["admin", "revoke", first.ready["id"].as_str().unwrap()]));
+    assert_eq!(code, 1);
+    assert!(message.contains("node remove"), "{message}");
+}
+
+/// Puts the certificate that a node had long ago in the place of its own.
+fn expire(home: &Home, name: &str) {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let identity = Path::new(&home.path(name)).join("identity");
+    let authority = CertificateAuthority::load(&Path::new(&home.path("data")).join("ca")).unwrap();
+    let found = Credentials::load(&identity).unwrap();
+    let (name, key) = (&found.details().name, found.key().spki_der());
+    let old = authority.issue(name, Role::Node, key, SystemTime::now() - 40 * DAY, 30 * DAY).unwrap();
+    found.renewed(old).unwrap().save(&identity).unwrap();
+}
+
+#[test]
+fn a_node_whose_certificate_is_over_joins_again_with_a_token_and_is_who_it_was() {
+    let home = Home::new();
+    let first = home.serve();
+    let second = home.join(&first, "second", &[], &[]);
+    let id = second.ready["id"].clone();
+    home.nodes_until(&first, |nodes| are_active(nodes, &BOTH));
+    drop(second);
+    expire(&home, "second");
+    let second = home.join(&first, "second", &[], &[]);
+    assert_eq!(second.ready["id"], id);
+    home.nodes_until(&first, |nodes| are_active(nodes, &BOTH));
+    drop(second);
+    expire(&home, "second");
+    let token = json(&mut home.ask(&first, &["token", "create", "--json"]));
+    let (file, dir) = (home.path("token"), home.path("second"));
+    std::fs::write(&file, token["token"].as_str().unwrap()).unwrap();
+    let address = token["join_address"].as_str().unwrap();
+    let joined =
+        json(&mut stellate(&["node", "join", address, "--token-file", &file, "--dir", &dir, "--json"]));
+    assert_eq!((&joined["id"], joined["name"].as_str()), (&id, Some("second")));
 }

@@ -42,4 +42,4 @@ pub use machine::Membership;
 pub use options::MembershipOptions;
 pub use peers::{Liveness, Member};
 pub use record::{Device, ModelFormat, NodeRecord, NodeState, ProtocolRange, RecordError, Roles};
-pub use wire::{MAX_ROSTER_BYTES, RefusalReason, WIRE_VERSION};
+pub use wire::{MAX_CLAIMED, MAX_ROSTER_BYTES, RefusalReason, WIRE_VERSION};

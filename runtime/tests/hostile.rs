@@ -277,3 +277,65 @@ fn a_join_address_under_first_packets_still_lets_a_node_in() {
         }
     });
 }
+
+/// Passes on what a client sends, and of what the server answers nothing but retries: the client proves its address and then
+/// seems to fall silent. Tells `answered` once the server has given it anything else.
+async fn hush(client: tokio::net::UdpSocket, server: SocketAddr, answered: tokio::sync::mpsc::Sender<()>) {
+    let out = tokio::net::UdpSocket::bind(any_port()).await.unwrap();
+    out.connect(server).await.unwrap();
+    let (mut up, mut down) = ([0; 2048], [0; 2048]);
+    let mut from = None;
+    loop {
+        tokio::select! {
+            got = client.recv_from(&mut up) => {
+                let Ok((bytes, address)) = got else { return };
+                from = Some(address);
+                let _ = out.send(&up[..bytes]).await;
+            }
+            got = out.recv(&mut down) => {
+                let Ok(bytes) = got else { return };
+                // RFC 9000, section 17.2.5: a long header of type 3.
+                match from {
+                    Some(address) if down[0] & 0xf0 == 0xf0 => _ = client.send_to(&down[..bytes], address).await,
+                    _ => _ = answered.try_send(()),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_address_that_proves_itself_and_falls_silent_again_and_again_keeps_no_other_out() {
+    const SILENT: usize = 48;
+    let cluster = Cluster::new();
+    run(async {
+        let slow = TransportOptions {
+            max_handshakes: 32,
+            idle: Duration::from_secs(25),
+            handshake_timeout: Duration::from_secs(25),
+            ..TransportOptions::default()
+        };
+        let mut setup = cluster.setup(cluster.node("server"));
+        setup.options = slow.clone();
+        let (server, _accepted) = cluster.bind(setup);
+        let address = server.local_address().unwrap();
+        let mut setup = cluster.setup(cluster.node("silent"));
+        setup.options = slow.clone();
+        let (silent, _) = cluster.bind(setup);
+        let silent = Arc::new(silent);
+        for _ in 0..SILENT {
+            let relay = tokio::net::UdpSocket::bind(any_port()).await.unwrap();
+            let target = Target::seed(relay.local_addr().unwrap());
+            let (sender, mut answered) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(hush(relay, address, sender));
+            let dialer = silent.clone();
+            tokio::spawn(async move { dialer.dial(target, ConnectionClass::Control).await.map(drop) });
+            answered.recv().await.expect("it was let in, or refused");
+        }
+        let mut setup = cluster.setup(cluster.node("member"));
+        setup.address = ([127, 0, 0, 2], 0).into();
+        setup.options = slow;
+        let (member, _) = cluster.bind(setup);
+        member.dial(Target::seed(address), ConnectionClass::Control).await.expect("there is room for others");
+    });
+}

@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, OnceCell};
 use wincode::SchemaReadOwned;
 use wincode::config::DefaultConfig;
 
-use super::cluster::{Check, DrainRequest, IssuedToken, NodeInfo, RebalancePlan};
+use super::cluster::{Check, DrainRequest, IssuedToken, NodeInfo, RebalancePlan, TokenInfo};
 use super::convert;
 use super::fault::{Fault, RemoteError};
 use super::info::{About, ContextInfo, SessionInfo, Status, TurnInfo};
@@ -205,6 +205,21 @@ impl Client {
     /// Makes a join token.
     pub async fn create_token(&self, ttl: Duration, uses: u32) -> Result<IssuedToken, RemoteError> {
         self.body(Request::CreateToken { ttl_s: ttl.as_secs(), uses }).await
+    }
+
+    /// The join tokens that were made.
+    pub async fn tokens(&self) -> Result<Vec<TokenInfo>, RemoteError> {
+        self.body(Request::Tokens).await
+    }
+
+    /// Calls a join token back. Nodes that it has brought in stay.
+    pub async fn revoke_token(&self, id: &str) -> Result<(), RemoteError> {
+        self.done(Request::RevokeToken { id: id.to_owned() }).await
+    }
+
+    /// Revokes the certificates of an administrator, by name or by the id of one.
+    pub async fn revoke_admin(&self, admin: &str) -> Result<(), RemoteError> {
+        self.done(Request::RevokeAdmin { admin: admin.to_owned() }).await
     }
 
     /// The cluster's own checks.

@@ -194,6 +194,21 @@ pub struct IssuedToken {
     pub join_address: String,
 }
 
+/// A join token as it is remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct TokenInfo {
+    /// What may be shown of it.
+    pub id: String,
+    /// Whether it lets nodes in: `open`, `used up`, `expired` or `revoked`.
+    pub state: String,
+    /// When it ends, in seconds since 1970.
+    pub expires_s: u64,
+    /// Nodes that it may still bring in.
+    pub uses_left: u64,
+    /// The ids of nodes that it has brought in.
+    pub used_by: Vec<String>,
+}
+
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
 #[serde(rename_all = "snake_case")]
@@ -228,6 +243,9 @@ pub enum ClusterError {
         /// What was asked for.
         node: String,
     },
+    /// There is no such token or administrator.
+    #[error("{0}")]
+    Unknown(String),
     /// It would do harm.
     #[error("{0}")]
     Refused(String),
@@ -242,7 +260,7 @@ pub enum ClusterError {
 impl ClusterError {
     pub(super) fn code(&self) -> ErrorCode {
         match self {
-            Self::UnknownNode { .. } => ErrorCode::NotFound,
+            Self::UnknownNode { .. } | Self::Unknown(_) => ErrorCode::NotFound,
             Self::Refused(_) => ErrorCode::Refused,
             Self::NotHere(_) => ErrorCode::Unavailable,
             Self::Failed(_) => ErrorCode::Failed,
@@ -277,6 +295,15 @@ pub trait ClusterAdmin: fmt::Debug + Send + Sync + 'static {
 
     /// Makes a join token.
     fn create_token(&self, ttl: Duration, uses: u32) -> BoxFuture<'_, Result<IssuedToken, ClusterError>>;
+
+    /// The join tokens that were made, without what proves them.
+    fn tokens(&self) -> BoxFuture<'_, Result<Vec<TokenInfo>, ClusterError>>;
+
+    /// Calls a join token back. Nodes that it has brought in stay.
+    fn revoke_token(&self, id: String) -> BoxFuture<'_, Result<(), ClusterError>>;
+
+    /// Revokes the certificates of an administrator, by name or by the id of one.
+    fn revoke_admin(&self, admin: String) -> BoxFuture<'_, Result<(), ClusterError>>;
 
     /// Looks at certificates, clocks and paths between this node and the others; with `everywhere`, has the others do so too.
     fn doctor(&self, everywhere: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>>;

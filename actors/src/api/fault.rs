@@ -34,6 +34,8 @@ pub enum ErrorCode {
     Refused,
     /// It went wrong.
     Failed,
+    /// The certificate does not allow it.
+    NotAllowed,
 }
 
 /// A node of another process could not be asked, or refused.
@@ -65,11 +67,12 @@ pub enum RemoteError {
 }
 
 impl RemoteError {
-    /// Whether the certificate was refused, by either side.
+    /// Whether the certificate was refused, by either side, or does not allow what was asked.
     pub fn is_identity(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable(DialError::RefusedByPeer { .. } | DialError::PeerRefused { .. })
+            Self::Refused { code: ErrorCode::NotAllowed, .. }
+                | Self::Unreachable(DialError::RefusedByPeer { .. } | DialError::PeerRefused { .. })
                 | Self::Lost(Closed::RefusedByPeer(_) | Closed::PeerRefused(_))
         )
     }
@@ -164,6 +167,12 @@ impl Fault {
         let message =
             "the node is leaving and takes no new work; ask another node, or this one once it is back";
         Self::new(ErrorCode::Unavailable, message)
+    }
+
+    pub(super) fn not_an_administrator() -> Self {
+        let message = "a node's certificate does not allow this; an administrator's certificate is needed: \
+                       `stellate admin create`";
+        Self::new(ErrorCode::NotAllowed, message)
     }
 
     pub(super) fn malformed(problem: impl ToString) -> Self {

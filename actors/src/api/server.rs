@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use stellate_runtime::encoding;
 use stellate_runtime::transport::{
-    CloseCode, Closed, Connection, FrameReceiver, FrameSender, Payload, StreamError,
+    CloseCode, Closed, Connection, FrameReceiver, FrameSender, Payload, Peer, StreamError,
 };
 use tokio::sync::{Semaphore, watch};
 use wincode::SchemaWrite;
@@ -184,7 +184,7 @@ pub async fn serve_api(connection: Connection, api: Api) {
                 let (api, connection, reading) = (api.clone(), connection.clone(), reading.clone());
                 tokio::spawn(async move {
                     let mut call = Served { sender, receiver };
-                    if let Err(error) = call.serve(&api, &reading).await {
+                    if let Err(error) = call.serve(&api, connection.peer(), &reading).await {
                         give_up(&connection, &error);
                     }
                 });
@@ -217,7 +217,7 @@ pub(super) struct Served {
 }
 
 impl Served {
-    async fn serve(&mut self, api: &Api, reading: &Semaphore) -> Result<(), StreamError> {
+    async fn serve(&mut self, api: &Api, peer: &Peer, reading: &Semaphore) -> Result<(), StreamError> {
         let read = async {
             // The semaphore is never closed.
             let _permit = reading.acquire().await;
@@ -230,7 +230,17 @@ impl Served {
         let frame = frame?;
         let request: Request = frame.expect(REQUEST)?;
         let name = request.name();
-        match self.answer(api, request, &frame.payload).await? {
+        let answered = match request.is_open_to(peer.role) {
+            true => {
+                note(peer, &request);
+                self.answer(api, request, &frame.payload).await?
+            }
+            false => {
+                tracing::warn!(node = %peer.id, name = %peer.name, "a node asked what only administrators may");
+                Err(Fault::not_an_administrator())
+            }
+        };
+        match answered {
             Ok(()) => {}
             Err(fault) => {
                 let namer = name.and_then(|name| api.0.cluster.namer(name));
@@ -274,6 +284,14 @@ impl Served {
                 let removed = api.0.cluster.remove(node, force).await;
                 self.done(removed.map_err(|error| Fault::from(&error))).await
             }
+            Request::RevokeAdmin { admin } => {
+                let revoked = api.0.cluster.revoke_admin(admin).await;
+                self.done(revoked.map_err(|error| Fault::from(&error))).await
+            }
+            Request::RevokeToken { id } => {
+                let revoked = api.0.cluster.revoke_token(id).await;
+                self.done(revoked.map_err(|error| Fault::from(&error))).await
+            }
             request => match body(api, request).await {
                 Ok(bytes) => self.send(&Event::Body, &[&bytes]).await.map(Ok),
                 Err(fault) => Ok(Err(fault)),
@@ -306,6 +324,25 @@ impl Served {
 
     pub(super) async fn send(&mut self, event: &Event, parts: &[&[u8]]) -> Result<(), StreamError> {
         self.sender.send(EVENT, event, parts).await
+    }
+}
+
+/// Tells the log who asks for what lets nodes in or keeps them out.
+fn note(peer: &Peer, request: &Request) {
+    let Peer { id, name, role, .. } = peer;
+    match request {
+        Request::CreateToken { ttl_s, uses } => {
+            tracing::info!(by = %name, %id, %role, ttl_s, uses, "a join token is asked for");
+        }
+        Request::RevokeAdmin { admin: id_or_name } | Request::RevokeToken { id: id_or_name } => {
+            let what: String = id_or_name.chars().take(80).collect();
+            tracing::info!(by = %name, %id, %role, ?what, "a revocation is asked for");
+        }
+        Request::Remove { node, force } => {
+            let node: String = node.chars().take(80).collect();
+            tracing::info!(by = %name, %id, %role, ?node, force, "a removal is asked for");
+        }
+        _ => {}
     }
 }
 
@@ -349,6 +386,7 @@ async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
         Request::CreateToken { ttl_s, uses } => {
             bytes(&cluster.create_token(Duration::from_secs(ttl_s), uses).await.map_err(refused)?)
         }
+        Request::Tokens => bytes(&cluster.tokens().await.map_err(refused)?),
         Request::Doctor { everywhere } => bytes(&cluster.doctor(everywhere).await.map_err(refused)?),
         _ => unreachable!("answered by its own event"),
     }

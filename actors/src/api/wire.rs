@@ -1,6 +1,7 @@
 //! Requests and events as they stand in the headers of frames. What is in the payload is said at each of them; turning all
 //! of it into the types of the session API is `convert.rs`'s.
 
+use stellate_runtime::identity::Role;
 use stellate_runtime::transport::FrameKind;
 use wincode::{SchemaRead, SchemaWrite};
 
@@ -67,6 +68,12 @@ pub(super) enum Request {
     Doctor { everywhere: bool },
     /// Bytes to measure with are the payload. Answered by `Done` once all have come.
     Sink,
+    /// Answered by `Done`.
+    RevokeAdmin { admin: String },
+    /// Answered by `Body` with a list of [`super::TokenInfo`].
+    Tokens,
+    /// Answered by `Done`.
+    RevokeToken { id: String },
 }
 
 impl Request {
@@ -82,6 +89,13 @@ impl Request {
             }
             _ => None,
         }
+    }
+
+    /// Whether the holder of such a certificate may ask it. Nodes ask each other what `doctor` looks at, and nothing else: a
+    /// node that was stolen must not make tokens or remove others.
+    pub(super) fn is_open_to(&self, role: Role) -> bool {
+        let of_nodes = matches!(self, Self::About | Self::Doctor { everywhere: false } | Self::Sink);
+        role == Role::Admin || of_nodes
     }
 
     /// Whether it is about contexts or sessions of the node that is asked.

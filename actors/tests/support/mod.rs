@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::{BoxFuture, FutureExt};
 use stellate_actors::api::{
     Api, Check, Client, ClusterAdmin, ClusterError, DrainRequest, Finding, IssuedToken, MoveEvent, MoveKind,
-    NodeInfo, NodeState, RebalancePlan, serve_api,
+    NodeInfo, NodeState, RebalancePlan, TokenInfo, serve_api,
 };
 use stellate_actors::{Model, ModelOptions, ModelSource, Node, NodeOptions};
 use stellate_runtime::identity::{CertificateAuthority, Credentials, Revocations};
@@ -41,6 +41,10 @@ impl Authority {
         Arc::new(self.0.issue_admin(&name.parse().unwrap(), SystemTime::now()).unwrap())
     }
 
+    pub(crate) fn node(&self, name: &str) -> Arc<Credentials> {
+        Arc::new(self.0.issue_node(&name.parse().unwrap(), SystemTime::now()).unwrap())
+    }
+
     fn setup(&self, credentials: Arc<Credentials>) -> EndpointSetup {
         let revocations = Revocations::new(self.0.certificate()).unwrap();
         let mut setup = EndpointSetup::new((Ipv4Addr::LOCALHOST, 0).into(), credentials, revocations);
@@ -71,8 +75,7 @@ impl Served {
         let node = Node::open(&model, options.with_hosts(2)).await.unwrap();
         let api = Api::new(node.clone(), Arc::default(), "demo".to_owned(), Arc::new(OneNode));
         let network = NetworkThread::start("served").unwrap();
-        let name = "server".parse().unwrap();
-        let credentials = Arc::new(authority.0.issue_node(&name, SystemTime::now()).unwrap());
+        let credentials = authority.node("server");
         let (endpoint, accepted) = Endpoint::bind(&network.handle(), authority.setup(credentials)).unwrap();
         tokio::spawn(accept(accepted, api.clone()));
         Self { authority, node, api, endpoint, _network: network }
@@ -83,14 +86,22 @@ impl Served {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        let setup = self.authority.setup(self.authority.admin("alice"));
-        Client::connect_with(self.address(), setup).await.unwrap()
+        self.client_of(self.authority.admin("alice")).await
+    }
+
+    pub(crate) async fn client_of(&self, credentials: Arc<Credentials>) -> Client {
+        Client::connect_with(self.address(), self.authority.setup(credentials)).await.unwrap()
     }
 
     /// An endpoint with an administrator's certificate, for frames of one's own.
     pub(crate) fn raw(&self) -> (Endpoint, NetworkThread) {
+        self.raw_of(self.authority.admin("mallory"))
+    }
+
+    /// As [`raw`](Self::raw), with another certificate.
+    pub(crate) fn raw_of(&self, credentials: Arc<Credentials>) -> (Endpoint, NetworkThread) {
         let network = NetworkThread::start("raw").unwrap();
-        let setup = self.authority.setup(self.authority.admin("mallory"));
+        let setup = self.authority.setup(credentials);
         (Endpoint::bind(&network.handle(), setup).unwrap().0, network)
     }
 }
@@ -171,6 +182,21 @@ impl ClusterAdmin for OneNode {
         let (expires_s, uses) = (ttl.as_secs(), u64::from(uses));
         let (id, token, join_address) = ("id".to_owned(), "line".to_owned(), "127.0.0.1:2".to_owned());
         async move { Ok(IssuedToken { id, token, expires_s, uses, join_address }) }.boxed()
+    }
+
+    fn tokens(&self) -> BoxFuture<'_, Result<Vec<TokenInfo>, ClusterError>> {
+        let (id, state) = ("id".to_owned(), "open".to_owned());
+        async move { Ok(vec![TokenInfo { id, state, expires_s: 9, uses_left: 1, used_by: Vec::new() }]) }
+            .boxed()
+    }
+
+    fn revoke_token(&self, id: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        async move { if id == "id" { Ok(()) } else { Err(ClusterError::Unknown(format!("no token {id}"))) } }
+            .boxed()
+    }
+
+    fn revoke_admin(&self, _: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        async { Ok(()) }.boxed()
     }
 
     fn doctor(&self, _: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>> {

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use stellate_runtime::config::Settings;
-use stellate_runtime::identity::{CertificateAuthority, NodeName};
+use stellate_runtime::identity::{CertificateAuthority, IdentityFileError, NodeName};
 
 use crate::app::App;
 use crate::exit::UsageError;
@@ -63,7 +63,12 @@ pub(crate) fn run(args: ClusterArgs, app: &App) -> anyhow::Result<ExitCode> {
     let now = SystemTime::now();
     let authority = CertificateAuthority::create(now)?;
     let credentials = authority.issue_node(&name, now)?;
-    // The CA first: where it is there already, nothing is touched.
+    // Where one of them is there already, nothing is touched.
+    for path in [paths::authority(&dir), paths::identity(&dir)] {
+        if std::fs::read_dir(&path).is_ok_and(|mut files| files.next().is_some()) {
+            return Err(IdentityFileError::Exists { path }.into());
+        }
+    }
     authority.save_new(&paths::authority(&dir))?;
     credentials.save(&paths::identity(&dir))?;
     let founded = Founded {

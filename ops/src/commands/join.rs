@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -43,7 +44,8 @@ pub(crate) struct JoinArgs {
 /// `UsageError` where it is one already; `JoinError`; `Interrupted`.
 pub(crate) async fn run(args: JoinArgs, app: &App) -> anyhow::Result<ExitCode> {
     let data = folder(args.dir, &app.settings)?;
-    if let Ok(credentials) = Credentials::load(&paths::identity(&data)) {
+    let found = Credentials::load(&paths::identity(&data)).ok();
+    if let Some(credentials) = found.as_ref().filter(|found| !has_ended(found)) {
         let name = &credentials.details().name;
         let words = format!(
             "{} is the folder of node `{name}` already; start it with `stellate serve`",
@@ -51,7 +53,8 @@ pub(crate) async fn run(args: JoinArgs, app: &App) -> anyhow::Result<ExitCode> {
         );
         return Err(UsageError(words).into());
     }
-    let invitation = Invitation { address: &args.address, token_file: &args.token_file, name: args.name };
+    let name = args.name.or(found.map(|found| found.details().name.clone()));
+    let invitation = Invitation { address: &args.address, token_file: &args.token_file, name };
     let credentials = app.interrupt.or(invitation.accept(app, &data)).await??;
     let (name, id) = (credentials.details().name.to_string(), credentials.id().to_string());
     match args.json {
@@ -62,6 +65,11 @@ pub(crate) async fn run(args: JoinArgs, app: &App) -> anyhow::Result<ExitCode> {
         ))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the certificate is over: its node has to join again, with the same key, and is the same node then.
+pub(super) fn has_ended(credentials: &Credentials) -> bool {
+    credentials.details().not_after <= SystemTime::now()
 }
 
 /// By which a node joins.

@@ -34,7 +34,7 @@ pub(crate) async fn run(command: Command, app: &App) -> anyhow::Result<ExitCode>
         Command::Serve(args) => serve::run(args, app).await,
         Command::Cluster(args) => cluster::run(args, app),
         Command::Token(args) => token::run(args, app).await,
-        Command::Admin(args) => admin::run(args, app),
+        Command::Admin(args) => admin::run(args, app).await,
         Command::Context(args) => context::run(args, app).await,
         Command::Ask(args) => ask::ask(args, app).await,
         Command::Chat(args) => ask::chat(args, app).await,

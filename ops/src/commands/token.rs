@@ -1,13 +1,15 @@
-//! `stellate token create`: a join token, from the node that holds the CA.
+//! `stellate token`: join tokens, on the node that holds the CA.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
+use stellate_actors::api::TokenInfo;
 
 use crate::app::App;
-use crate::output;
 use crate::remote::RemoteArgs;
+use crate::report::table;
+use crate::{human, output};
 
 /// Arguments of `token`.
 #[derive(Args, Clone, Debug)]
@@ -20,6 +22,30 @@ pub(crate) struct TokenArgs {
 enum TokenCommand {
     /// Make a join token and print its line: a secret that lets nodes in until it ends or is used up
     Create(CreateArgs),
+    /// List the join tokens that were made, without what proves them
+    Ls(LsArgs),
+    /// Call a join token back; nodes that it has let in stay
+    Revoke(RevokeArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+struct LsArgs {
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+struct RevokeArgs {
+    /// Its id, as `token ls` shows it
+    id: String,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -37,12 +63,46 @@ struct CreateArgs {
     remote: RemoteArgs,
 }
 
-/// Makes a token.
+/// Makes, lists or revokes tokens.
 ///
 /// # Errors
 /// As [`RemoteArgs::connect`]; `RemoteError` where the node does not hold the CA.
 pub(crate) async fn run(args: TokenArgs, app: &App) -> anyhow::Result<ExitCode> {
-    let TokenCommand::Create(args) = args.command;
+    match args.command {
+        TokenCommand::Create(args) => create(args, app).await,
+        TokenCommand::Ls(args) => list(args, app).await,
+        TokenCommand::Revoke(args) => revoke(args, app).await,
+    }
+}
+
+async fn list(args: LsArgs, app: &App) -> anyhow::Result<ExitCode> {
+    let client = args.remote.connect(app).await?;
+    let tokens = app.interrupt.or(client.tokens()).await??;
+    if args.json {
+        output::json(&tokens)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let row = |token: TokenInfo| {
+        let left = human::seconds(token.expires_s.saturating_sub(now) as f64);
+        vec![token.id, token.state, left, token.uses_left.to_string(), token.used_by.len().to_string()]
+    };
+    let header = ["TOKEN", "STATE", "ENDS IN", "USES LEFT", "NODES"];
+    output::line(&table::plain(&header, tokens.into_iter().map(row).collect(), 2))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn revoke(args: RevokeArgs, app: &App) -> anyhow::Result<ExitCode> {
+    let client = args.remote.connect(app).await?;
+    app.interrupt.or(client.revoke_token(&args.id)).await??;
+    match args.json {
+        true => output::json(&serde_json::json!({ "revoked": args.id }))?,
+        false => output::line(&format!("{} is revoked", args.id))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create(args: CreateArgs, app: &App) -> anyhow::Result<ExitCode> {
     let client = args.remote.connect(app).await?;
     let token = app.interrupt.or(client.create_token(args.ttl, args.uses)).await??;
     if args.json {

@@ -13,7 +13,9 @@ use rustls::pki_types::CertificateDer;
 
 use super::certificate::{CaHash, check_issued_by};
 use super::credentials::{Credentials, NodeKey};
-use super::files::{IdentityFileError, private_folder, read_private, write_private_new};
+use super::files::{
+    IdentityFileError, check_private_folder, private_folder, read_private, write_private_new,
+};
 use super::id::{NodeId, NodeName, Role};
 use super::revocation::{RevocationList, SignedRevocations};
 
@@ -80,7 +82,7 @@ impl CertificateAuthority {
 
     /// Reads what [`Self::save_new`] wrote.
     pub fn load(folder: &Path) -> Result<Self, IdentityFileError> {
-        private_folder(folder)?;
+        check_private_folder(folder)?;
         let path = folder.join(KEY_FILE);
         let bytes = read_private(&path)?;
         let key = KeyPair::try_from(bytes).map_err(|error| IdentityFileError::corrupt(&path, error))?;

@@ -81,6 +81,15 @@ pub(super) fn private_folder(folder: &Path) -> Result<(), IdentityFileError> {
     check_owner_alone(folder, &metadata, 0o700)
 }
 
+/// Checks that `folder` is its owner's alone, and does not make it.
+pub(super) fn check_private_folder(folder: &Path) -> Result<(), IdentityFileError> {
+    let metadata = fs::metadata(folder).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => IdentityFileError::Missing { path: folder.to_owned() },
+        _ => IdentityFileError::io("look at", folder, error),
+    })?;
+    check_owner_alone(folder, &metadata, 0o700)
+}
+
 /// Writes `bytes` as `path` for its owner alone: into a new file beside it, flushed to the disk, then renamed, so that a
 /// crash leaves the old file or the new one.
 pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), IdentityFileError> {
@@ -194,6 +203,9 @@ mod tests {
     #[test]
     fn a_missing_file_says_how_to_get_an_identity() {
         let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("ca");
+        assert!(matches!(check_private_folder(&folder), Err(IdentityFileError::Missing { .. })));
+        assert!(!folder.exists(), "reading makes nothing");
         let error = read_private(&root.path().join("key")).unwrap_err();
         assert!(
             matches!(&error, IdentityFileError::Missing { .. }) && error.to_string().contains("cluster init")

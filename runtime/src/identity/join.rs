@@ -302,6 +302,10 @@ fn requested_key(request_der: &[u8]) -> Result<Vec<u8>, JoinRefusal> {
     let request = CertificateSigningRequestDer::from(request_der);
     let request =
         rcgen::CertificateSigningRequestParams::from_der(&request).map_err(|_| JoinRefusal::BadRequest)?;
+    // Before the token is spent: what could not be certified must not use it up.
+    if request.public_key.algorithm() != &rcgen::PKCS_ED25519 {
+        return Err(JoinRefusal::BadRequest);
+    }
     Ok(request.public_key.subject_public_key_info())
 }
 

@@ -223,6 +223,11 @@ impl TokenRecord {
         &self.used_by
     }
 
+    /// Whether it was called back.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked
+    }
+
     /// Calls the token back. Nodes that it has brought in stay.
     pub fn revoke(&mut self) {
         self.revoked = true;

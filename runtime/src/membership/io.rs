@@ -13,7 +13,7 @@ use crate::encoding::DecodeError;
 pub struct Start {
     /// What it says of itself. `boot` is its counter of starts, from the durable store; `version` is set to 1.
     pub record: NodeRecord,
-    /// Nodes that have been removed, from the durable store.
+    /// Nodes that have been removed, as far as there is proof.
     pub removed: Vec<NodeId>,
     /// For every random choice.
     pub seed: u64,
@@ -41,6 +41,19 @@ pub enum Output {
     /// We are alone: find addresses, connect, and call [`super::Membership::contact`] with whoever is there. Asked again, ever more
     /// seldom, until there is somebody.
     Bootstrap,
+    /// A member says that nodes were removed. That is a hint and nothing else: call [`super::Membership::remove`] for those
+    /// of which there is proof.
+    Claimed {
+        /// Who says so.
+        by: NodeId,
+        /// Of whom. At most [`super::MAX_CLAIMED`], none of them removed here.
+        removed: Vec<NodeId>,
+    },
+    /// A member does not know of all nodes that are removed here: give it the proof.
+    Prove {
+        /// Who.
+        to: NodeId,
+    },
     /// Something has happened.
     Event(Event),
 }
@@ -72,7 +85,7 @@ pub enum Event {
     Left(NodeId),
     /// A member's record has changed.
     Changed(NodeId),
-    /// A node has been removed for good: close its connections, revoke its key, and store its id before doing anything else.
+    /// A node has been removed for good: nothing of it is to be left open.
     Removed(NodeId),
     /// A member that is down has been forgotten.
     Forgotten(NodeId),

@@ -183,7 +183,7 @@ impl Membership {
     pub fn handle_datagram(&mut self, now: Duration, from: NodeId, bytes: &[u8]) -> Result<(), InputError> {
         match self.admit(now, from, bytes, self.options.datagram_bytes)? {
             Message::Swim(body) => return self.hear_swim(from, body),
-            Message::News(news) => self.hear_news(news),
+            Message::News(news) => self.hear_news(from, news),
             Message::Digest(theirs) if theirs != self.digest() => self.send_roster(from, true),
             Message::Digest(_) => {}
             Message::Want(nodes) => self.tell(from, &nodes),
@@ -246,7 +246,7 @@ impl Membership {
         self.left = true;
     }
 
-    /// Removes a node for good, everywhere.
+    /// Removes a node for good, of which there is proof.
     pub fn remove(&mut self, now: Duration, node: NodeId) {
         self.timers.advance(now);
         self.learn_removal(node);

@@ -1,6 +1,7 @@
 //! What is made of records, removals and rosters that arrive: which are newer, which are believed, what follows. Nothing
 //! here depends on the order in which they arrive.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use foca::{Member as SwimMember, State};
@@ -12,7 +13,9 @@ use super::judge::Clash;
 use super::machine::{Membership, Timer};
 use super::peers::{Liveness, Peer};
 use super::record::{NodeRecord, NodeState};
-use super::wire::{MAX_ROSTER_BYTES, MAX_WANTED, Message, News, RefusalReason, Roster, RosterEntry};
+use super::wire::{
+    MAX_CLAIMED, MAX_ROSTER_BYTES, MAX_WANTED, Message, News, RefusalReason, Roster, RosterEntry,
+};
 
 /// Deaths that others are told of in a roster: those of the last minutes, for who missed the news when it was new.
 const LATELY: Duration = Duration::from_secs(600);
@@ -25,12 +28,23 @@ const SETTLED: Duration = Duration::from_secs(60);
 const REVIVED_AT_ONCE: usize = 16;
 
 impl Membership {
-    pub(super) fn hear_news(&mut self, news: Vec<News>) {
+    pub(super) fn hear_news(&mut self, from: NodeId, news: Vec<News>) {
+        let mut removed = Vec::new();
         for piece in news {
             match piece {
                 News::Record(record) => self.learn(record),
-                News::Removed(node) => self.learn_removal(node),
+                News::Removed(node) => removed.push(node),
             }
+        }
+        self.hear_removals(from, removed);
+    }
+
+    /// A member could say of anyone that it was removed: it is believed nothing, and nothing is kept of it.
+    fn hear_removals(&mut self, by: NodeId, mut removed: Vec<NodeId>) {
+        removed.truncate(MAX_CLAIMED);
+        removed.retain(|node| !self.peers.is_removed(node));
+        if !removed.is_empty() {
+            self.outputs.push_back(Output::Claimed { by, removed });
         }
     }
 
@@ -71,7 +85,7 @@ impl Membership {
         }
     }
 
-    /// Removes a node for good, if it is not yet, and passes it on.
+    /// Removes a node for good, of which there is proof, if it is not yet; and passes it on.
     pub(super) fn learn_removal(&mut self, node: NodeId) {
         if node == self.me.node {
             self.event(Event::Refused { by: node, reason: RefusalReason::Removed });
@@ -158,9 +172,11 @@ impl Membership {
         let Some(sender) = roster.members.iter().find(|entry| entry.identity.node == from) else {
             return Err(InputError::Sender { claimed: from });
         };
-        for node in &roster.removed {
-            self.learn_removal(*node);
+        let theirs: BTreeSet<_> = roster.removed.iter().copied().collect();
+        if self.peers.removed().any(|node| !theirs.contains(&node)) {
+            self.outputs.push_back(Output::Prove { to: from });
         }
+        self.hear_removals(from, theirs.into_iter().collect());
         if let Some(reason) = self.refusal(from, sender) {
             self.refuse(from, reason);
             return Ok(());

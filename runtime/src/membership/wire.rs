@@ -14,6 +14,9 @@ pub const WIRE_VERSION: u8 = 1;
 /// The longest roster, in bytes: within the codec's own limit, and 4,096 members with records of the usual length.
 pub const MAX_ROSTER_BYTES: usize = 4 << 20;
 
+/// The most nodes of one message that are taken for removed as far as there is proof; as many as a list of the revoked holds.
+pub const MAX_CLAIMED: usize = 65_536;
+
 /// The most nodes that one [`Message::Want`] names.
 pub(super) const MAX_WANTED: usize = 16;
 
@@ -46,7 +49,7 @@ pub(super) enum Message<'bytes> {
 pub(super) enum News {
     /// A node describes itself.
     Record(NodeRecord),
-    /// A node has been removed for good.
+    /// A node has been removed for good, says the sender; the proof comes another way.
     Removed(NodeId),
 }
 
@@ -83,7 +86,7 @@ pub(super) struct Roster {
     pub(super) members: Vec<RosterEntry>,
     /// Whom the sender has lately come to hold for dead: to be doubted, not to be believed.
     pub(super) dead: Vec<MemberIdentity>,
-    /// Who has been removed for good.
+    /// Who has been removed for good, says the sender.
     pub(super) removed: Vec<NodeId>,
 }
 

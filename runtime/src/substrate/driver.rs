@@ -11,13 +11,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::links::{keep_connected, send_roster, serve};
+use super::links::{keep_connected, push_revocations, send_roster, serve};
 use super::node::{Context, UpdateError};
 use super::roster::Roster;
 use crate::discovery::{Discovery, Finding, Warning};
 use crate::identity::NodeId;
 use crate::membership::{Event, InputError, Membership, NodeRecord, Output, RefusalReason, Requirements};
-use crate::transport::{CloseCode, Connection, ConnectionClass, DialError, Target};
+use crate::transport::{CertificateFault, CloseCode, Connection, ConnectionClass, DialError, Target};
 
 /// Longest sleep when nothing is due, which is only after leaving.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
@@ -42,7 +42,9 @@ pub(super) enum Input {
     Update(Change, oneshot::Sender<Result<(), UpdateError>>),
     Require(Requirements),
     Remove(NodeId, oneshot::Sender<()>),
-    /// A node holds this one for removed.
+    /// Another list of the revoked is in force.
+    Revoked,
+    /// A node has refused this one as removed.
     Shunned(NodeId),
     Leave(oneshot::Sender<()>),
 }
@@ -58,6 +60,8 @@ pub(super) struct Driver {
     /// The number of the control connection that is served, of each peer.
     served: BTreeMap<NodeId, usize>,
     keepers: BTreeMap<NodeId, JoinHandle<()>>,
+    /// Lists of the revoked on their way to whoever lacks them.
+    proofs: BTreeMap<NodeId, JoinHandle<()>>,
     /// Addresses being tried.
     trying: BTreeSet<SocketAddr>,
     /// Who was found where.
@@ -93,6 +97,7 @@ impl Driver {
             neighbours,
             served: BTreeMap::new(),
             keepers: BTreeMap::new(),
+            proofs: BTreeMap::new(),
             trying: BTreeSet::new(),
             known: BTreeMap::new(),
             refusals: BTreeMap::new(),
@@ -139,7 +144,7 @@ impl Driver {
             }
             Input::Datagram(from, bytes) => note(from, self.membership.handle_datagram(now, from, &bytes)),
             Input::Roster(from, bytes) => note(from, self.membership.handle_roster(now, from, &bytes)),
-            Input::Tried(address, result) => self.tried(address, result),
+            Input::Tried(address, result) => self.tried(address, result).await,
             Input::Update(change, done) => {
                 let result = self.update(change).await;
                 // What was asked for is published before it is acknowledged.
@@ -155,7 +160,8 @@ impl Driver {
                 self.work_off().await;
                 let _ = done.send(());
             }
-            Input::Shunned(by) => self.follow(Event::Refused { by, reason: RefusalReason::Removed }).await,
+            Input::Revoked => self.revoked().await,
+            Input::Shunned(by) => self.shunned(Some(by)).await,
             Input::Leave(_) => unreachable!("the loop takes it"),
         }
     }
@@ -175,7 +181,7 @@ impl Driver {
         let (node, number) = (connection.peer().id, connection.number());
         self.remember(connection.remote_address(), node);
         if self.membership.is_removed(&node) {
-            // The list of the revoked may come later than the news.
+            // The list came into force after the connection was taken up.
             return connection.close(CloseCode::Revoked);
         }
         if connection.is_open() && self.served.get(&node) != Some(&number) {
@@ -197,6 +203,8 @@ impl Driver {
                     self.context.network.spawn(send_roster(self.context.clone(), to, bytes));
                 }
                 Output::Bootstrap => self.bootstrap(),
+                Output::Claimed { by, removed } => self.claimed(by, removed),
+                Output::Prove { to } => self.prove(to),
                 Output::Event(event) => self.follow(event).await,
             }
         }
@@ -257,7 +265,7 @@ impl Driver {
         });
     }
 
-    fn tried(&mut self, address: SocketAddr, result: Result<Connection, DialError>) {
+    async fn tried(&mut self, address: SocketAddr, result: Result<Connection, DialError>) {
         self.trying.remove(&address);
         match result {
             Ok(connection) => {
@@ -269,6 +277,9 @@ impl Driver {
             Err(error) => {
                 tracing::warn!(%error, "nobody was met");
                 self.dirty = true;
+                if matches!(error, DialError::RefusedByPeer { fault: CertificateFault::Revoked, .. }) {
+                    self.shunned(None).await;
+                }
             }
         }
     }
@@ -296,7 +307,11 @@ impl Driver {
             Event::Suspect(node) => {
                 tracing::info!(%node, name = self.name_of(node), "a node does not answer")
             }
-            Event::Removed(node) => self.removed(*node).await,
+            Event::Removed(node) => self.removed(*node),
+            Event::Refused { by, reason: RefusalReason::Removed } if *by != self.context.own => {
+                // Any member can say so in a datagram. Proof is the list, or that nobody else lets this node in.
+                return tracing::debug!(%by, "a member holds this node for removed");
+            }
             Event::Renewed(generation) => {
                 tracing::warn!(%generation, "the others took this node for dead; it goes on in another life");
                 if let Err(error) = self.context.memory.keep_boot(generation.boot).await {
@@ -339,18 +354,68 @@ impl Driver {
         }
     }
 
-    /// Stored before anything else; then nothing of the node is left open.
-    async fn removed(&mut self, node: NodeId) {
+    /// Nothing of the node is left open.
+    fn removed(&mut self, node: NodeId) {
         tracing::warn!(%node, "a node was removed from the cluster for good");
-        if let Err(error) = self.context.memory.keep_removed(node).await {
-            tracing::error!(%error, %node, "a removal was not stored; it is learnt again from the others");
-        }
         self.release(node);
         for class in ConnectionClass::ALL {
             if let Some(connection) = self.context.endpoint.connection(node, class) {
                 connection.close(CloseCode::Revoked);
             }
         }
+    }
+
+    /// Removes whoever the list in force names: it is the CA's word, whoever it came from.
+    async fn revoked(&mut self) {
+        let now = self.context.clock.now();
+        for node in self.context.endpoint.revocations().list().ids {
+            if node == self.context.own {
+                self.follow(Event::Refused { by: node, reason: RefusalReason::Removed }).await;
+                self.context.endpoint.connections().iter().for_each(|open| open.close(CloseCode::Done));
+            } else if !self.membership.is_removed(&node) {
+                self.membership.remove(now, node);
+            }
+        }
+    }
+
+    /// A member says that nodes were removed. It sends the list that proves it by itself.
+    fn claimed(&mut self, by: NodeId, mut removed: Vec<NodeId>) {
+        let now = self.context.clock.now();
+        removed.retain(|node| *node != self.context.own);
+        let (proved, said): (Vec<_>, Vec<_>) =
+            removed.into_iter().partition(|node| self.context.endpoint.revocations().contains(node));
+        proved.into_iter().for_each(|node| self.membership.remove(now, node));
+        if let Some(node) = said.first() {
+            tracing::debug!(%by, %node, nodes = said.len(), "a member says that nodes were removed; without proof");
+        }
+    }
+
+    /// Sends a member the list of the revoked, one copy at a time.
+    fn prove(&mut self, to: NodeId) {
+        self.proofs.retain(|_, sending| !sending.is_finished());
+        let Some(connection) = self.context.endpoint.connection(to, ConnectionClass::Control) else { return };
+        let (context, network) = (self.context.clone(), self.context.network.clone());
+        self.proofs.entry(to).or_insert_with(|| {
+            network.spawn(async move {
+                if let Err(error) = push_revocations(&context, &connection).await {
+                    tracing::debug!(node = %to, %error, "the list of the revoked was not sent");
+                }
+            })
+        });
+    }
+
+    /// A node does not let this one in, as revoked. One of many may lie; if no other does let it in either, it is so. Whoever
+    /// holds the CA's key knows better.
+    async fn shunned(&mut self, by: Option<NodeId>) {
+        let (open, revocations) = (self.context.endpoint.connections(), self.context.endpoint.revocations());
+        let is_believed = open.iter().any(|open| {
+            let peer = open.peer().id;
+            open.class() == ConnectionClass::Control && Some(peer) != by && !revocations.contains(&peer)
+        });
+        if is_believed || self.context.desk.is_some() {
+            return tracing::warn!(?by, "a node refuses this one as removed, and others do not");
+        }
+        self.follow(Event::Refused { by: self.context.own, reason: RefusalReason::Removed }).await;
     }
 
     fn publish(&mut self) {

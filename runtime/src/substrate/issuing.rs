@@ -65,7 +65,22 @@ impl DurableIssuing {
         self.read(token_key(id))?.map(|bytes| decode(&bytes).map_err(failed)).transpose()
     }
 
-    fn holder(&self, name: &NodeName) -> Result<Option<NodeId>, IssuingStoreError> {
+    /// Forgets tokens and names: those of another cluster.
+    pub(super) fn forget_all(&self) -> Result<(), IssuingStoreError> {
+        let _turn = self.turn();
+        let keys = [self.keys(TOKEN_PREFIX)?, self.keys(NAME_PREFIX)?].concat();
+        let delete = |key: &String| {
+            let key = key.clone().into_bytes();
+            Write::Delete { kind: Kind::Token, key, condition: Condition::Any }
+        };
+        for some in keys.chunks(PAGE) {
+            self.write(some.iter().map(delete).collect())?;
+        }
+        Ok(())
+    }
+
+    /// The node that has `name`.
+    pub(super) fn holder(&self, name: &NodeName) -> Result<Option<NodeId>, IssuingStoreError> {
         self.read(name_key(name))?.map(|bytes| decode(&bytes).map_err(failed)).transpose()
     }
 }

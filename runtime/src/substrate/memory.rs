@@ -1,23 +1,21 @@
-//! What a node remembers of itself over restarts: how often it was started, which nodes were removed, the list of the revoked,
-//! what its operator wants of it, and where its neighbours were.
+//! What a node remembers of itself over restarts: how often it was started, the list of the revoked, what its
+//! operator wants of it, and where its neighbours were.
 
 use std::net::SocketAddr;
 
 use crate::encoding::{DecodeError, EncodeError, decode, encode};
-use crate::identity::{NodeId, SignedRevocations};
+use crate::identity::{CaHash, SignedRevocations};
 use crate::membership::NodeState;
 use crate::store::{Condition, HandleError, Kind, StoreHandle, Write};
 
+/// Of which cluster all of it is.
+const CA: &[u8] = b"ca";
 const BOOT: &[u8] = b"boot";
 const REVOCATIONS: &[u8] = b"revocations";
 const NEIGHBOURS: &[u8] = b"neighbours";
 const STATE: &[u8] = b"state";
-/// Before the id of a removed node.
-const REMOVED_PREFIX: &[u8] = b"removed/";
 /// The most neighbours that are remembered: enough to find the cluster again.
 const MAX_NEIGHBOURS: usize = 64;
-/// Keys listed at once.
-const PAGE: usize = 1024;
 
 /// What the node must not forget could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +42,6 @@ pub(super) struct Memory {
 pub(super) struct Remembered {
     /// The number of this start; the first is 1.
     pub(super) boot: u32,
-    pub(super) removed: Vec<NodeId>,
     pub(super) revocations: Option<SignedRevocations>,
     pub(super) state: Option<NodeState>,
     pub(super) neighbours: Vec<SocketAddr>,
@@ -67,7 +64,6 @@ impl Memory {
         let neighbours = self.read(Kind::Node, NEIGHBOURS).await?;
         Ok(Remembered {
             boot,
-            removed: self.removed().await?,
             revocations: revocations.map(|bytes| decode(&bytes)).transpose()?,
             state: state.map(|bytes| decode(&bytes)).transpose()?,
             // Only hints: what does not decode is forgotten.
@@ -75,13 +71,25 @@ impl Memory {
         })
     }
 
-    pub(super) async fn keep_boot(&self, boot: u32) -> Result<(), MemoryError> {
-        self.put(Kind::Node, BOOT, encode(&boot)?).await
+    /// Whether the starts before this one were in another cluster than that of `ca`. What belongs to that one is then to be
+    /// forgotten; here it is the list of the revoked.
+    pub(super) async fn is_of_another(&self, ca: CaHash) -> Result<bool, MemoryError> {
+        let before = self.read(Kind::Node, CA).await?.map(|bytes| decode::<String>(&bytes)).transpose()?;
+        let is_other = before.is_some_and(|before| before != ca.to_string());
+        if is_other {
+            let key = REVOCATIONS.to_vec();
+            self.store.write_one(Write::Delete { kind: Kind::Node, key, condition: Condition::Any }).await?;
+        }
+        Ok(is_other)
     }
 
-    pub(super) async fn keep_removed(&self, node: NodeId) -> Result<(), MemoryError> {
-        let key = [REMOVED_PREFIX, node.as_bytes()].concat();
-        self.put(Kind::Revocation, &key, Vec::new()).await
+    /// Keeps which cluster all of it is of, once nothing of another one is left.
+    pub(super) async fn keep_ca(&self, ca: CaHash) -> Result<(), MemoryError> {
+        self.put(Kind::Node, CA, encode(&ca.to_string())?).await
+    }
+
+    pub(super) async fn keep_boot(&self, boot: u32) -> Result<(), MemoryError> {
+        self.put(Kind::Node, BOOT, encode(&boot)?).await
     }
 
     pub(super) async fn keep_revocations(&self, list: &SignedRevocations) -> Result<(), MemoryError> {
@@ -101,25 +109,6 @@ impl Memory {
         let key = STATE.to_vec();
         self.store.write_one(Write::Delete { kind: Kind::Intent, key, condition: Condition::Any }).await?;
         Ok(())
-    }
-
-    async fn removed(&self) -> Result<Vec<NodeId>, MemoryError> {
-        let mut removed = Vec::new();
-        let mut after: Option<Vec<u8>> = None;
-        loop {
-            let from = after.clone();
-            let list = move |store: &crate::store::Store| {
-                store.list(Kind::Revocation, REMOVED_PREFIX, from.as_deref(), PAGE)
-            };
-            let page = self.store.read(list).await?;
-            let id =
-                |key: &[u8]| Some(NodeId::from_bytes(key.strip_prefix(REMOVED_PREFIX)?.try_into().ok()?));
-            removed.extend(page.iter().filter_map(|listed| id(&listed.key)));
-            if page.len() < PAGE {
-                return Ok(removed);
-            }
-            after = page.last().map(|listed| listed.key.clone());
-        }
     }
 
     async fn read(&self, kind: Kind, key: &'static [u8]) -> Result<Option<Vec<u8>>, MemoryError> {

@@ -1,6 +1,5 @@
 //! The object that a daemon holds: how it is started, asked, told and ended.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -21,8 +20,8 @@ use crate::clock::Clock;
 use crate::control::{ControlPlane, ControlSetup};
 use crate::discovery::Discovery;
 use crate::identity::{
-    IssueError, IssuingStore, IssuingStoreError, JoinDesk, JoinToken, NodeId, RevocationError, Role, TokenId,
-    TokenRecord,
+    IssueError, IssuingStore, IssuingStoreError, JoinDesk, JoinToken, NodeId, NodeName, RevocationError,
+    Role, TokenId, TokenRecord,
 };
 use crate::membership::{Event, Membership, NodeRecord, RecordError, Requirements, Roles, Start};
 use crate::transport::{
@@ -47,6 +46,10 @@ pub(super) struct Context {
     pub(super) network: NetworkHandle,
     pub(super) memory: Memory,
     pub(super) desk: Option<Arc<JoinDesk>>,
+    /// Where nodes join, on the node that holds the CA.
+    pub(super) join: Option<JoinServer>,
+    /// Held from reading the list of the revoked until a later one is stored and in force.
+    pub(super) revoking: tokio::sync::Mutex<()>,
     pub(super) identity_folder: Option<PathBuf>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) forward: Forward,
@@ -120,7 +123,6 @@ pub enum ManageError {
 #[derive(Debug)]
 pub struct Substrate {
     context: Arc<Context>,
-    join: Option<JoinServer>,
     issuing: Option<Arc<DurableIssuing>>,
     /// Ends with this object, and its tasks with it.
     network: NetworkThread,
@@ -137,9 +139,22 @@ impl Substrate {
             return Err(StartError::NotANode);
         }
         let memory = Memory::new(setup.store.clone());
+        let is_refounded = memory.is_of_another(setup.credentials.ca_hash()).await?;
+        if is_refounded {
+            tracing::warn!(
+                "the store is of another cluster: its revoked nodes, join tokens and names are forgotten"
+            );
+        }
         let remembered = memory.wake().await?;
-        if let Some(list) = &remembered.revocations {
-            setup.revocations.install(list)?;
+        match remembered.revocations.as_ref().map(|list| setup.revocations.install(list)) {
+            // Of stores that do not say whose they are.
+            Some(Err(RevocationError::Forged)) => {
+                tracing::warn!(
+                    "the stored list of the revoked was not signed by this cluster's CA; it is not used"
+                );
+            }
+            Some(installed) => _ = installed?,
+            None => {}
         }
         if setup.revocations.contains(&own) {
             return Err(StartError::Removed);
@@ -148,6 +163,7 @@ impl Substrate {
             own,
             memory,
             remembered,
+            is_refounded,
             network: NetworkThread::start("network").map_err(StartError::Thread)?,
         }
         .open(setup)
@@ -169,7 +185,7 @@ impl Substrate {
 
     /// Where nodes join, as others reach it, if they do here.
     pub fn join_address(&self) -> Option<SocketAddr> {
-        let local = self.join.as_ref()?.local_address().ok()?;
+        let local = self.context.join.as_ref()?.local_address().ok()?;
         // The record's address is one that others reach; a socket that listens everywhere is behind it too.
         let known = self.roster().own.addresses.first().copied();
         let everywhere =
@@ -265,6 +281,14 @@ impl Substrate {
         self.issuing(|issuing| issuing.tokens()).await
     }
 
+    /// The node to which a name was given, whether or not it is there now.
+    ///
+    /// # Errors
+    /// As [`Self::issue_token`].
+    pub async fn holder(&self, name: NodeName) -> Result<Option<NodeId>, ManageError> {
+        self.issuing(move |issuing| issuing.holder(&name)).await
+    }
+
     /// Calls a token back; whether there is such.
     ///
     /// # Errors
@@ -279,23 +303,33 @@ impl Substrate {
     /// This node does not hold the CA, or the list could not be made or stored.
     pub async fn remove_node(&self, node: NodeId) -> Result<(), ManageError> {
         let context = &self.context;
-        let desk = context.desk.clone().ok_or(ManageError::NotIssuer)?;
         if node == context.own {
             return Err(ManageError::Ourselves);
         }
-        let revocations = context.endpoint.revocations();
-        if !revocations.contains(&node) {
-            let list = revocations.list().with(node);
-            let signing = tokio::task::spawn_blocking(move || desk.authority().sign_revocations(&list));
-            let signed = signing.await.map_err(|_| ManageError::Stopped)??;
-            // Stored first: a list that was in force and is forgotten could be signed again with another node on it.
-            context.memory.keep_revocations(&signed).await?;
-            revocations.install(&signed)?;
-        }
+        self.revoke(node).await?;
         self.issuing(move |issuing| issuing.release_names(node)).await?;
         let (done, removed) = oneshot::channel();
         context.tell(Input::Remove(node, done)).await;
         removed.await.map_err(|_| ManageError::Stopped)
+    }
+
+    /// Puts the next list in force, with `node` on it.
+    async fn revoke(&self, node: NodeId) -> Result<(), ManageError> {
+        let context = &self.context;
+        let desk = context.desk.clone().ok_or(ManageError::NotIssuer)?;
+        // Of two at once, the second has to read what the first has made.
+        let _turn = context.revoking.lock().await;
+        let revocations = context.endpoint.revocations();
+        if revocations.contains(&node) {
+            return Ok(());
+        }
+        let list = revocations.list().with(node);
+        let signing = tokio::task::spawn_blocking(move || desk.authority().sign_revocations(&list));
+        let signed = signing.await.map_err(|_| ManageError::Stopped)??;
+        // Stored first: a list that was in force and is forgotten could be signed again with another node on it.
+        context.memory.keep_revocations(&signed).await?;
+        revocations.install(&signed)?;
+        Ok(())
     }
 
     /// Leaves the cluster by its own will: the others are told, and do not wait for it. Comes back with another start.
@@ -312,8 +346,11 @@ impl Substrate {
     /// Ends without leaving, as for a restart: the others keep its place and take it for dead after a while. The store may
     /// be closed after this.
     pub async fn stop(self) {
-        let Self { context, join, issuing, network } = self;
-        drop((join, issuing));
+        let Self { context, issuing, network } = self;
+        if let Some(join) = &context.join {
+            join.close();
+        }
+        drop(issuing);
         if let Some(control) = &context.control {
             control.stop().await;
         }
@@ -342,6 +379,8 @@ struct Opening {
     own: NodeId,
     memory: Memory,
     remembered: Remembered,
+    /// Whether the store was of another cluster before.
+    is_refounded: bool,
     network: NetworkThread,
 }
 
@@ -352,6 +391,7 @@ impl Opening {
     async fn open(self, mut setup: SubstrateSetup) -> Result<(Substrate, Incoming), StartError> {
         let handle = self.network.handle();
         let (desk, issuing) = self.issuing(&mut setup).await?;
+        self.memory.keep_ca(setup.credentials.ca_hash()).await?;
         let mut endpoint =
             EndpointSetup::new(setup.listen, setup.credentials.clone(), setup.revocations.clone());
         endpoint.incarnation = u64::from(self.remembered.boot);
@@ -397,6 +437,8 @@ impl Opening {
             network: handle.clone(),
             memory: self.memory,
             desk,
+            join,
+            revoking: tokio::sync::Mutex::default(),
             identity_folder: setup.identity_folder,
             clock: setup.clock,
             forward,
@@ -413,7 +455,7 @@ impl Opening {
         handle.spawn(renew_certificate(context.clone()));
         handle.spawn(spread_revocations(context.clone()));
         handle.spawn(remember_neighbours(context.clone()));
-        Ok((Substrate { context, join, issuing, network: self.network }, incoming))
+        Ok((Substrate { context, issuing, network: self.network }, incoming))
     }
 
     /// The desk, with this node's name claimed.
@@ -422,7 +464,14 @@ impl Opening {
         let (store, network) = (setup.store.clone(), self.network.handle());
         let issuing = Arc::new(DurableIssuing::new(store, network.runtime()));
         let (task, name, own) = (issuing.clone(), setup.credentials.details().name.clone(), self.own);
-        let claimed = tokio::task::spawn_blocking(move || task.claim_name(&name, own)).await;
+        let is_refounded = self.is_refounded;
+        let claim = move || {
+            if is_refounded {
+                task.forget_all()?;
+            }
+            task.claim_name(&name, own)
+        };
+        let claimed = tokio::task::spawn_blocking(claim).await;
         claimed.map_err(|error| IssuingStoreError(Box::new(error)))??;
         let (revocations, clock) = (setup.revocations.clone(), setup.clock.clone());
         let desk = JoinDesk::new(authority, issuing.clone(), revocations, clock);
@@ -450,9 +499,7 @@ impl Opening {
             devices: profile.devices,
             capacity_bytes: profile.capacity_bytes,
         };
-        // Both lists: one may have been written where the other was not.
-        let mut removed: BTreeSet<_> = setup.revocations.list().ids;
-        removed.extend(&self.remembered.removed);
+        let removed = setup.revocations.list().ids;
         let start = Start {
             record,
             removed: removed.into_iter().collect(),

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::driver::Input;
 use super::links::push_revocations;
+use super::memory::MemoryError;
 use super::node::Context;
 use crate::identity::Credentials;
 use crate::transport::{ConnectionClass, Target};
@@ -62,7 +64,9 @@ async fn renewed_here(
     let renewed =
         current.renewed(certificate.into()).inspect_err(|error| tracing::warn!(%error, "the certificate"));
     let renewed = Arc::new(renewed.ok()?);
-    let used = context.endpoint.use_credentials(renewed.clone());
+    // The join address first: what the endpoint shows tells others that the renewal is done.
+    let joining = context.join.as_ref().map_or(Ok(()), |join| join.use_credentials(&renewed));
+    let used = joining.and_then(|()| context.endpoint.use_credentials(renewed.clone()));
     used.inspect_err(|error| tracing::warn!(%error, "the certificate")).ok()?;
     Some(renewed)
 }
@@ -81,12 +85,13 @@ async fn save(context: &Context, credentials: Arc<Credentials>) {
 /// notice.
 pub(super) async fn spread_revocations(context: Arc<Context>) {
     let mut changes = context.endpoint.revocations().changes();
+    // One that came before anyone looked.
+    context.tell(Input::Revoked).await;
     while changes.changed().await {
-        if let Some(list) = context.endpoint.revocations().signed()
-            && let Err(error) = context.memory.keep_revocations(&list).await
-        {
+        if let Err(error) = keep_list(&context).await {
             tracing::error!(%error, "the list of the revoked was not stored; it is learnt again from the others");
         }
+        context.tell(Input::Revoked).await;
         for connection in context.endpoint.connections() {
             if connection.class() == ConnectionClass::Control {
                 let context = context.clone();
@@ -97,6 +102,15 @@ pub(super) async fn spread_revocations(context: Arc<Context>) {
                 });
             }
         }
+    }
+}
+
+/// Stores the list in force, unless a later one is being made: an older list must not lie over a newer one.
+async fn keep_list(context: &Context) -> Result<(), MemoryError> {
+    let _turn = context.revoking.lock().await;
+    match context.endpoint.revocations().signed() {
+        Some(list) => context.memory.keep_revocations(&list).await,
+        None => Ok(()),
     }
 }
 

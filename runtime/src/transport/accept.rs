@@ -37,9 +37,11 @@ async fn accept_one(shared: Arc<Shared>, incoming: Incoming, accepted: Sender<Co
         Ok(Ok(quic)) => quic,
         Ok(Err(error)) => {
             let reason = Closed::from(error);
-            return tracing::warn!(%address, %reason, "a handshake failed");
+            return shared.warn(|left_out| tracing::warn!(%address, %reason, left_out, "a handshake failed"));
         }
-        Err(_) => return tracing::warn!(%address, "a handshake took too long"),
+        Err(_) => {
+            return shared.warn(|left_out| tracing::warn!(%address, left_out, "a handshake took too long"));
+        }
     };
     // Mutual TLS has shown a certificate of this cluster, so there are details.
     let Some(details) = identity_of(&quic) else {

@@ -128,7 +128,7 @@ impl fmt::Display for CertificateFault {
         f.write_str(match self {
             Self::Missing => "none was shown",
             Self::OtherCluster => "it is not of this cluster",
-            Self::Expired => "it has expired; compare the clocks, or join again",
+            Self::Expired => "it has expired; compare the clocks; then join again with a token (a node), or `stellate admin create` (a person)",
             Self::Revoked => "its holder was removed from the cluster",
             Self::WrongRole => "its role does not allow this",
             Self::Bad => "it is damaged or of another kind",

@@ -3,18 +3,27 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::accept::accept_peers;
 use super::close::CloseCode;
 use super::connection::Connection;
+use super::frame::FrameKind;
 use super::hello::ConnectionClass;
 use super::options::{OptionsError, TransportOptions};
 use super::registry::{IncompatiblePeer, Registry};
+use super::renewal::encode_revocations;
+use super::stream::StreamError;
+use super::thinned::Thinned;
 use super::thread::NetworkHandle;
 use crate::clock::{Clock, SystemClock};
 use crate::identity::{Credentials, JoinDesk, NodeId, Revocations, Role, TlsError, tls};
+
+/// How long a removed node has to read the list that names it, before its last connection is closed.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// A node could not take its place on the network. Nothing is open.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +95,8 @@ pub(super) struct Shared {
     pub(super) revocations: Revocations,
     own: NodeId,
     clock: Arc<dyn Clock>,
+    /// Of handshakes that failed.
+    warnings: Thinned,
     identity: RwLock<Identity>,
 }
 
@@ -126,6 +137,7 @@ impl Endpoint {
             desk,
             own,
             clock,
+            warnings: Thinned::default(),
             identity: RwLock::new(Identity { credentials, client }),
             revocations,
             options,
@@ -214,6 +226,13 @@ impl Shared {
         self.own
     }
 
+    /// Warns of what strangers can cause, unless there was too much of it lately; `write` is told how much was left out.
+    pub(super) fn warn(&self, write: impl FnOnce(u64)) {
+        if let Some(left_out) = self.warnings.grant(self.clock.now()) {
+            write(left_out);
+        }
+    }
+
     pub(super) fn credentials(&self) -> Arc<Credentials> {
         self.identity.read().unwrap_or_else(PoisonError::into_inner).credentials.clone()
     }
@@ -265,10 +284,26 @@ pub(super) fn open_socket(
 async fn enforce_revocations(shared: &Shared) {
     let mut changes = shared.revocations.changes();
     loop {
-        shared.registry.close_revoked();
+        for connection in shared.registry.close_revoked() {
+            shared.network.spawn(dismiss(connection, encode_revocations(shared.revocations.signed())));
+        }
         if !changes.changed().await {
             // No list can come any more; connections still do.
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// Shows a removed node the list that names it, which is the one thing that it believes, and closes its connection.
+async fn dismiss(connection: Connection, list: Vec<u8>) {
+    let shown = async {
+        let (mut sender, _) = connection.open().await?;
+        sender.send_bytes(FrameKind::REVOCATIONS, &(), list.into()).await?;
+        sender.finish();
+        // One that believes it goes by itself.
+        connection.closed().await;
+        Ok::<_, StreamError>(())
+    };
+    let _ = timeout(FAREWELL, shown).await;
+    connection.close(CloseCode::Revoked);
 }

@@ -18,6 +18,7 @@ use super::limiter::Limiter;
 use super::options::TransportOptions;
 use super::renewal::encode_revocations;
 use super::stream::{FrameReceiver, FrameSender, StreamError};
+use super::thinned::Thinned;
 use super::thread::NetworkHandle;
 use crate::clock::Clock;
 use crate::identity::{Credentials, JoinDesk, JoinRefusal, JoinReply, JoinRequest, tls};
@@ -29,6 +30,8 @@ const REQUEST_LIMITS: FrameLimits = FrameLimits { payload_bytes: 0, ..JOIN_LIMIT
 #[derive(Debug)]
 pub struct JoinServer {
     socket: quinn::Endpoint,
+    options: TransportOptions,
+    clock: Arc<dyn Clock>,
 }
 
 #[derive(Debug)]
@@ -38,6 +41,8 @@ struct Shared {
     limiter: Mutex<Limiter>,
     clock: Arc<dyn Clock>,
     options: TransportOptions,
+    /// Of joins that failed.
+    warnings: Thinned,
 }
 
 impl JoinServer {
@@ -53,23 +58,29 @@ impl JoinServer {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, EndpointError> {
         options.validate()?;
-        let mut config = options.server(tls::join_server_config(credentials, &clock)?)?;
-        let mut transport = quinn::TransportConfig::default();
-        // One stream, no datagrams, no more bytes in flight than a request takes.
-        transport
-            .max_concurrent_bidi_streams(VarInt::from_u32(1))
-            .max_concurrent_uni_streams(VarInt::from_u32(0))
-            .receive_window(VarInt::from_u32(32 << 10))
-            .datagram_receive_buffer_size(None)
-            .max_idle_timeout(Some(options.idle.try_into().expect("validate() has bounded it")))
-            .initial_rtt(options.initial_rtt);
-        config.transport_config(Arc::new(transport));
+        let config = server_config(credentials, &options, &clock)?;
         let socket = open_socket(network, address, &options, Some(config))?;
         let (each, all) = (options.joins_per_minute_and_address, options.joins_per_minute);
         let limiter = Mutex::new(Limiter::new(each, all, clock.now()));
-        let shared = Arc::new(Shared { desk, nodes, limiter, clock, options });
+        let (server, at) = (options.clone(), clock.clone());
+        let shared = Arc::new(Shared { desk, nodes, limiter, clock, options, warnings: Thinned::default() });
         network.spawn(serve(socket.clone(), shared));
-        Ok(Self { socket })
+        Ok(Self { socket, options: server, clock: at })
+    }
+
+    /// Shows a newer certificate of this node from now on.
+    ///
+    /// # Errors
+    /// TLS does not work with it; the one in use stays.
+    pub fn use_credentials(&self, credentials: &Credentials) -> Result<(), EndpointError> {
+        let config = server_config(credentials, &self.options, &self.clock)?;
+        self.socket.set_server_config(Some(config));
+        Ok(())
+    }
+
+    /// Lets nobody join any more.
+    pub(crate) fn close(&self) {
+        self.socket.close(CloseCode::Done.into(), b"");
     }
 
     /// Where it listens.
@@ -80,14 +91,39 @@ impl JoinServer {
 
 impl Drop for JoinServer {
     fn drop(&mut self) {
-        self.socket.close(CloseCode::Done.into(), b"");
+        self.close();
     }
+}
+
+/// What strangers meet: one stream, no datagrams, no more bytes in flight than a request takes.
+fn server_config(
+    credentials: &Credentials,
+    options: &TransportOptions,
+    clock: &Arc<dyn Clock>,
+) -> Result<quinn::ServerConfig, EndpointError> {
+    let mut config = options.server(tls::join_server_config(credentials, clock)?)?;
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .receive_window(VarInt::from_u32(32 << 10))
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(options.idle.try_into().expect("validate() has bounded it")))
+        .initial_rtt(options.initial_rtt);
+    config.transport_config(Arc::new(transport));
+    Ok(config)
 }
 
 impl Shared {
     fn grant(&self, address: IpAddr) -> bool {
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
         limiter.grant(address, self.clock.now())
+    }
+
+    fn warn(&self, write: impl FnOnce(u64)) {
+        if let Some(left_out) = self.warnings.grant(self.clock.now()) {
+            write(left_out);
+        }
     }
 }
 
@@ -97,7 +133,8 @@ async fn serve(socket: quinn::Endpoint, shared: Arc<Shared>) {
         let Some((incoming, permit)) = gate.admit(incoming) else { continue };
         let address = incoming.remote_address();
         if !shared.grant(address.ip()) {
-            tracing::warn!(%address, "a join was refused: too many attempts");
+            shared
+                .warn(|left_out| tracing::warn!(%address, left_out, "a join was refused: too many attempts"));
             incoming.refuse();
             continue;
         }
@@ -106,8 +143,10 @@ async fn serve(socket: quinn::Endpoint, shared: Arc<Shared>) {
             let limit = shared.options.handshake_timeout;
             match timeout(limit, answer(&shared, incoming)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%address, %error, "a join has failed"),
-                Err(_) => tracing::warn!(%address, "a join took too long"),
+                Ok(Err(error)) => {
+                    shared.warn(|left_out| tracing::warn!(%address, %error, left_out, "a join has failed"));
+                }
+                Err(_) => shared.warn(|left_out| tracing::warn!(%address, left_out, "a join took too long")),
             }
             drop(permit);
         });

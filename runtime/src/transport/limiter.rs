@@ -69,7 +69,7 @@ impl Limiter {
 }
 
 /// What one party holds: an IPv4 address, or an IPv6 network of 64 bits.
-fn network_of(address: IpAddr) -> u64 {
+pub(super) fn network_of(address: IpAddr) -> u64 {
     match address.to_canonical() {
         // IPv4 addresses stand where no IPv6 network of the internet is.
         IpAddr::V4(address) => u64::from(address.to_bits()),

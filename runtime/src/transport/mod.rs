@@ -36,6 +36,7 @@ mod payload;
 mod registry;
 mod renewal;
 mod stream;
+mod thinned;
 mod thread;
 
 pub use backoff::Backoff;

@@ -116,8 +116,11 @@ impl Registry {
         self.live().incompatible.values().cloned().collect()
     }
 
-    /// The live connection to a node.
+    /// The live connection to a node that was not removed.
     pub(super) fn get(&self, id: NodeId, class: ConnectionClass) -> Option<Connection> {
+        if self.revocations.contains(&id) {
+            return None;
+        }
         self.live().connections.get(&(id, class, 0)).filter(|connection| connection.is_open()).cloned()
     }
 
@@ -126,16 +129,20 @@ impl Registry {
         self.live().connections.values().filter(|connection| connection.is_open()).cloned().collect()
     }
 
-    /// Closes what the list in force no longer allows.
-    pub(super) fn close_revoked(&self) {
-        for connection in self.all() {
-            let peer = connection.peer();
-            if self.revocations.contains(&peer.id) {
-                tracing::warn!(node = %peer.id, name = %peer.name, class = %connection.class(),
-                    "the connection of a removed node was closed");
+    /// Closes what the list in force no longer allows, but for control connections: those are returned, for the removed node
+    /// to be shown the list.
+    pub(super) fn close_revoked(&self) -> Vec<Connection> {
+        let mut open = self.all();
+        open.retain(|connection| self.revocations.contains(&connection.peer().id));
+        for connection in &open {
+            let (peer, class) = (connection.peer(), connection.class());
+            tracing::warn!(node = %peer.id, name = %peer.name, %class, "the connection of a removed node is closed");
+            if class != ConnectionClass::Control {
                 connection.close(CloseCode::Revoked);
             }
         }
+        open.retain(|connection| connection.class() == ConnectionClass::Control);
+        open
     }
 }
 

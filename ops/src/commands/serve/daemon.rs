@@ -22,8 +22,8 @@ use super::identity::Identity;
 use super::place::{Place, Seat};
 use super::{Ready, ServeArgs, departure};
 use crate::app::App;
-use crate::open;
 use crate::report::machine::{self, Machine};
+use crate::{open, paths};
 
 /// How often it is looked whether there is another supervisor, of whose model the cluster then is.
 const LOOK_FOR_SUPERVISOR: Duration = Duration::from_secs(1);
@@ -96,6 +96,7 @@ impl Daemon {
             place.clone(),
             seat.substrate.watch(),
             shelf.clone(),
+            paths::authority(&paths::data_dir(&app.settings)?),
             own.roles.query,
             kv_bytes_per_token,
         );
@@ -260,7 +261,7 @@ fn model_name(app: &App, args: &ServeArgs) -> String {
 async fn accept(mut asked: mpsc::Receiver<Connection>, api: Api) {
     while let Some(connection) = asked.recv().await {
         let peer = connection.peer();
-        tracing::info!(name = %peer.name, role = %peer.role, address = %connection.remote_address(), "asked");
+        tracing::info!(name = %peer.name, id = %peer.id, role = %peer.role, address = %connection.remote_address(), "asked");
         tokio::spawn(serve_api(connection, api.clone()));
     }
 }

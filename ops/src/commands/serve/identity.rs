@@ -12,7 +12,7 @@ use stellate_runtime::transport::JoinError;
 
 use super::ServeArgs;
 use crate::app::App;
-use crate::commands::join::{Invitation, read_token};
+use crate::commands::join::{Invitation, has_ended, read_token};
 use crate::{paths, remote};
 
 /// Everything that says who the node is.
@@ -37,7 +37,13 @@ pub(super) async fn ready(args: &ServeArgs, app: &App) -> anyhow::Result<Identit
     let credentials = match Credentials::load(&folder) {
         Ok(credentials) => {
             check_same_cluster(args, &credentials)?;
-            credentials
+            match (&args.join, &args.token_file) {
+                (Some(address), Some(token_file)) if has_ended(&credentials) => {
+                    let name = args.name.clone().or(Some(credentials.details().name.clone()));
+                    Invitation { address, token_file, name }.accept(app, &data).await?
+                }
+                _ => credentials,
+            }
         }
         Err(error @ IdentityFileError::Missing { .. }) => match (&args.join, &args.token_file) {
             (Some(address), Some(token_file)) => {

@@ -51,6 +51,19 @@ fn a_request_replayed_on_another_connection_or_with_another_key_is_forged_and_co
 }
 
 #[test]
+fn a_key_that_cannot_be_certified_is_refused_and_costs_no_use() {
+    let (desk, honest, store) = desk();
+    let (token, record) = JoinToken::create(desk.authority().hash(), desk.clock.wall(), DAY, 1);
+    store.add_token(record).unwrap();
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let request_der = rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+    let proof = token.prove(&EXPORTED, "node", &request_der);
+    let other = JoinRequest { token: token.id(), request_der, proof, ..honest };
+    assert!(matches!(desk.admit(&other, &EXPORTED, &[]), JoinReply::Refused(JoinRefusal::BadRequest)));
+    assert!(store.tokens().unwrap().iter().all(|record| record.uses_left() == 1));
+}
+
+#[test]
 fn oversized_requests_are_refused_before_they_are_read_as_certificates() {
     let (desk, honest, _) = desk();
     let long = JoinRequest { request_der: vec![0x30; MAX_REQUEST_BYTES + 1], ..honest.clone() };

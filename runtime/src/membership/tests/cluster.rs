@@ -283,6 +283,14 @@ impl Cluster {
                         }
                     }
                 }
+                // The list that the CA has signed is wherever somebody has been told to remove a node.
+                Output::Claimed { removed, .. } => {
+                    for node in removed.into_iter().filter(|node| self.is_proved(node)).collect::<Vec<_>>() {
+                        let machine = self.hosts[usize::from(number)].machine.as_mut();
+                        machine.expect("it has just said so").remove(self.now, node);
+                    }
+                }
+                Output::Prove { .. } => {}
                 Output::Event(event) => {
                     self.trace.update(format!("{:?} {number} {event:?}", self.now).as_bytes());
                     self.happened.push((self.now, number, event));
@@ -297,6 +305,11 @@ impl Cluster {
             host.wake = Some(due);
             self.schedule(due, number, Arrival::Timeout);
         }
+    }
+
+    fn is_proved(&self, node: &NodeId) -> bool {
+        let machines = self.hosts.iter().filter_map(|host| host.machine.as_ref());
+        machines.into_iter().any(|machine| machine.is_removed(node))
     }
 
     /// Sends if there is a connection or an address to make one.

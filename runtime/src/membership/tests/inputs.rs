@@ -291,6 +291,11 @@ fn news_come_to_the_same_in_any_order_and_any_number_of_times() {
             for piece in news.iter().chain(&news[..4]) {
                 let frame = Message::News(vec![piece.clone()]).frame();
                 one.handle_datagram(Duration::ZERO, node(2), &frame).expect("well formed");
+                for output in outputs(&mut one) {
+                    if let Output::Claimed { removed, .. } = output {
+                        removed.into_iter().for_each(|node| one.remove(Duration::ZERO, node));
+                    }
+                }
             }
             let records: Vec<_> = (3..7)
                 .map(|number| one.peers.get(&node(number)).and_then(|peer| peer.record.clone()))
@@ -299,4 +304,36 @@ fn news_come_to_the_same_in_any_order_and_any_number_of_times() {
             assert_eq!(known.get_or_insert_with(|| records.clone()), &records, "seed {seed}");
         }
     }
+}
+
+#[test]
+fn what_a_member_says_of_removals_is_a_hint_that_changes_nothing() {
+    let mut one = one_of_three();
+    outputs(&mut one);
+    let claims = |output: Output| match output {
+        Output::Claimed { by, removed } => Some((by, removed)),
+        _ => None,
+    };
+    let claimed = |one: &mut Membership| outputs(one).into_iter().filter_map(claims).collect::<Vec<_>>();
+    let frame = Message::News(vec![News::Removed(node(3)), News::Removed(node(1))]).frame();
+    one.handle_datagram(Duration::ZERO, node(2), &frame).expect("well formed");
+    assert_eq!(claimed(&mut one), [(node(2), vec![node(3), node(1)])]);
+    let entry = RosterEntry { identity: life(2), incarnation: 0, record: Some(record(2, 1)) };
+    let strangers: Vec<_> = (10..60_000).map(node).collect();
+    let members = vec![entry];
+    let you = Generation::default();
+    let roster = Roster { wants_reply: false, you, members, dead: vec![], removed: strangers };
+    let frame = Message::Roster(Box::new(roster)).frame();
+    one.handle_roster(Duration::ZERO, node(2), &frame).expect("honest");
+    assert_eq!(claimed(&mut one)[0].1.len(), 59_990);
+    assert!(!one.is_removed(&node(3)) && one.member(&node(3)).is_some());
+    assert_eq!(one.peers.len(), 2, "nothing is kept of what was only said");
+
+    one.remove(Duration::ZERO, node(3));
+    outputs(&mut one);
+    one.handle_datagram(Duration::ZERO, node(2), &Message::News(vec![News::Removed(node(3))]).frame())
+        .expect("well formed");
+    assert!(claimed(&mut one).is_empty(), "it is known");
+    one.handle_roster(Duration::ZERO, node(2), &roster_of_two(vec![])).expect("honest");
+    assert!(outputs(&mut one).contains(&Output::Prove { to: node(2) }), "who lacks it is given the proof");
 }

@@ -111,7 +111,9 @@ impl Simulation {
                     self.nodes[number].contact(now, id(0));
                     continue;
                 }
-                Output::Bootstrap | Output::Event(_) => continue,
+                Output::Bootstrap | Output::Claimed { .. } | Output::Prove { .. } | Output::Event(_) => {
+                    continue;
+                }
             };
             self.sent = (self.sent.0 + bytes.len() as u64, self.sent.1 + 1);
             if let Some(to) = number_of(to).filter(|to| *to < self.nodes.len()) {

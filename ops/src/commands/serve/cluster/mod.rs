@@ -6,6 +6,7 @@ mod issuing;
 mod moves;
 mod nodes;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use stellate_actors::api::{
     Check, ClusterAdmin, ClusterError, DrainRequest, IssuedToken, MoveEvent, NodeInfo, RebalancePlan, Shelf,
+    TokenInfo,
 };
 use stellate_actors::cluster::messages::{Refusal, SupervisorReply, SupervisorRequest};
 use stellate_actors::link::HostId;
@@ -33,6 +35,8 @@ pub(super) struct Administration {
     place: Arc<Place>,
     roster: watch::Receiver<Arc<Roster>>,
     shelf: Arc<Shelf>,
+    /// Where the CA is, on the node that holds it.
+    authority: PathBuf,
     /// Whether this node is there to run sessions.
     runs_sessions: bool,
     /// By which the tokens of a block are told from its bytes.
@@ -45,10 +49,11 @@ impl Administration {
         place: Arc<Place>,
         roster: watch::Receiver<Arc<Roster>>,
         shelf: Arc<Shelf>,
+        authority: PathBuf,
         runs_sessions: bool,
         kv_bytes_per_token: u64,
     ) -> Self {
-        Self { place, roster, shelf, runs_sessions, kv_bytes_per_token }
+        Self { place, roster, shelf, authority, runs_sessions, kv_bytes_per_token }
     }
 
     fn roster(&self) -> Arc<Roster> {
@@ -169,6 +174,18 @@ impl ClusterAdmin for Administration {
 
     fn create_token(&self, ttl: Duration, uses: u32) -> BoxFuture<'_, Result<IssuedToken, ClusterError>> {
         self.issue(ttl, uses).boxed()
+    }
+
+    fn tokens(&self) -> BoxFuture<'_, Result<Vec<TokenInfo>, ClusterError>> {
+        self.list_tokens().boxed()
+    }
+
+    fn revoke_token(&self, id: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        self.call_back(id).boxed()
+    }
+
+    fn revoke_admin(&self, admin: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        self.dismiss(admin).boxed()
     }
 
     fn doctor(&self, everywhere: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>> {

@@ -11,7 +11,7 @@ use stellate_actors::link::HostId;
 use stellate_runtime::identity::NodeId;
 use stellate_runtime::membership::{self, Liveness, NodeRecord, Standing, judge};
 use stellate_runtime::substrate::{Roster, RosterMember, Substrate};
-use stellate_runtime::transport::{ConnectionClass, IncompatiblePeer};
+use stellate_runtime::transport::{ConnectionClass, IncompatiblePeer, WIRE_VERSION};
 
 /// A node that a command names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,16 +124,19 @@ pub(super) fn rows(substrate: &Substrate, snapshot: Option<&ClusterSnapshot>) ->
         found.or((snapshot.is_some() && !record.roles.context).then_some(&[]))
     };
     let mut rows = vec![with_hosts(own(&roster), hosts_of(&roster.own))];
+    // Asked now: membership does not notice who speaks another version.
+    let strangers = substrate.endpoint().incompatible_peers();
     rows.extend(roster.members.iter().map(|member| {
+        let stranger = strangers.iter().find(|peer| peer.id == member.id);
         let connection = substrate.endpoint().connection(member.id, ConnectionClass::Control);
         let row = NodeInfo {
             rtt_us: connection.map(|connection| connection.stats().rtt.as_micros() as u64),
-            ..other(&roster, member)
+            ..with_version(other(&roster, member), stranger)
         };
         with_hosts(row, hosts_of(&member.record))
     }));
     let is_listed = |peer: &&IncompatiblePeer| roster.member(peer.id).is_none();
-    rows.extend(roster.incompatible.iter().filter(is_listed).map(of_another_version));
+    rows.extend(strangers.iter().filter(is_listed).map(of_another_version));
     rows.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
     rows
 }
@@ -162,6 +165,23 @@ fn other(roster: &Roster, member: &RosterMember) -> NodeInfo {
     }
     row.why = row.why.or_else(|| clash(roster, &member.record));
     row
+}
+
+/// A member that came back with another version is down to membership, and is not dead.
+fn with_version(row: NodeInfo, stranger: Option<&IncompatiblePeer>) -> NodeInfo {
+    match stranger {
+        Some(peer) if matches!(row.state, NodeState::Down | NodeState::Suspect | NodeState::Left) => {
+            NodeInfo { state: NodeState::Incompatible, why: Some(other_version(peer)), ..row }
+        }
+        _ => row,
+    }
+}
+
+fn other_version(peer: &IncompatiblePeer) -> String {
+    format!(
+        "it speaks version {} of the protocol and this node {WIRE_VERSION}; run the same program on both",
+        peer.theirs
+    )
 }
 
 fn in_words(mismatches: &[membership::Mismatch]) -> String {
@@ -239,7 +259,7 @@ fn of_another_version(peer: &IncompatiblePeer) -> NodeInfo {
         id: peer.id.to_string(),
         address: peer.address.to_string(),
         state: NodeState::Incompatible,
-        why: Some(format!("it speaks version {} of the protocol; run the same program on both", peer.theirs)),
+        why: Some(other_version(peer)),
         roles: Vec::new(),
         devices: String::new(),
         version: String::new(),
@@ -248,5 +268,25 @@ fn of_another_version(peer: &IncompatiblePeer) -> NodeInfo {
         blocks: None,
         sessions: None,
         rtt_us: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_came_back_with_another_version_says_so_and_both_versions() {
+        let id = NodeId::from_bytes([1; 32]);
+        let name = "second".parse().expect("a name");
+        let peer = IncompatiblePeer { id, name, address: ([127, 0, 0, 1], 7400).into(), theirs: 77 };
+        let down = NodeInfo { state: NodeState::Down, why: None, ..of_another_version(&peer) };
+        assert_eq!(with_version(down.clone(), None).state, NodeState::Down);
+        let row = with_version(down.clone(), Some(&peer));
+        let why = row.why.expect("a reason");
+        assert_eq!(row.state, NodeState::Incompatible);
+        assert!(why.contains("77") && why.contains(&WIRE_VERSION.to_string()), "{why}");
+        let active = NodeInfo { state: NodeState::Active, ..down };
+        assert_eq!(with_version(active, Some(&peer)).why, None, "it was met before the note was forgotten");
     }
 }
