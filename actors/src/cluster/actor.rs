@@ -16,6 +16,7 @@ use super::messages::{
 };
 use super::settings::ClusterSettings;
 use super::supervisor::{Action, Cluster, Intent};
+use super::term::Term;
 
 /// Time between two looks at what time has brought.
 const TICK: Duration = Duration::from_millis(500);
@@ -29,18 +30,18 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// Tells whoever watches how a drain stands.
     fn drained(&self, progress: DrainProgress);
     /// Notes that agents follow a supervisor of a higher term; this one stops.
-    fn replaced(&self, highest: u64) {
+    fn replaced(&self, highest: Term) {
         let _ = highest;
     }
 }
 
 /// What a supervisor keeps on disk: its term, and what administrators want of nodes.
 pub trait SupervisorStore: Send + Sync + fmt::Debug + 'static {
-    /// Raises the term by one, and returns it when it is safe.
+    /// A term above all that this node has seen, and above `seen`, when it is safe.
     ///
     /// # Errors
     /// In words; the supervisor does not start.
-    fn raise_term(&mut self) -> BoxFuture<'_, Result<u64, String>>;
+    fn raise_term(&mut self, seen: Term) -> BoxFuture<'_, Result<Term, String>>;
     /// What is wanted of nodes.
     ///
     /// # Errors
@@ -62,6 +63,8 @@ pub struct ClusterArgs {
     pub transport: Arc<dyn Transport>,
     /// What it keeps.
     pub store: Box<dyn SupervisorStore>,
+    /// The highest term that it has been told of, if it was replaced before.
+    pub seen: Term,
     /// Its clock.
     pub clock: Arc<dyn Clock>,
 }
@@ -109,9 +112,9 @@ impl Actor for ClusterSupervisor {
         myself: ActorRef<ClusterMsg>,
         args: ClusterArgs,
     ) -> Result<ClusterState, ActorProcessingErr> {
-        let ClusterArgs { settings, transport, mut store, clock } = args;
-        let (term, intents) = (store.raise_term().await?, store.intents().await?);
-        tracing::info!(term, "supervisor started");
+        let ClusterArgs { settings, transport, mut store, seen, clock } = args;
+        let (term, intents) = (store.raise_term(seen).await?, store.intents().await?);
+        tracing::info!(%term, "supervisor started");
         drop(myself.send_interval(TICK, || ClusterMsg::Tick));
         let cluster = Cluster::new(clock.now(), term, settings, intents);
         Ok(ClusterState { cluster, transport, store, clock })
@@ -178,14 +181,26 @@ impl Cluster {
     fn answer(&mut self, now: Duration, request: SupervisorRequest) -> Result<SupervisorReply, Refusal> {
         match request {
             SupervisorRequest::Inventory(inventory) => self.inventory(now, &inventory),
-            SupervisorRequest::Renew { node, announced } => self.renew(now, node, announced),
-            SupervisorRequest::Hold(claim) => self.hold(now, claim),
+            SupervisorRequest::Renew { node, announced, seen } => {
+                self.renew(now, node, announced, seen);
+                return Ok(SupervisorReply::Noted(self.term()));
+            }
+            SupervisorRequest::Hold(claim) => {
+                self.hold(now, claim);
+                return Ok(SupervisorReply::Noted(self.term()));
+            }
             SupervisorRequest::Place { claim, suspects } => {
                 return self.place(now, claim, &suspects).map(SupervisorReply::Placed);
             }
             SupervisorRequest::Release(context) => self.release(now, context),
-            SupervisorRequest::Switched { node, migration } => self.switched(now, node, migration),
-            SupervisorRequest::Recomputed { migration, done } => self.recomputed(now, migration, done),
+            SupervisorRequest::Switched { node, term, migration } if term == self.term() => {
+                self.switched(now, node, migration);
+            }
+            SupervisorRequest::Recomputed { term, migration, done } if term == self.term() => {
+                self.recomputed(now, migration, done);
+            }
+            // Of moves of an earlier supervisor, which nobody waits for.
+            SupervisorRequest::Switched { .. } | SupervisorRequest::Recomputed { .. } => {}
             SupervisorRequest::NodeGone(node) => self.node_gone(now, node),
             SupervisorRequest::Cordon(node) => self.cordon(node)?,
             SupervisorRequest::Uncordon(node) => self.uncordon(node)?,
@@ -274,17 +289,17 @@ mod tests {
     }
 
     impl AgentStore for Memory {
-        fn start(&mut self) -> BoxFuture<'_, Result<(u64, u64), String>> {
-            Box::pin(async { Ok((0, 1)) })
+        fn start(&mut self) -> BoxFuture<'_, Result<(Term, u64), String>> {
+            Box::pin(async { Ok((Term::NONE, 1)) })
         }
-        fn raise(&mut self, _: u64) -> BoxFuture<'_, Result<(), String>> {
+        fn raise(&mut self, _: Term) -> BoxFuture<'_, Result<(), String>> {
             Box::pin(async { Ok(()) })
         }
     }
 
     impl SupervisorStore for Memory {
-        fn raise_term(&mut self) -> BoxFuture<'_, Result<u64, String>> {
-            Box::pin(async { Ok(1) })
+        fn raise_term(&mut self, seen: Term) -> BoxFuture<'_, Result<Term, String>> {
+            Box::pin(async move { Ok(seen.next(NodeKey([1; 6]))) })
         }
         fn intents(&mut self) -> BoxFuture<'_, Result<BTreeMap<NodeKey, Intent>, String>> {
             Box::pin(async { Ok(BTreeMap::new()) })
@@ -333,6 +348,7 @@ mod tests {
             settings: ClusterSettings::default(),
             transport: Arc::new(memory.clone()),
             store: Box::new(memory),
+            seen: Term::NONE,
             clock: Arc::new(clock.clone()),
         };
         let (supervisor, _) = Actor::spawn(None, ClusterSupervisor, args).await.unwrap();

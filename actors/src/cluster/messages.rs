@@ -14,10 +14,23 @@ use super::drain::DrainPlan;
 pub use super::encode_order::{AnchorOrder, EncodeOrder};
 use super::plan::Plan;
 use super::snapshot::ClusterSnapshot;
+use super::term::Term;
 
 /// A node, by the first 48 bits of its id, which are those of its hosts' ids too.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    SchemaRead,
+    SchemaWrite,
 )]
 pub struct NodeKey(pub [u8; 6]);
 
@@ -111,7 +124,7 @@ pub struct PlacedBlock {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub struct ContextPlaced {
     /// The term of the supervisor that says so.
-    pub term: u64,
+    pub term: Term,
     /// The version of its table; orders to encode carry both.
     pub version: u64,
     /// A host for every block, in order.
@@ -153,6 +166,8 @@ pub struct Inventory {
     pub at: Stamp,
     /// How long the node has been up, in milliseconds: new hosts are filled slowly.
     pub up_ms: u64,
+    /// The highest term of a supervisor that the node has seen.
+    pub seen: Term,
     /// Its hosts.
     pub hosts: Vec<HostInventory>,
 }
@@ -161,7 +176,7 @@ pub struct Inventory {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub struct AgentOrder {
     /// The term of the supervisor.
-    pub term: u64,
+    pub term: Term,
     /// The version of its table. A block that was claimed by a later version is not freed by an earlier one.
     pub version: u64,
     /// The number of the order in its term; the reply is for it.
@@ -260,9 +275,9 @@ pub enum AgentRefusal {
     )]
     Fenced {
         /// The term of the order.
-        term: u64,
+        term: Term,
         /// The highest term seen.
-        highest: u64,
+        highest: Term,
     },
     /// The store has no room.
     #[error("{needed_bytes} bytes are needed and {free_bytes} are free; place the block elsewhere")]
@@ -300,13 +315,15 @@ pub enum QueryNodeNotice {
     /// A new supervisor is there: announce every context with [`SupervisorRequest::Hold`].
     Announce {
         /// Its term.
-        term: u64,
+        term: Term,
     },
     /// A block has moved: route to its new host between two steps, then answer [`SupervisorRequest::Switched`].
     Moved {
         /// The move; named in the answer.
         migration: u64,
-        /// The version of the table.
+        /// The term of the supervisor, and the version of its table.
+        term: Term,
+        /// See `term`.
         version: u64,
         /// The block.
         block: BlockId,
@@ -329,7 +346,7 @@ pub enum QueryNodeNotice {
         /// The move; named in the answer.
         migration: u64,
         /// The term and version that the order to the agent carries.
-        term: u64,
+        term: Term,
         /// See `term`.
         version: u64,
         /// The context.
@@ -351,10 +368,12 @@ pub enum SupervisorRequest {
     Renew {
         /// The query node.
         node: NodeKey,
-        /// The term of the supervisor that every context was announced to; 0 for none.
-        announced: u64,
+        /// The term of the supervisor that every context was announced to, if there is one.
+        announced: Term,
+        /// The highest term that it has seen.
+        seen: Term,
     },
-    /// A context is kept. Answered when it is noted.
+    /// A context is kept. Answered with [`SupervisorReply::Noted`] when it is noted.
     Hold(ContextClaim),
     /// Find room for a context and promise it; also for one whose blocks are not all to be had.
     Place {
@@ -369,11 +388,15 @@ pub enum SupervisorRequest {
     Switched {
         /// The query node.
         node: NodeKey,
+        /// The term of the supervisor that has moved it: each numbers its moves from 1.
+        term: Term,
         /// The move.
         migration: u64,
     },
     /// A block was encoded again, or could not be.
     Recomputed {
+        /// The term of the supervisor that has asked.
+        term: Term,
         /// The move.
         migration: u64,
         /// Whether it is there.
@@ -425,6 +448,8 @@ pub enum SupervisorReply {
     Snapshot(Box<ClusterSnapshot>),
     /// It was not done, and nothing has changed.
     Refused(Refusal),
+    /// It is noted, by the supervisor of this term.
+    Noted(Term),
 }
 
 /// Why the supervisor did not do what it was asked. Nothing has changed.

@@ -271,9 +271,9 @@ impl Cluster {
         }
         self.table.set(from, block, bytes, Hold::Leaving);
         let nodes = self.table.query_nodes(&block);
-        let version = self.table.version;
+        let (term, version) = (self.term, self.table.version);
         for &node in &nodes {
-            let notice = QueryNodeNotice::Moved { migration: id, version, block, from, to };
+            let notice = QueryNodeNotice::Moved { migration: id, term, version, block, from, to };
             self.actions.push_back(Action::ToQueryNode { node, notice });
         }
         let migration = self.moves.get_mut(&id).expect("the move is under way");
@@ -362,9 +362,9 @@ impl Cluster {
     fn keep_source(&mut self, block: BlockId, from: HostId, to: HostId) {
         let Some(bytes) = self.table.holding(from, &block).map(|holding| holding.bytes) else { return };
         self.table.set(from, block, bytes, Hold::Held);
-        let (migration, version) = (self.number(), self.table.version);
+        let (migration, term, version) = (self.number(), self.term, self.table.version);
         for node in self.table.query_nodes(&block) {
-            let notice = QueryNodeNotice::Moved { migration, version, block, from: to, to: from };
+            let notice = QueryNodeNotice::Moved { migration, term, version, block, from: to, to: from };
             self.actions.push_back(Action::ToQueryNode { node, notice });
         }
     }

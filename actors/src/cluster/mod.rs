@@ -6,6 +6,7 @@ pub mod actor;
 pub mod agent;
 pub mod drain;
 mod encode_order;
+mod listening;
 pub mod messages;
 pub mod migration;
 pub mod order;
@@ -18,6 +19,7 @@ mod sim;
 pub mod snapshot;
 pub mod supervisor;
 mod table;
+pub mod term;
 #[cfg(test)]
 mod tests;
 mod upkeep;

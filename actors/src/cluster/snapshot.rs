@@ -13,6 +13,7 @@ use super::migration::Step;
 use super::plan::MoveReason;
 use super::repair::RepairChoice;
 use super::table::HostState;
+use super::term::Term;
 
 /// A host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
@@ -85,7 +86,7 @@ pub struct MoveRow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub struct ClusterSnapshot {
     /// Its term.
-    pub term: u64,
+    pub term: Term,
     /// The version of its table.
     pub version: u64,
     /// Its hosts, by id.

@@ -21,9 +21,7 @@ use super::migration::Migration;
 use super::plan::{Plan, PlannedMove};
 use super::settings::ClusterSettings;
 use super::table::{Hold, HostEntry, HostState, Table};
-
-/// The term of a supervisor that has seen no earlier one, on a node that has seen none.
-const FIRST_TERM: u64 = 1;
+use super::term::Term;
 
 /// What an administrator wants of a node; outlives supervisors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +61,7 @@ pub enum Action {
     /// A later supervisor is there: this one does nothing any more.
     Replaced {
         /// Its term.
-        highest: u64,
+        highest: Term,
     },
 }
 
@@ -85,11 +83,13 @@ pub(crate) struct Drain {
 #[derive(Debug)]
 pub struct Cluster {
     pub(crate) settings: ClusterSettings,
-    pub(crate) term: u64,
+    pub(crate) term: Term,
     pub(crate) started: Duration,
     /// When it has listened for long enough to decide.
     pub(crate) settles: Duration,
     pub(crate) is_replaced: bool,
+    /// Whether somebody has told of a supervisor before it.
+    pub(crate) has_predecessor: bool,
     pub(crate) table: Table,
     pub(crate) intents: BTreeMap<NodeKey, Intent>,
     /// Query nodes, and when each was heard of.
@@ -112,7 +112,7 @@ impl Cluster {
     /// A supervisor of `term`, which must be higher than every term before, with the intents that were kept.
     pub fn new(
         now: Duration,
-        term: u64,
+        term: Term,
         settings: ClusterSettings,
         intents: BTreeMap<NodeKey, Intent>,
     ) -> Self {
@@ -123,6 +123,7 @@ impl Cluster {
             term,
             started: now,
             is_replaced: false,
+            has_predecessor: false,
             table: Table::default(),
             intents,
             query_nodes: BTreeMap::new(),
@@ -149,12 +150,13 @@ impl Cluster {
     }
 
     /// Its term.
-    pub fn term(&self) -> u64 {
+    pub fn term(&self) -> Term {
         self.term
     }
 
     /// What a node has: registers its hosts, corrects the table, and shows that it lives.
     pub fn inventory(&mut self, now: Duration, inventory: &Inventory) {
+        self.hear_of_others(inventory);
         for reported in inventory.hosts.iter().filter(|host| NodeKey::of(host.host) == inventory.node) {
             let host = reported.host;
             let up_since = now.saturating_sub(Duration::from_millis(inventory.up_ms));
@@ -236,9 +238,7 @@ impl Cluster {
     pub fn agent_replied(&mut self, now: Duration, order: u64, reply: AgentReply) {
         let Some(pending) = self.pending.remove(&order) else { return };
         if let AgentReply::Refused(AgentRefusal::Fenced { highest, .. }) = reply {
-            tracing::warn!(term = self.term, highest, "a later supervisor is there; this one stops");
-            self.is_replaced = true;
-            self.actions.push_back(Action::Replaced { highest });
+            self.hear_of_term(highest);
             return;
         }
         match (pending, reply) {
@@ -264,45 +264,6 @@ impl Cluster {
             (Pending::Free { .. }, _) => {}
         }
         self.pump(now);
-    }
-
-    /// The hosts of the supervisor's own node have reported. A supervisor of the first term, before which nothing was placed,
-    /// and one that is alone have nothing more to listen for.
-    pub fn reported(&mut self, now: Duration, is_alone: bool) {
-        if self.term == FIRST_TERM || is_alone {
-            self.settles = self.settles.min(now);
-        }
-    }
-
-    /// Some nodes are there and have not reported yet: they are listened to for a while longer, as long at most as a host
-    /// may be silent before it counts as gone.
-    pub fn awaiting(&mut self, now: Duration) {
-        let longest = self.started + self.settings.host_timeout;
-        if !self.has_settled && self.term != FIRST_TERM {
-            self.settles = self.settles.max((now + self.settings.settle / 2).min(longest));
-        }
-    }
-
-    /// A query node is there, and has announced its contexts to the supervisor of a term; if that is later than this one, this
-    /// one is replaced.
-    pub fn renew(&mut self, now: Duration, node: NodeKey, announced: u64) {
-        self.query_nodes.insert(node, now);
-        if announced == self.term {
-            self.unannounced.remove(&node);
-        } else if announced > self.term {
-            // Where this one's store is new, or an old copy: agents would refuse it.
-            tracing::warn!(
-                term = self.term,
-                announced,
-                "a query node has followed a later supervisor; this one stops"
-            );
-            self.is_replaced = true;
-            self.actions.push_back(Action::Replaced { highest: announced });
-        } else {
-            self.unannounced.insert(node);
-            let notice = QueryNodeNotice::Announce { term: self.term };
-            self.actions.push_back(Action::ToQueryNode { node, notice });
-        }
     }
 
     /// A query node keeps a context.
@@ -583,16 +544,5 @@ impl Cluster {
         let hosts = self.table.hosts.iter_mut().filter(|(host, _)| NodeKey::of(**host) == node);
         hosts.filter(|(_, entry)| entry.state != HostState::Gone).for_each(|(_, entry)| entry.state = state);
         self.actions.push_back(Action::Intent { node, intent });
-    }
-
-    fn may_decide(&self, now: Duration) -> Result<(), Refusal> {
-        if self.is_replaced {
-            return Err(Refusal::Replaced);
-        }
-        let left = self.settles.saturating_sub(now);
-        match left.as_millis() as u64 {
-            0 => Ok(()),
-            retry_ms => Err(Refusal::Settling { retry_ms }),
-        }
     }
 }

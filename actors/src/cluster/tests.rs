@@ -1,16 +1,20 @@
 //! The supervisor against simulated clusters: what must hold under every fault, and what refusals say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::drain::DrainState;
-use super::messages::{NodeKey, Refusal, SupervisorReply, SupervisorRequest};
+use super::messages::{
+    HostInventory, Inventory, NodeKey, Refusal, Stamp, SupervisorReply, SupervisorRequest,
+};
 use super::plan::Skipped;
 use super::settings::{ClusterSettings, RepairPolicy};
-use super::sim::{BLOCK, Chance, World, claim, host};
+use super::sim::{BLOCK, Chance, World, claim, host, term};
+use super::supervisor::{Action, Cluster};
 use super::table::HostState;
+use super::term::Term;
 use crate::manifest::ContextId;
 
 fn seconds(count: u64) -> Duration {
@@ -228,6 +232,74 @@ fn a_new_supervisor_frees_nothing_that_is_announced_and_everything_else_after_it
     assert_eq!(blocks(&world), 2 * 11, "nine blocks and two copies of the anchor of each");
     world.run(seconds(10));
     assert_eq!((blocks(&world), world.missing(), world.moved), (11, 0, 0));
+}
+
+#[test]
+fn a_supervisor_that_moves_to_another_node_frees_nothing_whatever_that_node_knows_of_terms() {
+    for (byte, counter) in [(1, 1), (9, 1), (1, 2), (9, 2)] {
+        let mut world = settled(14, 3, 10_000, quick());
+        world.place(claim(1, 9, 1), &[]).unwrap();
+        world.run(seconds(5));
+        // Its node has seen nothing of the one before, or has: either may stand before or behind it.
+        world.supervise(Term { counter, node: NodeKey([byte; 6]) });
+        world.cluster.reported(world.now, false);
+        world.run(seconds(60));
+        let blocks = world.hosts.values().map(|host| host.blocks.len()).sum::<usize>();
+        assert_eq!((blocks, world.missing(), world.moved), (11, 0, 0), "node {byte}, counter {counter}");
+        assert_eq!(
+            world.replaced,
+            u64::from((byte, counter) == (1, 1)),
+            "one below what was seen stands down"
+        );
+        assert!(world.cluster.term() > term(1));
+        world.place(claim(2, 3, 1), &[]).expect("the new one places");
+    }
+}
+
+#[test]
+fn of_two_supervisors_the_earlier_stands_down_as_soon_as_an_agent_or_a_query_node_tells_of_the_later() {
+    let later = Term { counter: 1, node: NodeKey([9; 6]) };
+    let mut told = settled(15, 2, 10_000, quick());
+    told.place(claim(1, 4, 1), &[]).unwrap();
+    told.run(seconds(3));
+    told.cluster.renew(told.now, node(0), term(1), later);
+    assert_eq!(told.cluster.poll_action(), Some(Action::Replaced { highest: later }));
+    assert_eq!(told.cluster.place(told.now, claim(2, 1, 1), &[]), Err(Refusal::Replaced));
+    let mut told = settled(15, 2, 10_000, quick());
+    let inventory = Inventory {
+        node: node(0),
+        at: Stamp { start: 1, count: 1000 },
+        up_ms: 0,
+        seen: later,
+        hosts: Vec::new(),
+    };
+    told.cluster.inventory(told.now, &inventory);
+    assert_eq!(told.cluster.poll_action(), Some(Action::Replaced { highest: later }));
+}
+
+#[test]
+fn a_first_supervisor_begins_at_once_and_one_that_hears_of_another_listens_first() {
+    let hosts = |seen| Inventory {
+        node: node(0),
+        at: Stamp { start: 1, count: 1 },
+        up_ms: 0,
+        seen,
+        hosts: vec![HostInventory {
+            host: host(0),
+            capacity_bytes: 1000,
+            blocks: Vec::new(),
+            inbound: Vec::new(),
+            encode_tokens_per_s: 0,
+            copy_bytes_per_s: 0,
+        }],
+    };
+    let earlier = Term { counter: 1, node: NodeKey([1; 6]) };
+    for (seen, is_first) in [(Term::NONE, true), (earlier, false)] {
+        let mut cluster = Cluster::new(Duration::ZERO, term(1), quick(), BTreeMap::new());
+        cluster.inventory(Duration::ZERO, &hosts(seen));
+        cluster.reported(Duration::ZERO, false);
+        assert_eq!(cluster.place(Duration::ZERO, claim(1, 1, 1), &[]).is_ok(), is_first, "{seen}");
+    }
 }
 
 #[test]

@@ -49,6 +49,7 @@ use crate::cluster::agent::{Agent, AgentArgs, AgentMsg};
 use crate::cluster::drain::DrainProgress;
 use crate::cluster::messages::{SupervisorReply, SupervisorRequest};
 use crate::cluster::settings::ClusterSettings;
+use crate::cluster::term::Term;
 use crate::context_host::ContextHostHandle;
 use crate::directory::Directory;
 use crate::error::OpenError;
@@ -243,19 +244,19 @@ impl Member {
     /// Starts the supervisor, if this is its node.
     async fn supervise(&mut self, setup: &MemberSetup) -> Result<(), MemberError> {
         if setup.supervises {
-            let store = setup.store.clone();
+            let (store, key) = (setup.store.clone(), self.way.peers.own_key());
             let supervision = Supervision {
                 peers: self.way.peers.clone(),
                 settings: setup.settings.clone(),
                 clock: Arc::clone(&setup.options.clock),
                 stores: Arc::new(move || {
-                    Box::new(SupervisorRecords::new(store.clone())) as Box<dyn SupervisorStore>
+                    Box::new(SupervisorRecords::new(store.clone(), key)) as Box<dyn SupervisorStore>
                 }),
                 drains: self.drains.clone(),
                 has_hosts: !self.own.is_empty(),
                 running: Arc::clone(&self.running),
             };
-            let supervisor = supervision.start().await?;
+            let supervisor = supervision.start(Term::NONE).await?;
             self.tasks.push(tokio::spawn(supervision.keep_up(supervisor)));
         }
         Ok(())

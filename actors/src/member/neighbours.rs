@@ -177,7 +177,13 @@ impl Orders {
                     free_tokens: tokens(free_bytes),
                 }))
             }
-            AgentReply::Refused(refusal) => Err(unreachable(refusal.to_string())),
+            AgentReply::Refused(refusal) => {
+                if let AgentRefusal::Fenced { highest, .. } = refusal {
+                    // What is placed anew is ordered in its name.
+                    self.seen.note(highest, 0);
+                }
+                Err(unreachable(refusal.to_string()))
+            }
             reply => Ok(reply),
         }
     }

@@ -21,6 +21,7 @@ use crate::cluster::agent::Uplink;
 use crate::cluster::messages::{
     AnchorCopy, BlockNeed, ContextClaim, ContextPlaced, Refusal, SupervisorReply, SupervisorRequest,
 };
+use crate::cluster::term::Term;
 use crate::error::{ContextFull, EncodeError};
 use crate::link::HostId;
 use crate::manifest::ContextId;
@@ -44,24 +45,18 @@ const COUNTER_BITS: u32 = 32;
 
 /// The latest term, and the latest version of it, that this node has seen of a supervisor's table.
 #[derive(Debug, Default)]
-pub(super) struct Seen(Mutex<(u64, u64)>);
+pub(super) struct Seen(Mutex<(Term, u64)>);
 
 impl Seen {
     /// The term and the version.
-    pub(super) fn now(&self) -> (u64, u64) {
+    pub(super) fn now(&self) -> (Term, u64) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a term and a version.
-    pub(super) fn note(&self, term: u64, version: u64) {
+    pub(super) fn note(&self, term: Term, version: u64) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = (term, version).max(*seen);
-    }
-
-    /// Notes a version of the latest term.
-    pub(super) fn note_version(&self, version: u64) {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.1 = seen.1.max(version);
     }
 }
 
@@ -116,7 +111,7 @@ impl Way {
     }
 
     /// A supervisor of this term is there and wants to know.
-    pub(super) fn announce(&self, term: u64) {
+    pub(super) fn announce(&self, term: Term) {
         self.seen.note(term, 0);
         self.news.notify_one();
     }
@@ -172,8 +167,13 @@ impl Way {
             // Woken at once, it still lets the others have their turn.
             let _ = timeout(BEAT, self.news.notified()).await;
             self.tell_news().await;
-            let (node, announced) = (self.peers.own_key(), self.claims.announced(self.seen.now().0));
-            self.ask_once(SupervisorRequest::Renew { node, announced }).await;
+            let (node, (seen, _)) = (self.peers.own_key(), self.seen.now());
+            let announced = self.claims.announced(seen);
+            if let Some(SupervisorReply::Noted(term)) =
+                self.ask_once(SupervisorRequest::Renew { node, announced, seen }).await
+            {
+                self.seen.note(term, 0);
+            }
         }
     }
 
@@ -192,7 +192,8 @@ impl Way {
         let (term, _) = self.seen.now();
         for claim in self.claims.untold(term) {
             let context = claim.context;
-            if self.ask_once(SupervisorRequest::Hold(claim)).await == Some(SupervisorReply::Done) {
+            // Not of another one that is there as well: only what its own supervisor was told is announced to it.
+            if let Some(SupervisorReply::Noted(term)) = self.ask_once(SupervisorRequest::Hold(claim)).await {
                 self.claims.told(context, term);
             }
         }
