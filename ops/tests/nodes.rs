@@ -180,10 +180,7 @@ fn a_cordoned_node_gets_no_blocks_and_one_that_is_drained_keeps_none() {
     // A wish outlives the process that it was made of.
     drop(first);
     let first = home.serve();
-    home.nodes_until(&second, |nodes| {
-        row(nodes, "first")
-            .is_some_and(|node| ["drained", "draining"].iter().any(|state| node["state"] == *state))
-    });
+    home.nodes_until(&second, |nodes| row(nodes, "first").is_some_and(|node| node["state"] == "drained"));
     stdout(&mut home.ask(&first, &["node", "uncordon", "first"]));
     home.nodes_until(&second, |nodes| are_active(nodes, &BOTH));
     assert_eq!(answer(&home, &first, &context, &query), expected);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -11,11 +11,12 @@ use ractor_cluster::RactorMessage;
 use stellate_runtime::clock::Clock;
 
 use super::drain::DrainProgress;
+use super::intents::Intent;
 use super::messages::{
     AgentOrder, AgentReply, NodeKey, QueryNodeNotice, Refusal, SupervisorReply, SupervisorRequest,
 };
 use super::settings::ClusterSettings;
-use super::supervisor::{Action, Cluster, Intent};
+use super::supervisor::{Action, Cluster};
 use super::term::Term;
 
 /// Time between two looks at what time has brought.
@@ -116,7 +117,8 @@ impl Actor for ClusterSupervisor {
         let (term, intents) = (store.raise_term(seen).await?, store.intents().await?);
         tracing::info!(%term, "supervisor started");
         drop(myself.send_interval(TICK, || ClusterMsg::Tick));
-        let cluster = Cluster::new(clock.now(), term, settings, intents);
+        let wall = clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let cluster = Cluster::new(clock.now(), wall, term, settings, intents);
         Ok(ClusterState { cluster, transport, store, clock })
     }
 
@@ -130,7 +132,7 @@ impl Actor for ClusterSupervisor {
         match message {
             ClusterMsg::Ask(request, reply) => {
                 let answer = state.cluster.ask(now, request);
-                state.act(&myself).await;
+                let answer = state.act(&myself).await.map_or(answer, SupervisorReply::Refused);
                 // Who asked may have given up.
                 let _ = reply.send(answer);
             }
@@ -140,14 +142,16 @@ impl Actor for ClusterSupervisor {
             ClusterMsg::Awaiting => state.cluster.awaiting(now),
             ClusterMsg::Tick => state.cluster.tick(now),
         }
-        state.act(&myself).await;
+        // Nobody waits for what follows from this; what is wanted of nodes follows from what is asked alone.
+        drop(state.act(&myself).await);
         Ok(())
     }
 }
 
 impl ClusterState {
-    /// Carries out what was done.
-    async fn act(&mut self, myself: &ActorRef<ClusterMsg>) {
+    /// Carries out what was done. Some if what is wanted of a node could not be kept, and was taken back.
+    async fn act(&mut self, myself: &ActorRef<ClusterMsg>) -> Option<Refusal> {
+        let mut refusal = None;
         while let Some(action) = self.cluster.poll_action() {
             match action {
                 Action::ToAgent { node, order } => {
@@ -158,9 +162,11 @@ impl ClusterState {
                 }
                 Action::ToQueryNode { node, notice } => self.transport.notify(node, notice),
                 Action::Drain(progress) => self.transport.drained(progress),
-                Action::Intent { node, intent } => {
+                Action::Intent { node, intent, before } => {
                     if let Err(cause) = self.store.keep(node, intent).await {
                         tracing::error!(%node, ?intent, %cause, "what is wanted of a node was not kept on disk");
+                        self.cluster.not_kept(self.clock.now(), node, before);
+                        refusal = Some(Refusal::NotKept { node, cause });
                     }
                 }
                 Action::Replaced { highest } => {
@@ -169,6 +175,7 @@ impl ClusterState {
                 }
             }
         }
+        refusal
     }
 }
 
@@ -229,8 +236,11 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::super::agent::{Agent, AgentArgs, AgentHosts, AgentMsg, AgentStore, Uplink};
-    use super::super::messages::{AgentRefusal, AgentRequest, EncodeOrder, HeldBlock, HostInventory};
+    use super::super::messages::{
+        AgentRefusal, AgentRequest, EncodeOrder, HeldBlock, HostInventory, Inventory, Stamp,
+    };
     use super::super::sim::{claim, host};
+    use super::super::table::HostState;
     use super::*;
     use crate::link::HostId;
 
@@ -286,6 +296,7 @@ mod tests {
     struct Memory {
         agent: Arc<Mutex<Option<ActorRef<AgentMsg>>>>,
         reports: mpsc::UnboundedSender<SupervisorRequest>,
+        is_disk_full: bool,
     }
 
     impl AgentStore for Memory {
@@ -305,7 +316,8 @@ mod tests {
             Box::pin(async { Ok(BTreeMap::new()) })
         }
         fn keep(&mut self, _: NodeKey, _: Option<Intent>) -> BoxFuture<'_, Result<(), String>> {
-            Box::pin(async { Ok(()) })
+            let kept = if self.is_disk_full { Err("the disk is full".to_owned()) } else { Ok(()) };
+            Box::pin(async { kept })
         }
     }
 
@@ -329,9 +341,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_wish_that_cannot_be_written_down_is_refused_and_does_not_hold() {
+        let (reports, _reported) = mpsc::unbounded_channel();
+        let memory = Memory { agent: Arc::default(), reports, is_disk_full: true };
+        let args = ClusterArgs {
+            settings: ClusterSettings { settle: Duration::ZERO, ..ClusterSettings::default() },
+            transport: Arc::new(memory.clone()),
+            store: Box::new(memory),
+            seen: Term::NONE,
+            clock: Arc::new(ManualClock::new()),
+        };
+        let (supervisor, _) = Actor::spawn(None, ClusterSupervisor, args).await.unwrap();
+        let node = NodeKey::of(host(0));
+        let at = Stamp { start: 1, count: 1 };
+        let hosts = Names::default().inventory().await;
+        let inventory = Inventory { node, at, up_ms: 0, seen: Term::NONE, hosts };
+        ask(&supervisor, SupervisorRequest::Inventory(inventory)).await;
+        let cause = "the disk is full".to_owned();
+        let not_kept = SupervisorReply::Refused(Refusal::NotKept { node, cause });
+        let drain = SupervisorRequest::Drain { node, deadline_ms: None, dry_run: false };
+        for wish in [SupervisorRequest::Cordon(node), drain] {
+            assert_eq!(ask(&supervisor, wish).await, not_kept);
+            let SupervisorReply::Snapshot(snapshot) = ask(&supervisor, SupervisorRequest::Snapshot).await
+            else {
+                panic!("a snapshot was asked for");
+            };
+            assert_eq!((snapshot.hosts[0].state, snapshot.drains), (HostState::Active, Vec::new()));
+        }
+        supervisor.stop(None);
+    }
+
+    #[tokio::test]
     async fn blocks_are_placed_encoded_reported_and_freed_from_actor_to_actor() {
         let (reports, mut reported) = mpsc::unbounded_channel();
-        let memory = Memory { agent: Arc::default(), reports };
+        let memory = Memory { agent: Arc::default(), reports, is_disk_full: false };
         let names = Names::default();
         let held = Arc::clone(&names.0);
         let args = AgentArgs {
@@ -358,7 +401,7 @@ mod tests {
         ask(&supervisor, reported.recv().await.unwrap()).await;
         let mut claim = claim(1, 3, 1);
         claim.anchor = None;
-        let context = claim.context;
+        let context = claim.key();
         let place = SupervisorRequest::Place { claim: claim.clone(), suspects: Vec::new() };
         let SupervisorReply::Placed(placed) = ask(&supervisor, place).await else { panic!("there is room") };
         for (order, need) in (100..).zip(&claim.needs) {

@@ -97,7 +97,7 @@ pub struct AnchorCopy {
 /// A context that a query node keeps: what it announces, and what it asks to have placed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub struct ContextClaim {
-    /// Its name, unique in the cluster.
+    /// Its name, unique on its query node.
     pub context: ContextId,
     /// The node that keeps it and is told of moves.
     pub query_node: NodeKey,
@@ -107,6 +107,24 @@ pub struct ContextClaim {
     pub anchor: Option<AnchorCopy>,
     /// Nodes that shall hold each block; 0 counts as 1, and more than there are nodes as all of them.
     pub replicas: u16,
+}
+
+impl ContextClaim {
+    /// By which a supervisor knows the context.
+    pub fn key(&self) -> ContextKey {
+        ContextKey { query_node: self.query_node, context: self.context }
+    }
+}
+
+/// A context as a supervisor knows it: names are given by query nodes, so two of them may give the same.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
+pub struct ContextKey {
+    /// The node that keeps it.
+    pub query_node: NodeKey,
+    /// What that node calls it.
+    pub context: ContextId,
 }
 
 /// Where one block of a context goes.
@@ -383,7 +401,7 @@ pub enum SupervisorRequest {
         suspects: Vec<HostId>,
     },
     /// A context is not needed any more.
-    Release(ContextId),
+    Release(ContextKey),
     /// A query node routes to the new host of a block.
     Switched {
         /// The query node.
@@ -513,6 +531,16 @@ pub enum Refusal {
         blocks: u64,
         /// The contexts that they belong to.
         contexts: Vec<ContextId>,
+    },
+    /// What is wanted of a node could not be written down, and does not hold.
+    #[error(
+        "what is wanted of node {node} could not be kept on the supervisor's disk: {cause}; see to that disk, and ask again"
+    )]
+    NotKept {
+        /// The node.
+        node: NodeKey,
+        /// What happened.
+        cause: String,
     },
     /// The supervisor was replaced by a later one.
     #[error("a supervisor of a later term is there; ask that one")]

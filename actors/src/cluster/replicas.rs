@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn the_second_copy_goes_to_another_node_although_a_second_host_of_the_first_is_as_empty() {
         let settings = ClusterSettings { settle: Duration::ZERO, ..ClusterSettings::default() };
-        let mut cluster = Cluster::new(Duration::ZERO, term(1), settings, BTreeMap::new());
+        let mut cluster = Cluster::new(Duration::ZERO, Duration::ZERO, term(1), settings, BTreeMap::new());
         let context = claim(1, 2, 2);
         let ids: Vec<BlockId> = context.needs.iter().map(|need| need.id).collect();
         let second = Duration::from_secs(1);

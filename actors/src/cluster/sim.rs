@@ -13,8 +13,8 @@ use crate::manifest::ContextId;
 use super::agent::Fence;
 use super::drain::DrainProgress;
 use super::messages::{
-    AgentOrder, AgentRefusal, AgentReply, AgentRequest, AnchorCopy, BlockNeed, ContextClaim, HeldBlock,
-    HostInventory, Inventory, NodeKey, QueryNodeNotice, Refusal, Stamp,
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, AnchorCopy, BlockNeed, ContextClaim, ContextKey,
+    HeldBlock, HostInventory, Inventory, NodeKey, QueryNodeNotice, Refusal, Stamp,
 };
 use super::settings::ClusterSettings;
 use super::supervisor::{Action, Cluster};
@@ -24,6 +24,8 @@ use super::term::Term;
 pub(super) const STEP: Duration = Duration::from_millis(250);
 pub(super) const BLOCK: u64 = 100;
 pub(super) const ANCHOR: u64 = 40;
+/// The time of day, since 1970, at which worlds begin.
+pub(super) const WALL: Duration = Duration::from_secs(1_800_000_000);
 pub(super) const QUERY: NodeKey = NodeKey([9; 6]);
 
 /// Chance that repeats: splitmix64.
@@ -128,7 +130,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, hosts: u16, capacity: u64, settings: ClusterSettings) -> Self {
-        let cluster = Cluster::new(Duration::ZERO, term(1), settings.clone(), BTreeMap::new());
+        let cluster = Cluster::new(Duration::ZERO, WALL, term(1), settings.clone(), BTreeMap::new());
         let mut world = Self {
             now: Duration::ZERO,
             cluster,
@@ -204,7 +206,7 @@ impl World {
     /// A supervisor of `term` takes the place of the one before, which says nothing any more.
     pub(super) fn supervise(&mut self, term: Term) {
         let intents = self.cluster.intents.clone();
-        self.cluster = Cluster::new(self.now, term, self.settings.clone(), intents);
+        self.cluster = Cluster::new(self.now, WALL + self.now, term, self.settings.clone(), intents);
     }
 
     pub(super) fn place(&mut self, claim: ContextClaim, suspects: &[HostId]) -> Result<(), Refusal> {
@@ -224,7 +226,7 @@ impl World {
         self.contexts.remove(&context);
         self.heal.remove(&context);
         self.routes.retain(|(of, _), _| *of != context);
-        self.cluster.release(self.now, context);
+        self.cluster.release(self.now, ContextKey { query_node: QUERY, context });
     }
 
     fn send(&mut self, message: Message) {

@@ -2,14 +2,15 @@
 //! nodes. What the node remembers of itself is the substrate's.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use stellate_runtime::store::{Condition, HandleError, Kind, Promise, StoreHandle, Write};
 
 use crate::cluster::actor::SupervisorStore;
 use crate::cluster::agent::AgentStore;
+use crate::cluster::intents::Intent;
 use crate::cluster::messages::NodeKey;
-use crate::cluster::supervisor::Intent;
 use crate::cluster::term::Term;
 
 const STARTS_KEY: &[u8] = b"agent starts";
@@ -97,7 +98,7 @@ impl SupervisorStore for SupervisorRecords {
         Box::pin(async move {
             let (kind, condition, key) = (Kind::Intent, Condition::Any, intent_key(node));
             let write = match intent {
-                Some(intent) => Write::Put { kind, key, value: word(intent).to_vec(), condition },
+                Some(intent) => Write::Put { kind, key, value: words(intent), condition },
                 None => Write::Delete { kind, key, condition },
             };
             self.store.write_one(write).await.map(|_| ()).map_err(in_words)
@@ -110,17 +111,28 @@ fn intent_key(node: NodeKey) -> Vec<u8> {
 }
 
 /// An intent as it is kept.
-fn word(intent: Intent) -> &'static [u8] {
+fn words(intent: Intent) -> Vec<u8> {
     match intent {
-        Intent::Cordon => b"cordon",
-        Intent::Drain => b"drain",
+        Intent::Cordon => b"cordon".to_vec(),
+        Intent::Drain { deadline: None } => b"drain".to_vec(),
+        Intent::Drain { deadline: Some(deadline) } => format!("drain {}", deadline.as_millis()).into_bytes(),
+    }
+}
+
+fn intent_of(words: &[u8]) -> Option<Intent> {
+    match str::from_utf8(words).ok()?.split_once(' ') {
+        None if words == b"cordon" => Some(Intent::Cordon),
+        None if words == b"drain" => Some(Intent::Drain { deadline: None }),
+        Some(("drain", at)) => {
+            Some(Intent::Drain { deadline: Some(Duration::from_millis(at.parse().ok()?)) })
+        }
+        _ => None,
     }
 }
 
 fn read_intent(key: &[u8], value: &[u8]) -> Result<(NodeKey, Intent), String> {
     let node = key.strip_prefix(INTENT_PREFIX).and_then(|node| node.try_into().ok());
-    let intent = [Intent::Cordon, Intent::Drain].into_iter().find(|&intent| word(intent) == value);
-    match (node, intent) {
+    match (node, intent_of(value)) {
         (Some(node), Some(intent)) => Ok((NodeKey(node), intent)),
         _ => Err(format!(
             "what is wanted of a node is kept in a form that this version does not read ({} bytes at a key of {}); \
@@ -230,16 +242,22 @@ mod tests {
         let mut records = SupervisorRecords::new(store.clone(), node(5));
         let mut expected = BTreeMap::new();
         for byte in 0..=255 {
-            let intent = if byte % 2 == 0 { Intent::Cordon } else { Intent::Drain };
+            let intent = match byte % 3 {
+                0 => Intent::Cordon,
+                1 => Intent::Drain { deadline: None },
+                _ => Intent::Drain {
+                    deadline: Some(Duration::from_millis(1_800_000_000_000 + u64::from(byte))),
+                },
+            };
             records.keep(node(byte), Some(intent)).await.unwrap();
             expected.insert(node(byte), intent);
         }
         records.keep(node(7), None).await.unwrap();
-        records.keep(node(8), Some(Intent::Drain)).await.unwrap();
+        records.keep(node(8), Some(Intent::Drain { deadline: None })).await.unwrap();
         records.keep(NodeKey([1, 2, 3, 4, 5, 6]), Some(Intent::Cordon)).await.unwrap();
         records.keep(NodeKey([6, 5, 4, 3, 2, 1]), Some(Intent::Cordon)).await.unwrap();
         expected.remove(&node(7));
-        expected.insert(node(8), Intent::Drain);
+        expected.insert(node(8), Intent::Drain { deadline: None });
         expected.insert(NodeKey([1, 2, 3, 4, 5, 6]), Intent::Cordon);
         expected.insert(NodeKey([6, 5, 4, 3, 2, 1]), Intent::Cordon);
         drop(records);

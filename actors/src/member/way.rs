@@ -19,7 +19,8 @@ use super::peers::Peers;
 use crate::budget::free_tokens;
 use crate::cluster::agent::Uplink;
 use crate::cluster::messages::{
-    AnchorCopy, BlockNeed, ContextClaim, ContextPlaced, Refusal, SupervisorReply, SupervisorRequest,
+    AnchorCopy, BlockNeed, ContextClaim, ContextKey, ContextPlaced, Refusal, SupervisorReply,
+    SupervisorRequest,
 };
 use crate::cluster::term::Term;
 use crate::error::{ContextFull, EncodeError};
@@ -185,7 +186,8 @@ impl Way {
             }
         }
         for context in self.claims.released() {
-            if self.ask_once(SupervisorRequest::Release(context)).await == Some(SupervisorReply::Done) {
+            let key = ContextKey { query_node: self.peers.own_key(), context };
+            if self.ask_once(SupervisorRequest::Release(key)).await == Some(SupervisorReply::Done) {
                 self.claims.forgotten(context);
             }
         }
