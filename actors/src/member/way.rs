@@ -120,7 +120,7 @@ impl Way {
     /// Asks the supervisor; waits for one that is not there or has just started.
     pub(super) async fn ask(&self, request: SupervisorRequest) -> Result<SupervisorReply, AskFailure> {
         let start = Instant::now();
-        let mut last = None;
+        let (mut last, mut hostless) = (None, None);
         loop {
             let left = PATIENCE.saturating_sub(start.elapsed());
             let waited_s = PATIENCE.as_secs();
@@ -129,12 +129,17 @@ impl Way {
                     let limit = ANSWER.min(left.max(POLL));
                     match self.peers.ask(&supervisor, request.clone(), limit).await {
                         Ok(SupervisorReply::Refused(Refusal::Settling { .. } | Refusal::Replaced))
-                            if !left.is_zero() => {}
-                        // Hosts report every second; a supervisor that has just come may not have heard of any.
-                        Ok(SupervisorReply::Refused(Refusal::NoHosts)) if start.elapsed() < FIRST_REPORTS => {
+                            if !left.is_zero() =>
+                        {
+                            hostless = None;
                         }
+                        // Hosts report every second; a supervisor that has just come, or was just found, may not have heard of
+                        // any.
+                        Ok(SupervisorReply::Refused(Refusal::NoHosts))
+                            if hostless.get_or_insert_with(Instant::now).elapsed() < FIRST_REPORTS
+                                && !left.is_zero() => {}
                         Ok(reply) => return Ok(reply),
-                        Err(cause) => last = Some((node, cause)),
+                        Err(cause) => (last, hostless) = (Some((node, cause)), None),
                     }
                 }
                 None if left.is_zero() && last.is_none() => {
