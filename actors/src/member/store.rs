@@ -229,6 +229,7 @@ mod tests {
             let store = open(folder.path());
             let mut records = SupervisorRecords::new(store.clone(), node(5));
             assert_eq!(records.raise_term(term(told, 9)).await, Ok(term(expected, 5)));
+            drop(records);
             // What an agent has seen since.
             let _ = AgentRecords::new(store.clone()).raise(term(seen, 8)).await;
             store.close();
