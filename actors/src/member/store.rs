@@ -115,7 +115,11 @@ fn words(intent: Intent) -> Vec<u8> {
     match intent {
         Intent::Cordon => b"cordon".to_vec(),
         Intent::Drain { deadline: None } => b"drain".to_vec(),
-        Intent::Drain { deadline: Some(deadline) } => format!("drain {}", deadline.as_millis()).into_bytes(),
+        Intent::Drain { deadline: Some(deadline) } => {
+            // Beyond, it is as good as none.
+            let at = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+            format!("drain {at}").into_bytes()
+        }
     }
 }
 
@@ -260,6 +264,9 @@ mod tests {
         expected.remove(&node(7));
         expected.insert(node(8), Intent::Drain { deadline: None });
         expected.insert(NodeKey([1, 2, 3, 4, 5, 6]), Intent::Cordon);
+        let never = |deadline| Intent::Drain { deadline: Some(deadline) };
+        records.keep(node(10), Some(never(Duration::MAX))).await.unwrap();
+        expected.insert(node(10), never(Duration::from_millis(u64::MAX)));
         expected.insert(NodeKey([6, 5, 4, 3, 2, 1]), Intent::Cordon);
         drop(records);
         store.close();
