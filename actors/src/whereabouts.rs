@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use stellate_model::block::BlockId;
 
+use crate::cluster::term::Term;
 use crate::link::HostId;
 use crate::manifest::Manifest;
 use crate::placement::Placed;
@@ -19,7 +20,9 @@ pub struct Moved {
     pub from: HostId,
     /// The host that holds it.
     pub to: HostId,
-    /// Rises with every move of a block: a late message of an earlier move is not obeyed.
+    /// The term of the supervisor that has moved it, each of which begins its versions anew.
+    pub term: Term,
+    /// Rises with every move of a block in a term: a late message of an earlier move is not obeyed.
     pub version: u64,
 }
 
@@ -39,7 +42,7 @@ pub struct Whereabouts(RwLock<Known>);
 #[derive(Debug, Default)]
 struct Known {
     now: Arc<Places>,
-    moves: BTreeMap<BlockId, u64>,
+    moves: BTreeMap<BlockId, (Term, u64)>,
 }
 
 impl Whereabouts {
@@ -72,10 +75,10 @@ impl Whereabouts {
         let Some(index) = manifest.blocks.iter().position(|block| block.id == moved.block) else {
             return false;
         };
-        if known.moves.get(&moved.block).is_some_and(|&seen| seen >= moved.version) {
+        if known.moves.get(&moved.block).is_some_and(|&seen| seen >= (moved.term, moved.version)) {
             return false;
         }
-        known.moves.insert(moved.block, moved.version);
+        known.moves.insert(moved.block, (moved.term, moved.version));
         if known.now.placed.get(index).is_none_or(|placed| placed.host != moved.from) {
             return false;
         }

@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 
 use faulty::*;
 use ractor::{call, cast};
+use stellate_actors::cluster::messages::NodeKey;
+use stellate_actors::cluster::term::Term;
 use stellate_actors::context_host::{ContextHostMsg, EncodeJob, Encoded};
 use stellate_actors::error::EncodeError;
 use stellate_actors::path::context::Anchor;
@@ -231,19 +233,28 @@ async fn a_block_that_moves_between_two_steps_changes_no_token_and_needs_no_repa
     let at = |host| world.hosts.iter().find(|known| known.host() == host).unwrap();
     let target = world.hosts.iter().find(|known| known.host() != from).unwrap();
     let to = target.host();
+    let term = |counter| Term { counter, node: NodeKey([1; 6]) };
     let migrate = async {
         copy_block(&context, 3, target).await.unwrap();
-        world.node.moved(Moved { block, from, to, version: 5 }).await.unwrap();
+        world.node.moved(Moved { block, from, to, term: term(1), version: 5 }).await.unwrap();
         // Acknowledged: no step asks here any more.
         cast!(at(from).host.actor, ContextHostMsg::Release(vec![block])).unwrap();
     };
     ask_and(&session, question(0), 40, migrate).await?.assert_like(&first, "moved");
     assert_eq!(context.places().placed[3].host, to);
     // A late message of an earlier move is not obeyed, nor one of a block that lies elsewhere.
-    for late in [Moved { block, from: to, to: from, version: 5 }, Moved { block, from, to, version: 9 }] {
+    for late in [
+        Moved { block, from: to, to: from, term: term(1), version: 5 },
+        Moved { block, from, to, term: term(1), version: 9 },
+    ] {
         world.node.moved(late).await?;
         assert_eq!(context.places().placed[3].host, to);
     }
+    // A supervisor that was started again counts from the beginning, and is obeyed.
+    copy_block(&context, 3, at(from)).await.unwrap();
+    world.node.moved(Moved { block, from: to, to: from, term: term(2), version: 1 }).await?;
+    cast!(at(to).host.actor, ContextHostMsg::Release(vec![block])).unwrap();
+    assert_eq!(context.places().placed[3].host, from);
     ask(&session, question(1), 40).await?.assert_like(&second, "after the move");
     assert_eq!(world.places(), 1, "no repair");
     Ok(())

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -11,11 +11,13 @@ use ractor_cluster::RactorMessage;
 use stellate_runtime::clock::Clock;
 
 use super::drain::DrainProgress;
+use super::intents::Intent;
 use super::messages::{
     AgentOrder, AgentReply, NodeKey, QueryNodeNotice, Refusal, SupervisorReply, SupervisorRequest,
 };
 use super::settings::ClusterSettings;
-use super::supervisor::{Action, Cluster, Intent};
+use super::supervisor::{Action, Cluster};
+use super::term::Term;
 
 /// Time between two looks at what time has brought.
 const TICK: Duration = Duration::from_millis(500);
@@ -29,18 +31,18 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// Tells whoever watches how a drain stands.
     fn drained(&self, progress: DrainProgress);
     /// Notes that agents follow a supervisor of a higher term; this one stops.
-    fn replaced(&self, highest: u64) {
+    fn replaced(&self, highest: Term) {
         let _ = highest;
     }
 }
 
 /// What a supervisor keeps on disk: its term, and what administrators want of nodes.
 pub trait SupervisorStore: Send + Sync + fmt::Debug + 'static {
-    /// Raises the term by one, and returns it when it is safe.
+    /// A term above all that this node has seen, and above `seen`, when it is safe.
     ///
     /// # Errors
     /// In words; the supervisor does not start.
-    fn raise_term(&mut self) -> BoxFuture<'_, Result<u64, String>>;
+    fn raise_term(&mut self, seen: Term) -> BoxFuture<'_, Result<Term, String>>;
     /// What is wanted of nodes.
     ///
     /// # Errors
@@ -62,6 +64,8 @@ pub struct ClusterArgs {
     pub transport: Arc<dyn Transport>,
     /// What it keeps.
     pub store: Box<dyn SupervisorStore>,
+    /// The highest term that it has been told of, if it was replaced before.
+    pub seen: Term,
     /// Its clock.
     pub clock: Arc<dyn Clock>,
 }
@@ -109,11 +113,12 @@ impl Actor for ClusterSupervisor {
         myself: ActorRef<ClusterMsg>,
         args: ClusterArgs,
     ) -> Result<ClusterState, ActorProcessingErr> {
-        let ClusterArgs { settings, transport, mut store, clock } = args;
-        let (term, intents) = (store.raise_term().await?, store.intents().await?);
-        tracing::info!(term, "supervisor started");
+        let ClusterArgs { settings, transport, mut store, seen, clock } = args;
+        let (term, intents) = (store.raise_term(seen).await?, store.intents().await?);
+        tracing::info!(%term, "supervisor started");
         drop(myself.send_interval(TICK, || ClusterMsg::Tick));
-        let cluster = Cluster::new(clock.now(), term, settings, intents);
+        let wall = clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let cluster = Cluster::new(clock.now(), wall, term, settings, intents);
         Ok(ClusterState { cluster, transport, store, clock })
     }
 
@@ -127,7 +132,7 @@ impl Actor for ClusterSupervisor {
         match message {
             ClusterMsg::Ask(request, reply) => {
                 let answer = state.cluster.ask(now, request);
-                state.act(&myself).await;
+                let answer = state.act(&myself).await.map_or(answer, SupervisorReply::Refused);
                 // Who asked may have given up.
                 let _ = reply.send(answer);
             }
@@ -137,14 +142,16 @@ impl Actor for ClusterSupervisor {
             ClusterMsg::Awaiting => state.cluster.awaiting(now),
             ClusterMsg::Tick => state.cluster.tick(now),
         }
-        state.act(&myself).await;
+        // Nobody waits for what follows from this; what is wanted of nodes follows from what is asked alone.
+        drop(state.act(&myself).await);
         Ok(())
     }
 }
 
 impl ClusterState {
-    /// Carries out what was done.
-    async fn act(&mut self, myself: &ActorRef<ClusterMsg>) {
+    /// Carries out what was done. Some if what is wanted of a node could not be kept, and was taken back.
+    async fn act(&mut self, myself: &ActorRef<ClusterMsg>) -> Option<Refusal> {
+        let mut refusal = None;
         while let Some(action) = self.cluster.poll_action() {
             match action {
                 Action::ToAgent { node, order } => {
@@ -155,9 +162,11 @@ impl ClusterState {
                 }
                 Action::ToQueryNode { node, notice } => self.transport.notify(node, notice),
                 Action::Drain(progress) => self.transport.drained(progress),
-                Action::Intent { node, intent } => {
+                Action::Intent { node, intent, before } => {
                     if let Err(cause) = self.store.keep(node, intent).await {
                         tracing::error!(%node, ?intent, %cause, "what is wanted of a node was not kept on disk");
+                        self.cluster.not_kept(self.clock.now(), node, before);
+                        refusal = Some(Refusal::NotKept { node, cause });
                     }
                 }
                 Action::Replaced { highest } => {
@@ -166,6 +175,7 @@ impl ClusterState {
                 }
             }
         }
+        refusal
     }
 }
 
@@ -178,14 +188,26 @@ impl Cluster {
     fn answer(&mut self, now: Duration, request: SupervisorRequest) -> Result<SupervisorReply, Refusal> {
         match request {
             SupervisorRequest::Inventory(inventory) => self.inventory(now, &inventory),
-            SupervisorRequest::Renew { node, announced } => self.renew(now, node, announced),
-            SupervisorRequest::Hold(claim) => self.hold(now, claim),
+            SupervisorRequest::Renew { node, announced, seen } => {
+                self.renew(now, node, announced, seen);
+                return Ok(SupervisorReply::Noted(self.term()));
+            }
+            SupervisorRequest::Hold(claim) => {
+                self.hold(now, claim);
+                return Ok(SupervisorReply::Noted(self.term()));
+            }
             SupervisorRequest::Place { claim, suspects } => {
                 return self.place(now, claim, &suspects).map(SupervisorReply::Placed);
             }
             SupervisorRequest::Release(context) => self.release(now, context),
-            SupervisorRequest::Switched { node, migration } => self.switched(now, node, migration),
-            SupervisorRequest::Recomputed { migration, done } => self.recomputed(now, migration, done),
+            SupervisorRequest::Switched { node, term, migration } if term == self.term() => {
+                self.switched(now, node, migration);
+            }
+            SupervisorRequest::Recomputed { term, migration, done } if term == self.term() => {
+                self.recomputed(now, migration, done);
+            }
+            // Of moves of an earlier supervisor, which nobody waits for.
+            SupervisorRequest::Switched { .. } | SupervisorRequest::Recomputed { .. } => {}
             SupervisorRequest::NodeGone(node) => self.node_gone(now, node),
             SupervisorRequest::Cordon(node) => self.cordon(node)?,
             SupervisorRequest::Uncordon(node) => self.uncordon(node)?,
@@ -214,8 +236,11 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::super::agent::{Agent, AgentArgs, AgentHosts, AgentMsg, AgentStore, Uplink};
-    use super::super::messages::{AgentRefusal, AgentRequest, EncodeOrder, HeldBlock, HostInventory};
+    use super::super::messages::{
+        AgentRefusal, AgentRequest, EncodeOrder, HeldBlock, HostInventory, Inventory, Stamp,
+    };
     use super::super::sim::{claim, host};
+    use super::super::table::HostState;
     use super::*;
     use crate::link::HostId;
 
@@ -271,26 +296,28 @@ mod tests {
     struct Memory {
         agent: Arc<Mutex<Option<ActorRef<AgentMsg>>>>,
         reports: mpsc::UnboundedSender<SupervisorRequest>,
+        is_disk_full: bool,
     }
 
     impl AgentStore for Memory {
-        fn start(&mut self) -> BoxFuture<'_, Result<(u64, u64), String>> {
-            Box::pin(async { Ok((0, 1)) })
+        fn start(&mut self) -> BoxFuture<'_, Result<(Term, u64), String>> {
+            Box::pin(async { Ok((Term::NONE, 1)) })
         }
-        fn raise(&mut self, _: u64) -> BoxFuture<'_, Result<(), String>> {
+        fn raise(&mut self, _: Term) -> BoxFuture<'_, Result<(), String>> {
             Box::pin(async { Ok(()) })
         }
     }
 
     impl SupervisorStore for Memory {
-        fn raise_term(&mut self) -> BoxFuture<'_, Result<u64, String>> {
-            Box::pin(async { Ok(1) })
+        fn raise_term(&mut self, seen: Term) -> BoxFuture<'_, Result<Term, String>> {
+            Box::pin(async move { Ok(seen.next(NodeKey([1; 6]))) })
         }
         fn intents(&mut self) -> BoxFuture<'_, Result<BTreeMap<NodeKey, Intent>, String>> {
             Box::pin(async { Ok(BTreeMap::new()) })
         }
         fn keep(&mut self, _: NodeKey, _: Option<Intent>) -> BoxFuture<'_, Result<(), String>> {
-            Box::pin(async { Ok(()) })
+            let kept = if self.is_disk_full { Err("the disk is full".to_owned()) } else { Ok(()) };
+            Box::pin(async { kept })
         }
     }
 
@@ -314,9 +341,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_wish_that_cannot_be_written_down_is_refused_and_does_not_hold() {
+        let (reports, _reported) = mpsc::unbounded_channel();
+        let memory = Memory { agent: Arc::default(), reports, is_disk_full: true };
+        let args = ClusterArgs {
+            settings: ClusterSettings { settle: Duration::ZERO, ..ClusterSettings::default() },
+            transport: Arc::new(memory.clone()),
+            store: Box::new(memory),
+            seen: Term::NONE,
+            clock: Arc::new(ManualClock::new()),
+        };
+        let (supervisor, _) = Actor::spawn(None, ClusterSupervisor, args).await.unwrap();
+        let node = NodeKey::of(host(0));
+        let at = Stamp { start: 1, count: 1 };
+        let hosts = Names::default().inventory().await;
+        let inventory = Inventory { node, at, up_ms: 0, seen: Term::NONE, hosts };
+        ask(&supervisor, SupervisorRequest::Inventory(inventory)).await;
+        let cause = "the disk is full".to_owned();
+        let not_kept = SupervisorReply::Refused(Refusal::NotKept { node, cause });
+        let drain = SupervisorRequest::Drain { node, deadline_ms: None, dry_run: false };
+        for wish in [SupervisorRequest::Cordon(node), drain] {
+            assert_eq!(ask(&supervisor, wish).await, not_kept);
+            let SupervisorReply::Snapshot(snapshot) = ask(&supervisor, SupervisorRequest::Snapshot).await
+            else {
+                panic!("a snapshot was asked for");
+            };
+            assert_eq!((snapshot.hosts[0].state, snapshot.drains), (HostState::Active, Vec::new()));
+        }
+        supervisor.stop(None);
+    }
+
+    #[tokio::test]
     async fn blocks_are_placed_encoded_reported_and_freed_from_actor_to_actor() {
         let (reports, mut reported) = mpsc::unbounded_channel();
-        let memory = Memory { agent: Arc::default(), reports };
+        let memory = Memory { agent: Arc::default(), reports, is_disk_full: false };
         let names = Names::default();
         let held = Arc::clone(&names.0);
         let args = AgentArgs {
@@ -333,6 +391,7 @@ mod tests {
             settings: ClusterSettings::default(),
             transport: Arc::new(memory.clone()),
             store: Box::new(memory),
+            seen: Term::NONE,
             clock: Arc::new(clock.clone()),
         };
         let (supervisor, _) = Actor::spawn(None, ClusterSupervisor, args).await.unwrap();
@@ -342,7 +401,7 @@ mod tests {
         ask(&supervisor, reported.recv().await.unwrap()).await;
         let mut claim = claim(1, 3, 1);
         claim.anchor = None;
-        let context = claim.context;
+        let context = claim.key();
         let place = SupervisorRequest::Place { claim: claim.clone(), suspects: Vec::new() };
         let SupervisorReply::Placed(placed) = ask(&supervisor, place).await else { panic!("there is room") };
         for (order, need) in (100..).zip(&claim.needs) {

@@ -19,6 +19,7 @@ use super::messages::{
     AgentOrder, AgentRefusal, AgentReply, AgentRequest, EncodeOrder, HostInventory, Inventory, NodeKey,
     Stamp, SupervisorRequest,
 };
+use super::term::Term;
 
 /// Time between two inventories, which are heartbeats too.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -26,22 +27,27 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// What an agent refuses: orders of supervisors that were replaced, and to free what was claimed since.
 #[derive(Clone, Debug, Default)]
 pub struct Fence {
-    highest: u64,
+    highest: Term,
     /// By host and block: term and version of the latest order that wants it there.
-    claims: BTreeMap<(HostId, BlockId), (u64, u64)>,
+    claims: BTreeMap<(HostId, BlockId), (Term, u64)>,
 }
 
 impl Fence {
     /// A fence that has seen the terms up to `highest`.
-    pub fn new(highest: u64) -> Self {
+    pub fn new(highest: Term) -> Self {
         Self { highest, claims: BTreeMap::new() }
+    }
+
+    /// The highest term seen.
+    pub fn highest(&self) -> Term {
+        self.highest
     }
 
     /// Lets an order of a supervisor of `term` pass. `Some` is a term that must be on disk before the order is followed.
     ///
     /// # Errors
     /// [`AgentRefusal::Fenced`].
-    pub fn admit(&mut self, term: u64) -> Result<Option<u64>, AgentRefusal> {
+    pub fn admit(&mut self, term: Term) -> Result<Option<Term>, AgentRefusal> {
         if term < self.highest {
             return Err(AgentRefusal::Fenced { term, highest: self.highest });
         }
@@ -51,13 +57,13 @@ impl Fence {
     }
 
     /// Notes that an order wants a block on a host.
-    pub fn claim(&mut self, host: HostId, block: BlockId, by: (u64, u64)) {
+    pub fn claim(&mut self, host: HostId, block: BlockId, by: (Term, u64)) {
         let claim = self.claims.entry((host, block)).or_insert(by);
         *claim = by.max(*claim);
     }
 
     /// Those of `blocks` that nobody has claimed since the order to free them, without their claims.
-    pub fn freeable(&mut self, host: HostId, blocks: &[BlockId], by: (u64, u64)) -> Vec<BlockId> {
+    pub fn freeable(&mut self, host: HostId, blocks: &[BlockId], by: (Term, u64)) -> Vec<BlockId> {
         let is_free = |block: &&BlockId| self.claims.get(&(host, **block)).is_none_or(|claim| *claim <= by);
         let free: Vec<_> = blocks.iter().filter(is_free).copied().collect();
         for block in &free {
@@ -101,12 +107,12 @@ pub trait AgentStore: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// In words.
-    fn start(&mut self) -> BoxFuture<'_, Result<(u64, u64), String>>;
+    fn start(&mut self) -> BoxFuture<'_, Result<(Term, u64), String>>;
     /// Keeps a term; returns when it is safe.
     ///
     /// # Errors
     /// In words; the order that brought the term is then refused.
-    fn raise(&mut self, term: u64) -> BoxFuture<'_, Result<(), String>>;
+    fn raise(&mut self, term: Term) -> BoxFuture<'_, Result<(), String>>;
 }
 
 /// The way from an agent to the supervisor. What does not arrive is sent again a second later.
@@ -137,7 +143,7 @@ pub enum AgentMsg {
     Order(AgentOrder, RpcReplyPort<AgentReply>),
     /// Blocks are about to be encoded on a host by its own process, as a supervisor of this term and version placed them.
     /// Answered when every order to free some of them that came before has been followed.
-    Claim(HostId, Vec<BlockId>, (u64, u64), RpcReplyPort<()>),
+    Claim(HostId, Vec<BlockId>, (Term, u64), RpcReplyPort<()>),
     /// Report what is there; sent by itself.
     Report,
 }
@@ -200,6 +206,10 @@ impl Actor for Agent {
         match message {
             AgentMsg::Order(order, reply) => state.follow(order, reply).await,
             AgentMsg::Claim(host, blocks, by, reply) => {
+                if let Err(refusal) = state.admit(by.0).await {
+                    // The blocks are encoded all the same, and show in the inventory: nothing is ordered here.
+                    tracing::debug!(%refusal, "this node's query side has not heard of the latest supervisor");
+                }
                 blocks.into_iter().for_each(|block| state.fence.claim(host, block, by));
                 // Who asked may have given up.
                 let _ = reply.send(());
@@ -213,7 +223,7 @@ impl Actor for Agent {
 impl AgentState {
     /// Follows an order. What takes long goes on beside, so that the mailbox stays free.
     async fn follow(&mut self, order: AgentOrder, reply: RpcReplyPort<AgentReply>) {
-        if let Err(refusal) = self.admit(&order).await {
+        if let Err(refusal) = self.admit(order.term).await {
             drop(reply.send(AgentReply::Refused(refusal)));
             return;
         }
@@ -246,13 +256,11 @@ impl AgentState {
         }
     }
 
-    async fn admit(&mut self, order: &AgentOrder) -> Result<(), AgentRefusal> {
-        // A query node may have been placed by an earlier supervisor: what it has encoded shows in the inventory.
-        if matches!(order.request, AgentRequest::Encode(_)) {
-            return Ok(());
-        }
+    /// Lets in who speaks for the latest supervisor: orders of query nodes too carry the term of the one that has placed what
+    /// they encode, so that a term is known wherever something was placed under it.
+    async fn admit(&mut self, term: Term) -> Result<(), AgentRefusal> {
         let before = self.fence.highest;
-        if let Some(term) = self.fence.admit(order.term)? {
+        if let Some(term) = self.fence.admit(term)? {
             self.store.raise(term).await.map_err(|cause| {
                 self.fence.highest = before;
                 AgentRefusal::Failed { cause }
@@ -265,7 +273,8 @@ impl AgentState {
         // Before the hosts are asked: whatever happens meanwhile is later.
         let at = self.moments.next();
         let up_ms = self.clock.now().saturating_sub(self.up_since).as_millis() as u64;
-        Inventory { node: self.node, at, up_ms, hosts: self.hosts.inventory().await }
+        let seen = self.fence.highest;
+        Inventory { node: self.node, at, up_ms, seen, hosts: self.hosts.inventory().await }
     }
 }
 
@@ -286,22 +295,29 @@ fn answer<T: Send + 'static>(
 mod tests {
     use super::*;
 
+    fn term(counter: u64) -> Term {
+        Term { counter, node: NodeKey([2; 6]) }
+    }
+
     #[test]
     fn a_replaced_supervisor_is_refused_and_told_by_whom() {
-        let mut fence = Fence::new(3);
-        assert_eq!(fence.admit(2), Err(AgentRefusal::Fenced { term: 2, highest: 3 }));
-        assert_eq!((fence.admit(3), fence.admit(5), fence.admit(5)), (Ok(None), Ok(Some(5)), Ok(None)));
-        assert!(fence.admit(4).is_err());
+        let mut fence = Fence::new(term(3));
+        assert_eq!(fence.admit(term(2)), Err(AgentRefusal::Fenced { term: term(2), highest: term(3) }));
+        assert_eq!((fence.admit(term(3)), fence.admit(term(5))), (Ok(None), Ok(Some(term(5)))));
+        assert_eq!(fence.admit(term(5)), Ok(None));
+        assert!(fence.admit(term(4)).is_err());
+        let lower = Term { node: NodeKey([1; 6]), ..term(5) };
+        assert!(fence.admit(lower).is_err(), "of two that count the same, one is later");
     }
 
     #[test]
     fn what_was_claimed_since_is_not_freed() {
         let (host, block) = (HostId(1), BlockId::from_bytes([1; 32]));
         let mut fence = Fence::default();
-        fence.claim(host, block, (1, 8));
-        assert_eq!(fence.freeable(host, &[block], (1, 7)), []);
+        fence.claim(host, block, (term(1), 8));
+        assert_eq!(fence.freeable(host, &[block], (term(1), 7)), []);
         assert_eq!(
-            fence.freeable(host, &[block], (2, 1)),
+            fence.freeable(host, &[block], (term(2), 1)),
             [block],
             "a later term counts for more than a version"
         );

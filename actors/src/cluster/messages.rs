@@ -14,10 +14,23 @@ use super::drain::DrainPlan;
 pub use super::encode_order::{AnchorOrder, EncodeOrder};
 use super::plan::Plan;
 use super::snapshot::ClusterSnapshot;
+use super::term::Term;
 
 /// A node, by the first 48 bits of its id, which are those of its hosts' ids too.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    SchemaRead,
+    SchemaWrite,
 )]
 pub struct NodeKey(pub [u8; 6]);
 
@@ -84,7 +97,7 @@ pub struct AnchorCopy {
 /// A context that a query node keeps: what it announces, and what it asks to have placed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub struct ContextClaim {
-    /// Its name, unique in the cluster.
+    /// Its name, unique on its query node.
     pub context: ContextId,
     /// The node that keeps it and is told of moves.
     pub query_node: NodeKey,
@@ -94,6 +107,24 @@ pub struct ContextClaim {
     pub anchor: Option<AnchorCopy>,
     /// Nodes that shall hold each block; 0 counts as 1, and more than there are nodes as all of them.
     pub replicas: u16,
+}
+
+impl ContextClaim {
+    /// By which a supervisor knows the context.
+    pub fn key(&self) -> ContextKey {
+        ContextKey { query_node: self.query_node, context: self.context }
+    }
+}
+
+/// A context as a supervisor knows it: names are given by query nodes, so two of them may give the same.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
+pub struct ContextKey {
+    /// The node that keeps it.
+    pub query_node: NodeKey,
+    /// What that node calls it.
+    pub context: ContextId,
 }
 
 /// Where one block of a context goes.
@@ -111,7 +142,7 @@ pub struct PlacedBlock {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub struct ContextPlaced {
     /// The term of the supervisor that says so.
-    pub term: u64,
+    pub term: Term,
     /// The version of its table; orders to encode carry both.
     pub version: u64,
     /// A host for every block, in order.
@@ -153,6 +184,8 @@ pub struct Inventory {
     pub at: Stamp,
     /// How long the node has been up, in milliseconds: new hosts are filled slowly.
     pub up_ms: u64,
+    /// The highest term of a supervisor that the node has seen.
+    pub seen: Term,
     /// Its hosts.
     pub hosts: Vec<HostInventory>,
 }
@@ -161,7 +194,7 @@ pub struct Inventory {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub struct AgentOrder {
     /// The term of the supervisor.
-    pub term: u64,
+    pub term: Term,
     /// The version of its table. A block that was claimed by a later version is not freed by an earlier one.
     pub version: u64,
     /// The number of the order in its term; the reply is for it.
@@ -260,9 +293,9 @@ pub enum AgentRefusal {
     )]
     Fenced {
         /// The term of the order.
-        term: u64,
+        term: Term,
         /// The highest term seen.
-        highest: u64,
+        highest: Term,
     },
     /// The store has no room.
     #[error("{needed_bytes} bytes are needed and {free_bytes} are free; place the block elsewhere")]
@@ -300,13 +333,15 @@ pub enum QueryNodeNotice {
     /// A new supervisor is there: announce every context with [`SupervisorRequest::Hold`].
     Announce {
         /// Its term.
-        term: u64,
+        term: Term,
     },
     /// A block has moved: route to its new host between two steps, then answer [`SupervisorRequest::Switched`].
     Moved {
         /// The move; named in the answer.
         migration: u64,
-        /// The version of the table.
+        /// The term of the supervisor, and the version of its table.
+        term: Term,
+        /// See `term`.
         version: u64,
         /// The block.
         block: BlockId,
@@ -329,7 +364,7 @@ pub enum QueryNodeNotice {
         /// The move; named in the answer.
         migration: u64,
         /// The term and version that the order to the agent carries.
-        term: u64,
+        term: Term,
         /// See `term`.
         version: u64,
         /// The context.
@@ -351,10 +386,12 @@ pub enum SupervisorRequest {
     Renew {
         /// The query node.
         node: NodeKey,
-        /// The term of the supervisor that every context was announced to; 0 for none.
-        announced: u64,
+        /// The term of the supervisor that every context was announced to, if there is one.
+        announced: Term,
+        /// The highest term that it has seen.
+        seen: Term,
     },
-    /// A context is kept. Answered when it is noted.
+    /// A context is kept. Answered with [`SupervisorReply::Noted`] when it is noted.
     Hold(ContextClaim),
     /// Find room for a context and promise it; also for one whose blocks are not all to be had.
     Place {
@@ -364,16 +401,20 @@ pub enum SupervisorRequest {
         suspects: Vec<HostId>,
     },
     /// A context is not needed any more.
-    Release(ContextId),
+    Release(ContextKey),
     /// A query node routes to the new host of a block.
     Switched {
         /// The query node.
         node: NodeKey,
+        /// The term of the supervisor that has moved it: each numbers its moves from 1.
+        term: Term,
         /// The move.
         migration: u64,
     },
     /// A block was encoded again, or could not be.
     Recomputed {
+        /// The term of the supervisor that has asked.
+        term: Term,
         /// The move.
         migration: u64,
         /// Whether it is there.
@@ -425,6 +466,8 @@ pub enum SupervisorReply {
     Snapshot(Box<ClusterSnapshot>),
     /// It was not done, and nothing has changed.
     Refused(Refusal),
+    /// It is noted, by the supervisor of this term.
+    Noted(Term),
 }
 
 /// Why the supervisor did not do what it was asked. Nothing has changed.
@@ -488,6 +531,16 @@ pub enum Refusal {
         blocks: u64,
         /// The contexts that they belong to.
         contexts: Vec<ContextId>,
+    },
+    /// What is wanted of a node could not be written down, and does not hold.
+    #[error(
+        "what is wanted of node {node} could not be kept on the supervisor's disk: {cause}; see to that disk, and ask again"
+    )]
+    NotKept {
+        /// The node.
+        node: NodeKey,
+        /// What happened.
+        cause: String,
     },
     /// The supervisor was replaced by a later one.
     #[error("a supervisor of a later term is there; ask that one")]

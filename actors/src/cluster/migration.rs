@@ -2,7 +2,7 @@
 //! the block and the move can be taken back; from the switch on the target has it, and should it die before the source has
 //! freed it, the source keeps it after all. Here are the steps; when moves are started is in [`super::supervisor`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use crate::link::HostId;
 use super::messages::{AgentReply, AgentRequest, NodeKey, QueryNodeNotice};
 use super::plan::{MoveReason, PlannedMove};
 use super::repair::{self, RepairChoice, RepairWay};
+use super::snapshot::{EndedMove, MoveCounts, MoveRow};
 use super::supervisor::{Action, Cluster, Pending};
 use super::table::{Hold, HostState};
 
@@ -63,9 +64,50 @@ impl Migration {
         self.step >= Step::Switching
     }
 
+    pub(crate) fn row(&self, migration: u64) -> MoveRow {
+        MoveRow {
+            migration,
+            block: self.block,
+            bytes: self.bytes,
+            done_bytes: self.done_bytes,
+            from: self.from,
+            to: self.to,
+            why: self.why,
+            choice: self.choice,
+            step: self.step,
+        }
+    }
+
     /// Whether the source keeps the block.
     fn is_replica(&self) -> bool {
         matches!(self.why, MoveReason::Replica { .. })
+    }
+}
+
+/// Ended moves that are remembered: as many as end between two looks of whoever watches, and far more.
+const ENDED_MOVES: usize = 64;
+
+/// Moves that have ended.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ended {
+    pub(crate) last: VecDeque<EndedMove>,
+    pub(crate) rebalanced: MoveCounts,
+}
+
+impl Ended {
+    fn note(&mut self, row: MoveRow, is_committed: bool) {
+        if matches!(row.why, MoveReason::Imbalance { .. }) {
+            let counts = &mut self.rebalanced;
+            *match (is_committed, row.choice.way) {
+                (false, _) => &mut counts.cancelled,
+                (true, RepairWay::Copy) => &mut counts.moved,
+                (true, RepairWay::Recompute) => &mut counts.recomputed,
+            } += 1;
+        }
+        if self.last.len() == ENDED_MOVES {
+            self.last.pop_front();
+        }
+        self.last.push_back(EndedMove { row, is_committed });
     }
 }
 
@@ -210,7 +252,7 @@ impl Cluster {
         let users = self.table.blocks.get(&block).map(|entry| &entry.users);
         let asked = users.into_iter().flatten().find_map(|context| {
             let node = self.table.contexts.get(context)?.query_node;
-            self.is_leased(now, node).then_some((*context, node))
+            self.is_leased(now, node).then_some((context.context, node))
         });
         match asked {
             Some((context, node)) => {
@@ -254,6 +296,7 @@ impl Cluster {
         self.table.set(to, block, bytes, Hold::Held);
         self.table.blocks.get_mut(&block).expect("just looked at").is_lost = false;
         self.count_moved(&self.moves[&id].clone());
+        self.ended.note(self.moves[&id].row(id), true);
         if self.moves[&id].is_replica() {
             self.moves.remove(&id);
         } else {
@@ -271,9 +314,9 @@ impl Cluster {
         }
         self.table.set(from, block, bytes, Hold::Leaving);
         let nodes = self.table.query_nodes(&block);
-        let version = self.table.version;
+        let (term, version) = (self.term, self.table.version);
         for &node in &nodes {
-            let notice = QueryNodeNotice::Moved { migration: id, version, block, from, to };
+            let notice = QueryNodeNotice::Moved { migration: id, term, version, block, from, to };
             self.actions.push_back(Action::ToQueryNode { node, notice });
         }
         let migration = self.moves.get_mut(&id).expect("the move is under way");
@@ -318,7 +361,9 @@ impl Cluster {
         if self.moves.get(&id).is_none_or(Migration::is_committed) {
             return;
         }
-        let Migration { block, bytes, from, to, step, .. } = self.moves.remove(&id).expect("just looked at");
+        let migration = self.moves.remove(&id).expect("just looked at");
+        self.ended.note(migration.row(id), false);
+        let Migration { block, bytes, from, to, step, .. } = migration;
         tracing::info!(%block, %from, %to, ?step, cause, "a move was taken back");
         self.backoff.insert((block, to), now + self.settings.backoff);
         if self.table.hold(to, &block) == Some(Hold::Incoming) {
@@ -362,9 +407,9 @@ impl Cluster {
     fn keep_source(&mut self, block: BlockId, from: HostId, to: HostId) {
         let Some(bytes) = self.table.holding(from, &block).map(|holding| holding.bytes) else { return };
         self.table.set(from, block, bytes, Hold::Held);
-        let (migration, version) = (self.number(), self.table.version);
+        let (migration, term, version) = (self.number(), self.term, self.table.version);
         for node in self.table.query_nodes(&block) {
-            let notice = QueryNodeNotice::Moved { migration, version, block, from: to, to: from };
+            let notice = QueryNodeNotice::Moved { migration, term, version, block, from: to, to: from };
             self.actions.push_back(Action::ToQueryNode { node, notice });
         }
     }

@@ -6,6 +6,8 @@ pub mod actor;
 pub mod agent;
 pub mod drain;
 mod encode_order;
+pub mod intents;
+mod listening;
 pub mod messages;
 pub mod migration;
 pub mod order;
@@ -18,6 +20,7 @@ mod sim;
 pub mod snapshot;
 pub mod supervisor;
 mod table;
+pub mod term;
 #[cfg(test)]
 mod tests;
 mod upkeep;

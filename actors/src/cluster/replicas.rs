@@ -131,8 +131,9 @@ mod tests {
 
     use super::super::messages::{AgentRequest, HeldBlock, HostInventory, Inventory, Stamp};
     use super::super::settings::ClusterSettings;
-    use super::super::sim::claim;
+    use super::super::sim::{claim, term};
     use super::super::supervisor::Action;
+    use super::super::term::Term;
     use super::*;
 
     fn inventory(count: u64, node: u8, hosts: &[&[BlockId]]) -> Inventory {
@@ -146,13 +147,19 @@ mod tests {
             copy_bytes_per_s: 0,
         };
         let at = Stamp { start: 1, count };
-        Inventory { node: NodeKey(key), at, up_ms: 0, hosts: (0..).zip(hosts).map(host).collect() }
+        Inventory {
+            node: NodeKey(key),
+            at,
+            up_ms: 0,
+            seen: Term::NONE,
+            hosts: (0..).zip(hosts).map(host).collect(),
+        }
     }
 
     #[test]
     fn the_second_copy_goes_to_another_node_although_a_second_host_of_the_first_is_as_empty() {
         let settings = ClusterSettings { settle: Duration::ZERO, ..ClusterSettings::default() };
-        let mut cluster = Cluster::new(Duration::ZERO, 1, settings, BTreeMap::new());
+        let mut cluster = Cluster::new(Duration::ZERO, Duration::ZERO, term(1), settings, BTreeMap::new());
         let context = claim(1, 2, 2);
         let ids: Vec<BlockId> = context.needs.iter().map(|need| need.id).collect();
         let second = Duration::from_secs(1);

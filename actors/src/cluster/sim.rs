@@ -13,16 +13,19 @@ use crate::manifest::ContextId;
 use super::agent::Fence;
 use super::drain::DrainProgress;
 use super::messages::{
-    AgentOrder, AgentRefusal, AgentReply, AgentRequest, AnchorCopy, BlockNeed, ContextClaim, HeldBlock,
-    HostInventory, Inventory, NodeKey, QueryNodeNotice, Refusal, Stamp,
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, AnchorCopy, BlockNeed, ContextClaim, ContextKey,
+    HeldBlock, HostInventory, Inventory, NodeKey, QueryNodeNotice, Refusal, Stamp,
 };
 use super::settings::ClusterSettings;
 use super::supervisor::{Action, Cluster};
 use super::table::Hold;
+use super::term::Term;
 
 pub(super) const STEP: Duration = Duration::from_millis(250);
 pub(super) const BLOCK: u64 = 100;
 pub(super) const ANCHOR: u64 = 40;
+/// The time of day, since 1970, at which worlds begin.
+pub(super) const WALL: Duration = Duration::from_secs(1_800_000_000);
 pub(super) const QUERY: NodeKey = NodeKey([9; 6]);
 
 /// Chance that repeats: splitmix64.
@@ -43,6 +46,11 @@ pub(super) fn block(number: u64) -> BlockId {
     bytes[..8].copy_from_slice(&Chance(number).below(u64::MAX).to_le_bytes());
     bytes[8..16].copy_from_slice(&number.to_le_bytes());
     BlockId::from_bytes(bytes)
+}
+
+/// Of a supervisor on a node without hosts.
+pub(super) fn term(counter: u64) -> Term {
+    Term { counter, node: NodeKey([8; 6]) }
 }
 
 pub(super) fn host(number: u16) -> HostId {
@@ -86,12 +94,12 @@ impl SimHost {
 
 enum Message {
     Order(HostId, AgentOrder),
-    Reply(u64, u64, AgentReply),
-    Inventory(u64, Inventory),
-    Notice(u64, QueryNodeNotice),
-    Switched(u64, u64),
-    Recomputed(u64, u64, bool),
-    Encode { host: HostId, by: (u64, u64), need: BlockNeed, anchor: Option<AnchorCopy>, tell: Option<u64> },
+    Reply(Term, u64, AgentReply),
+    Inventory(Term, Inventory),
+    Notice(Term, QueryNodeNotice),
+    Switched(Term, u64),
+    Recomputed(Term, u64, bool),
+    Encode { host: HostId, by: (Term, u64), need: BlockNeed, anchor: Option<AnchorCopy>, tell: Option<u64> },
 }
 
 pub(super) struct World {
@@ -105,9 +113,13 @@ pub(super) struct World {
     /// Messages lost, in thousandths.
     pub(super) loss: u64,
     pub(super) moved: u64,
-    announced: u64,
+    /// Supervisors that were replaced by one above what somebody had seen.
+    pub(super) replaced: u64,
+    /// The term that every context was announced to, and the highest that the query node has seen.
+    announced: Term,
+    seen: Term,
     /// What orders were followed, to tell how a block was lost.
-    log: Vec<(Duration, HostId, (u64, u64), String)>,
+    log: Vec<(Duration, HostId, (Term, u64), String)>,
     chance: Chance,
     messages: Vec<(Duration, Message)>,
     /// Blocks that some living host holds or has held since it last died out.
@@ -118,7 +130,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, hosts: u16, capacity: u64, settings: ClusterSettings) -> Self {
-        let cluster = Cluster::new(Duration::ZERO, 1, settings.clone(), BTreeMap::new());
+        let cluster = Cluster::new(Duration::ZERO, WALL, term(1), settings.clone(), BTreeMap::new());
         let mut world = Self {
             now: Duration::ZERO,
             cluster,
@@ -129,7 +141,9 @@ impl World {
             drains: Vec::new(),
             loss: 0,
             moved: 0,
-            announced: 0,
+            replaced: 0,
+            announced: Term::NONE,
+            seen: Term::NONE,
             log: Vec::new(),
             chance: Chance(seed),
             messages: Vec::new(),
@@ -163,7 +177,7 @@ impl World {
     pub(super) fn kill(&mut self, id: HostId) {
         if let Some(host) = self.hosts.get_mut(&id) {
             let held: Vec<_> = host.blocks.keys().collect();
-            self.log.push((self.now, id, (0, 0), format!("killed with {held:?}")));
+            self.log.push((self.now, id, (Term::NONE, 0), format!("killed with {held:?}")));
             host.is_up = false;
             host.blocks.clear();
             host.reserved.clear();
@@ -185,8 +199,14 @@ impl World {
     }
 
     pub(super) fn restart_supervisor(&mut self) {
+        let next = self.cluster.term().next(self.cluster.term().node);
+        self.supervise(next);
+    }
+
+    /// A supervisor of `term` takes the place of the one before, which says nothing any more.
+    pub(super) fn supervise(&mut self, term: Term) {
         let intents = self.cluster.intents.clone();
-        self.cluster = Cluster::new(self.now, self.cluster.term() + 1, self.settings.clone(), intents);
+        self.cluster = Cluster::new(self.now, WALL + self.now, term, self.settings.clone(), intents);
     }
 
     pub(super) fn place(&mut self, claim: ContextClaim, suspects: &[HostId]) -> Result<(), Refusal> {
@@ -197,6 +217,7 @@ impl World {
             let by = (placed_by(&self.cluster), placed_version(&self.cluster));
             self.send(Message::Encode { host: placed.host, by, need: *need, anchor, tell: None });
         }
+        self.seen = self.seen.max(self.cluster.term());
         self.contexts.insert(claim.context, claim);
         Ok(())
     }
@@ -205,7 +226,7 @@ impl World {
         self.contexts.remove(&context);
         self.heal.remove(&context);
         self.routes.retain(|(of, _), _| *of != context);
-        self.cluster.release(self.now, context);
+        self.cluster.release(self.now, ContextKey { query_node: QUERY, context });
     }
 
     fn send(&mut self, message: Message) {
@@ -222,7 +243,7 @@ impl World {
         if self.now >= self.beat {
             self.beat = self.now + Duration::from_secs(1);
             self.report();
-            self.cluster.renew(self.now, QUERY, self.announced);
+            self.cluster.renew(self.now, QUERY, self.announced, self.seen);
             self.cluster.tick(self.now);
             self.heal_routes();
         }
@@ -280,7 +301,8 @@ impl World {
                 copy_bytes_per_s: 1000,
             };
             let up_ms = (now - host.since).as_millis() as u64;
-            let inventory = Inventory { node: NodeKey::of(id), at, up_ms, hosts: vec![inventory] };
+            let seen = host.fence.highest();
+            let inventory = Inventory { node: NodeKey::of(id), at, up_ms, seen, hosts: vec![inventory] };
             self.send(Message::Inventory(term, inventory));
         }
     }
@@ -297,7 +319,11 @@ impl World {
                 Action::ToQueryNode { notice, .. } => self.send(Message::Notice(term, notice)),
                 Action::Drain(progress) => self.drains.push(progress),
                 Action::Intent { .. } => {}
-                Action::Replaced { .. } => panic!("nobody replaces the supervisor"),
+                // As the member does: one that was replaced starts above what was seen.
+                Action::Replaced { highest } => {
+                    self.replaced += 1;
+                    self.supervise(highest.next(self.cluster.term().node));
+                }
             }
         }
     }
@@ -328,8 +354,11 @@ impl World {
         }
     }
 
-    fn encode(&mut self, id: HostId, by: (u64, u64), need: BlockNeed, anchor: Option<AnchorCopy>) -> bool {
+    fn encode(&mut self, id: HostId, by: (Term, u64), need: BlockNeed, anchor: Option<AnchorCopy>) -> bool {
         let Some(host) = self.hosts.get_mut(&id).filter(|host| host.is_up) else { return false };
+        if host.fence.admit(by.0).is_err() {
+            return false;
+        }
         self.log.push((self.now, id, by, format!("encode {:?}", need.id)));
         let wanted = [Some((need.id, need.bytes)), anchor.map(|a| (a.id, a.bytes))];
         for (block, bytes) in wanted.into_iter().flatten() {
@@ -361,7 +390,7 @@ impl World {
         self.send(Message::Reply(by.0, number, reply));
     }
 
-    fn obey(&mut self, id: HostId, by: (u64, u64), request: AgentRequest) -> AgentReply {
+    fn obey(&mut self, id: HostId, by: (Term, u64), request: AgentRequest) -> AgentReply {
         let from_holds = match &request {
             AgentRequest::Pull { block, from, .. } => {
                 self.hosts.get(from).is_some_and(|h| h.is_up && h.blocks.contains_key(block))
@@ -412,10 +441,10 @@ impl World {
         }
     }
 
-    fn notice(&mut self, term: u64, notice: QueryNodeNotice) {
+    fn notice(&mut self, term: Term, notice: QueryNodeNotice) {
         match notice {
             QueryNodeNotice::Announce { .. } if term == self.cluster.term() => {
-                self.announced = term;
+                (self.announced, self.seen) = (term, term.max(self.seen));
                 for claim in self.contexts.values().cloned().collect::<Vec<_>>() {
                     self.cluster.hold(self.now, claim);
                 }
@@ -494,7 +523,7 @@ impl World {
     }
 }
 
-fn placed_by(cluster: &Cluster) -> u64 {
+fn placed_by(cluster: &Cluster) -> Term {
     cluster.term()
 }
 

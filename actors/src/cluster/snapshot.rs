@@ -13,6 +13,7 @@ use super::migration::Step;
 use super::plan::MoveReason;
 use super::repair::RepairChoice;
 use super::table::HostState;
+use super::term::Term;
 
 /// A host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
@@ -81,11 +82,31 @@ pub struct MoveRow {
     pub step: Step,
 }
 
+/// A move that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct EndedMove {
+    /// As it was at its end.
+    pub row: MoveRow,
+    /// Whether the block is on its target; else the move was taken back.
+    pub is_committed: bool,
+}
+
+/// How moves have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct MoveCounts {
+    /// Blocks copied.
+    pub moved: u64,
+    /// Blocks computed again.
+    pub recomputed: u64,
+    /// Moves taken back.
+    pub cancelled: u64,
+}
+
 /// Everything a supervisor knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub struct ClusterSnapshot {
     /// Its term.
-    pub term: u64,
+    pub term: Term,
     /// The version of its table.
     pub version: u64,
     /// Its hosts, by id.
@@ -96,6 +117,12 @@ pub struct ClusterSnapshot {
     pub moves: Vec<MoveRow>,
     /// Moves that wait for their turn.
     pub queued_moves: u64,
+    /// The next move has this number, or a higher one.
+    pub next_move: u64,
+    /// The last moves that have ended: of those that take less time than two looks, nothing else tells.
+    pub ended_moves: Vec<EndedMove>,
+    /// What rebalancing has done since the supervisor has started.
+    pub rebalanced: MoveCounts,
     /// Drains, by node.
     pub drains: Vec<DrainProgress>,
 }

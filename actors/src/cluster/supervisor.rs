@@ -9,30 +9,19 @@ use std::time::Duration;
 use stellate_model::block::BlockId;
 
 use crate::link::HostId;
-use crate::manifest::ContextId;
 use crate::placement::{AnchorNeed, HostLoad, Need, Preference, place_by};
 
-use super::drain::{self, DrainPlan, DrainProgress};
+use super::drain::DrainProgress;
+use super::intents::{self, Drain, Intent};
 use super::messages::{
-    AgentOrder, AgentRefusal, AgentReply, AgentRequest, ContextClaim, ContextPlaced, Inventory, NodeKey,
-    PlacedBlock, QueryNodeNotice, Refusal, Stamp,
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, ContextClaim, ContextKey, ContextPlaced, Inventory,
+    NodeKey, PlacedBlock, QueryNodeNotice, Refusal, Stamp,
 };
-use super::migration::Migration;
+use super::migration::{Ended, Migration};
 use super::plan::{Plan, PlannedMove};
 use super::settings::ClusterSettings;
 use super::table::{Hold, HostEntry, HostState, Table};
-
-/// The term of a supervisor that has seen no earlier one, on a node that has seen none.
-const FIRST_TERM: u64 = 1;
-
-/// What an administrator wants of a node; outlives supervisors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Intent {
-    /// No new blocks.
-    Cordon,
-    /// No blocks at all.
-    Drain,
-}
+use super::term::Term;
 
 /// What a supervisor has done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,11 +48,13 @@ pub enum Action {
         node: NodeKey,
         /// What is wanted of it.
         intent: Option<Intent>,
+        /// What was wanted of it before: holds again, by [`Cluster::not_kept`], if this cannot be kept.
+        before: Option<Intent>,
     },
     /// A later supervisor is there: this one does nothing any more.
     Replaced {
         /// Its term.
-        highest: u64,
+        highest: Term,
     },
 }
 
@@ -74,22 +65,19 @@ pub(crate) enum Pending {
     Free { host: HostId, version: u64, blocks: Vec<BlockId> },
 }
 
-/// A drain that is under way.
-#[derive(Clone, Debug)]
-pub(crate) struct Drain {
-    pub(crate) progress: DrainProgress,
-    pub(crate) deadline: Option<Duration>,
-}
-
 /// The supervisor.
 #[derive(Debug)]
 pub struct Cluster {
     pub(crate) settings: ClusterSettings,
-    pub(crate) term: u64,
+    pub(crate) term: Term,
     pub(crate) started: Duration,
+    /// What the time of day, since 1970, is ahead of the clock.
+    pub(crate) wall_ahead: Duration,
     /// When it has listened for long enough to decide.
     pub(crate) settles: Duration,
     pub(crate) is_replaced: bool,
+    /// Whether somebody has told of a supervisor before it.
+    pub(crate) has_predecessor: bool,
     pub(crate) table: Table,
     pub(crate) intents: BTreeMap<NodeKey, Intent>,
     /// Query nodes, and when each was heard of.
@@ -101,40 +89,48 @@ pub struct Cluster {
     pub(crate) drains: BTreeMap<NodeKey, Drain>,
     pub(crate) backoff: BTreeMap<(BlockId, HostId), Duration>,
     pub(crate) pending: BTreeMap<u64, Pending>,
-    pub(crate) lost: BTreeMap<ContextId, (BTreeSet<BlockId>, BTreeSet<HostId>)>,
+    pub(crate) lost: BTreeMap<ContextKey, (BTreeSet<BlockId>, BTreeSet<HostId>)>,
     pub(crate) next_round: Duration,
     pub(crate) has_settled: bool,
     pub(crate) actions: VecDeque<Action>,
-    next_number: u64,
+    /// Moves that have ended, the last of them, and how many rebalancing has made.
+    pub(crate) ended: Ended,
+    pub(crate) next_number: u64,
 }
 
 impl Cluster {
-    /// A supervisor of `term`, which must be higher than every term before, with the intents that were kept.
+    /// A supervisor of `term`, which must be higher than every term before, with the intents that were kept; at `now`, when
+    /// the time of day is `wall` since 1970.
     pub fn new(
         now: Duration,
-        term: u64,
+        wall: Duration,
+        term: Term,
         settings: ClusterSettings,
         intents: BTreeMap<NodeKey, Intent>,
     ) -> Self {
+        let wall_ahead = wall.saturating_sub(now);
         Self {
             next_round: now + settings.unclaimed_grace,
             settles: now + settings.settle,
             settings,
             term,
             started: now,
+            wall_ahead,
             is_replaced: false,
+            has_predecessor: false,
             table: Table::default(),
+            drains: intents::resumed(&intents, wall_ahead),
             intents,
             query_nodes: BTreeMap::new(),
             unannounced: BTreeSet::new(),
             moves: BTreeMap::new(),
             queue: VecDeque::new(),
-            drains: BTreeMap::new(),
             backoff: BTreeMap::new(),
             pending: BTreeMap::new(),
             lost: BTreeMap::new(),
             has_settled: false,
             actions: VecDeque::new(),
+            ended: Ended::default(),
             next_number: 1,
         }
     }
@@ -149,31 +145,36 @@ impl Cluster {
     }
 
     /// Its term.
-    pub fn term(&self) -> u64 {
+    pub fn term(&self) -> Term {
         self.term
     }
 
     /// What a node has: registers its hosts, corrects the table, and shows that it lives.
     pub fn inventory(&mut self, now: Duration, inventory: &Inventory) {
+        self.hear_of_others(inventory);
         for reported in inventory.hosts.iter().filter(|host| NodeKey::of(host.host) == inventory.node) {
             let host = reported.host;
             let up_since = now.saturating_sub(Duration::from_millis(inventory.up_ms));
             let state = self.intended(inventory.node);
             let entry = self.table.hosts.entry(host).or_insert_with(|| {
                 tracing::info!(%host, capacity_bytes = reported.capacity_bytes, "host joined");
-                HostEntry { state, up_since, ..HostEntry::new(now) }
+                HostEntry { state: HostState::Gone, ..HostEntry::new(now) }
             });
             entry.heard = now;
             if inventory.at <= entry.at {
                 continue;
             }
-            if entry.state == HostState::Gone {
+            let is_back = entry.state == HostState::Gone;
+            if is_back {
                 (entry.state, entry.up_since) = (state, up_since);
             }
             let has_restarted = entry.at.start != 0 && entry.at.start != inventory.at.start;
             entry.at = inventory.at;
             entry.measure(reported);
             self.compare(now, host, reported, has_restarted);
+            if is_back {
+                self.resume_drain(inventory.node);
+            }
         }
         self.release_switches(now);
         self.pump(now);
@@ -223,22 +224,11 @@ impl Cluster {
         }
     }
 
-    /// What is wanted of the hosts of a node.
-    pub(crate) fn intended(&self, node: NodeKey) -> HostState {
-        match self.intents.get(&node) {
-            None => HostState::Active,
-            Some(Intent::Cordon) => HostState::Cordoned,
-            Some(Intent::Drain) => HostState::Draining,
-        }
-    }
-
     /// An agent's answer to an order, by the order's number.
     pub fn agent_replied(&mut self, now: Duration, order: u64, reply: AgentReply) {
         let Some(pending) = self.pending.remove(&order) else { return };
         if let AgentReply::Refused(AgentRefusal::Fenced { highest, .. }) = reply {
-            tracing::warn!(term = self.term, highest, "a later supervisor is there; this one stops");
-            self.is_replaced = true;
-            self.actions.push_back(Action::Replaced { highest });
+            self.hear_of_term(highest);
             return;
         }
         match (pending, reply) {
@@ -266,49 +256,10 @@ impl Cluster {
         self.pump(now);
     }
 
-    /// The hosts of the supervisor's own node have reported. A supervisor of the first term, before which nothing was placed,
-    /// and one that is alone have nothing more to listen for.
-    pub fn reported(&mut self, now: Duration, is_alone: bool) {
-        if self.term == FIRST_TERM || is_alone {
-            self.settles = self.settles.min(now);
-        }
-    }
-
-    /// Some nodes are there and have not reported yet: they are listened to for a while longer, as long at most as a host
-    /// may be silent before it counts as gone.
-    pub fn awaiting(&mut self, now: Duration) {
-        let longest = self.started + self.settings.host_timeout;
-        if !self.has_settled && self.term != FIRST_TERM {
-            self.settles = self.settles.max((now + self.settings.settle / 2).min(longest));
-        }
-    }
-
-    /// A query node is there, and has announced its contexts to the supervisor of a term; if that is later than this one, this
-    /// one is replaced.
-    pub fn renew(&mut self, now: Duration, node: NodeKey, announced: u64) {
-        self.query_nodes.insert(node, now);
-        if announced == self.term {
-            self.unannounced.remove(&node);
-        } else if announced > self.term {
-            // Where this one's store is new, or an old copy: agents would refuse it.
-            tracing::warn!(
-                term = self.term,
-                announced,
-                "a query node has followed a later supervisor; this one stops"
-            );
-            self.is_replaced = true;
-            self.actions.push_back(Action::Replaced { highest: announced });
-        } else {
-            self.unannounced.insert(node);
-            let notice = QueryNodeNotice::Announce { term: self.term };
-            self.actions.push_back(Action::ToQueryNode { node, notice });
-        }
-    }
-
     /// A query node keeps a context.
     pub fn hold(&mut self, now: Duration, claim: ContextClaim) {
         self.query_nodes.insert(claim.query_node, now);
-        let (context, anchor) = (claim.context, claim.anchor);
+        let (context, anchor) = (claim.key(), claim.anchor);
         let ids: Vec<_> = claim.needs.iter().map(|need| need.id).collect();
         let given_up = self.table.claim(claim);
         if let Some(anchor) = anchor {
@@ -369,7 +320,7 @@ impl Cluster {
                 .zip(room.free_bytes.iter().map(|&bytes| bytes as u64))
                 .collect(),
         })?;
-        let context = claim.context;
+        let context = claim.key();
         let anchor_copy = claim.anchor;
         let given_up = self.table.claim(claim);
         let mut answers = Vec::with_capacity(placed.len());
@@ -444,7 +395,7 @@ impl Cluster {
     }
 
     /// A context is not needed any more: what no other needs is freed.
-    pub fn release(&mut self, now: Duration, context: ContextId) {
+    pub fn release(&mut self, now: Duration, context: ContextKey) {
         if let Some(claim) = self.table.release(context) {
             let ids: Vec<_> =
                 claim.needs.iter().map(|need| need.id).chain(claim.anchor.map(|anchor| anchor.id)).collect();
@@ -460,75 +411,6 @@ impl Cluster {
         }
         self.release_switches(now);
         self.pump(now);
-    }
-
-    /// Gives a node no new blocks.
-    ///
-    /// # Errors
-    /// [`Refusal::NoSuchNode`].
-    pub fn cordon(&mut self, node: NodeKey) -> Result<(), Refusal> {
-        self.known(node)?;
-        self.intend(node, Some(Intent::Cordon));
-        Ok(())
-    }
-
-    /// Takes a cordon or a drain back. What has moved stays where it is.
-    ///
-    /// # Errors
-    /// [`Refusal::NoSuchNode`].
-    pub fn uncordon(&mut self, node: NodeKey) -> Result<(), Refusal> {
-        self.known(node)?;
-        self.drains.remove(&node);
-        self.intend(node, None);
-        Ok(())
-    }
-
-    /// Moves all blocks of a node elsewhere; with `dry_run` only says which. Past the deadline, what is left is healed
-    /// elsewhere by the query nodes, as if the node had gone.
-    ///
-    /// # Errors
-    /// [`Refusal::NoSuchNode`]; [`Refusal::DrainNoRoom`] with the numbers; [`Refusal::Settling`].
-    pub fn drain(
-        &mut self,
-        now: Duration,
-        node: NodeKey,
-        deadline: Option<Duration>,
-        dry_run: bool,
-    ) -> Result<DrainPlan, Refusal> {
-        self.known(node)?;
-        self.may_decide(now)?;
-        let blocks = self.must_move(node);
-        let candidates = self.candidates(now, 1000, |host| NodeKey::of(host) != node);
-        let plan = drain::plan(node, &blocks, candidates)?;
-        if !dry_run {
-            self.intend(node, Some(Intent::Drain));
-            let deadline = deadline.map(|after| now + after);
-            self.drains.insert(node, Drain { progress: DrainProgress::new(node), deadline });
-            self.pump(now);
-        }
-        Ok(plan)
-    }
-
-    /// Forgets a node.
-    ///
-    /// # Errors
-    /// [`Refusal::NoSuchNode`]; [`Refusal::NotEmpty`] if blocks lie on it alone and `force` is not set.
-    pub fn remove(&mut self, now: Duration, node: NodeKey, force: bool) -> Result<(), Refusal> {
-        self.known(node)?;
-        let alone: Vec<_> = self.must_move(node).into_iter().filter(|block| block.3.is_empty()).collect();
-        if !alone.is_empty() && !force {
-            let users = |id: &BlockId| self.table.blocks.get(id).map(|entry| entry.users.clone());
-            let contexts: BTreeSet<_> = alone.iter().filter_map(|block| users(&block.0)).flatten().collect();
-            let (blocks, contexts) = (alone.len() as u64, contexts.into_iter().collect());
-            return Err(Refusal::NotEmpty { node, blocks, contexts });
-        }
-        self.drains.remove(&node);
-        self.node_gone(now, node);
-        self.intend(node, None);
-        for host in self.hosts_of_node(node) {
-            self.table.hosts.remove(&host);
-        }
-        Ok(())
     }
 
     /// Plans a round of rebalancing, and does it if `apply`: moves wait until their target receives nothing else.
@@ -567,32 +449,5 @@ impl Cluster {
 
     pub(crate) fn hosts_of_node(&self, node: NodeKey) -> Vec<HostId> {
         self.table.hosts.keys().copied().filter(|&host| NodeKey::of(host) == node).collect()
-    }
-
-    fn known(&self, node: NodeKey) -> Result<(), Refusal> {
-        let is_known = self.table.hosts.keys().any(|&host| NodeKey::of(host) == node);
-        if is_known { Ok(()) } else { Err(Refusal::NoSuchNode { node }) }
-    }
-
-    fn intend(&mut self, node: NodeKey, intent: Option<Intent>) {
-        match intent {
-            Some(intent) => self.intents.insert(node, intent),
-            None => self.intents.remove(&node),
-        };
-        let state = self.intended(node);
-        let hosts = self.table.hosts.iter_mut().filter(|(host, _)| NodeKey::of(**host) == node);
-        hosts.filter(|(_, entry)| entry.state != HostState::Gone).for_each(|(_, entry)| entry.state = state);
-        self.actions.push_back(Action::Intent { node, intent });
-    }
-
-    fn may_decide(&self, now: Duration) -> Result<(), Refusal> {
-        if self.is_replaced {
-            return Err(Refusal::Replaced);
-        }
-        let left = self.settles.saturating_sub(now);
-        match left.as_millis() as u64 {
-            0 => Ok(()),
-            retry_ms => Err(Refusal::Settling { retry_ms }),
-        }
     }
 }

@@ -9,9 +9,8 @@ use stellate_model::block::BlockId;
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::link::HostId;
-use crate::manifest::ContextId;
 
-use super::messages::{ContextClaim, HostInventory, NodeKey, Stamp};
+use super::messages::{ContextClaim, ContextKey, HostInventory, NodeKey, Stamp};
 
 /// What becomes of a host.
 #[derive(
@@ -54,7 +53,7 @@ pub(crate) struct Holding {
     /// The table's version when it became what it is.
     pub(crate) version: u64,
     /// Contexts that keep it here as a copy of their anchor.
-    pub(crate) anchors: BTreeSet<ContextId>,
+    pub(crate) anchors: BTreeSet<ContextKey>,
     /// Since when nobody needs it.
     pub(crate) unclaimed: Option<Duration>,
 }
@@ -114,7 +113,7 @@ pub(crate) struct BlockEntry {
     pub(crate) tokens: u32,
     /// The table's version at the last change of its holders.
     pub(crate) version: u64,
-    pub(crate) users: BTreeSet<ContextId>,
+    pub(crate) users: BTreeSet<ContextKey>,
     /// Nodes that shall hold it.
     pub(crate) replicas: u16,
     /// Whether its users were told that nobody holds it.
@@ -127,7 +126,7 @@ pub(crate) struct Table {
     pub(crate) version: u64,
     pub(crate) hosts: BTreeMap<HostId, HostEntry>,
     pub(crate) blocks: BTreeMap<BlockId, BlockEntry>,
-    pub(crate) contexts: BTreeMap<ContextId, ContextClaim>,
+    pub(crate) contexts: BTreeMap<ContextKey, ContextClaim>,
     holders: BTreeMap<BlockId, BTreeSet<HostId>>,
 }
 
@@ -169,11 +168,11 @@ impl Table {
     }
 
     /// Contexts by the blocks that are their anchors.
-    pub(crate) fn anchors(&self) -> BTreeMap<BlockId, BTreeSet<ContextId>> {
-        let mut anchors: BTreeMap<BlockId, BTreeSet<ContextId>> = BTreeMap::new();
+    pub(crate) fn anchors(&self) -> BTreeMap<BlockId, BTreeSet<ContextKey>> {
+        let mut anchors: BTreeMap<BlockId, BTreeSet<ContextKey>> = BTreeMap::new();
         for claim in self.contexts.values() {
             if let Some(anchor) = claim.anchor {
-                anchors.entry(anchor.id).or_default().insert(claim.context);
+                anchors.entry(anchor.id).or_default().insert(claim.key());
             }
         }
         anchors
@@ -232,11 +231,12 @@ impl Table {
     /// Counts a context among the users of its blocks. Returns those that it used before and does not any more.
     pub(crate) fn claim(&mut self, claim: ContextClaim) -> Vec<BlockId> {
         let mut given_up = Vec::new();
-        if let Some(old) = self.contexts.get(&claim.context) {
+        let key = claim.key();
+        if let Some(old) = self.contexts.get(&key) {
             let kept: BTreeSet<_> = claim.needs.iter().map(|need| need.id).collect();
             let dropped: Vec<_> =
                 old.needs.iter().map(|need| need.id).filter(|id| !kept.contains(id)).collect();
-            self.disclaim(claim.context, &dropped);
+            self.disclaim(key, &dropped);
             given_up = dropped;
         }
         for need in &claim.needs {
@@ -248,16 +248,16 @@ impl Table {
                 replicas: 1,
                 is_lost: false,
             });
-            entry.users.insert(claim.context);
+            entry.users.insert(key);
         }
         let ids: Vec<_> = claim.needs.iter().map(|need| need.id).collect();
-        self.contexts.insert(claim.context, claim);
+        self.contexts.insert(key, claim);
         self.count_replicas(&ids);
         given_up
     }
 
     /// Forgets a context. What nobody needs any more stays in the table until it is freed.
-    pub(crate) fn release(&mut self, context: ContextId) -> Option<ContextClaim> {
+    pub(crate) fn release(&mut self, context: ContextKey) -> Option<ContextClaim> {
         let claim = self.contexts.remove(&context)?;
         let ids: Vec<_> = claim.needs.iter().map(|need| need.id).collect();
         self.disclaim(context, &ids);
@@ -270,7 +270,7 @@ impl Table {
         Some(claim)
     }
 
-    fn disclaim(&mut self, context: ContextId, ids: &[BlockId]) {
+    fn disclaim(&mut self, context: ContextKey, ids: &[BlockId]) {
         for id in ids {
             if let Some(entry) = self.blocks.get_mut(id) {
                 entry.users.remove(&context);

@@ -1,16 +1,20 @@
 //! The supervisor against simulated clusters: what must hold under every fault, and what refusals say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::drain::DrainState;
-use super::messages::{NodeKey, Refusal, SupervisorReply, SupervisorRequest};
+use super::messages::{
+    ContextClaim, HostInventory, Inventory, NodeKey, Refusal, Stamp, SupervisorReply, SupervisorRequest,
+};
 use super::plan::Skipped;
 use super::settings::{ClusterSettings, RepairPolicy};
-use super::sim::{BLOCK, Chance, World, claim, host};
+use super::sim::{BLOCK, Chance, World, claim, host, term};
+use super::supervisor::{Action, Cluster};
 use super::table::HostState;
+use super::term::Term;
 use crate::manifest::ContextId;
 
 fn seconds(count: u64) -> Duration {
@@ -228,6 +232,165 @@ fn a_new_supervisor_frees_nothing_that_is_announced_and_everything_else_after_it
     assert_eq!(blocks(&world), 2 * 11, "nine blocks and two copies of the anchor of each");
     world.run(seconds(10));
     assert_eq!((blocks(&world), world.missing(), world.moved), (11, 0, 0));
+}
+
+#[test]
+fn two_query_nodes_that_call_their_contexts_alike_keep_the_blocks_of_both() {
+    let mut world = settled(16, 2, 10_000, quick());
+    world.place(claim(1, 5, 1), &[]).unwrap();
+    world.run(seconds(3));
+    let namesake = ContextClaim { context: ContextId(1), query_node: NodeKey([5; 6]), ..claim(2, 3, 1) };
+    let key = namesake.key();
+    world.cluster.place(world.now, namesake, &[]).unwrap();
+    world.run(seconds(20));
+    assert_eq!((world.cluster.table.contexts.len(), world.missing()), (2, 0));
+    world.cluster.release(world.now, key);
+    world.run(seconds(20));
+    assert_eq!((world.cluster.table.contexts.len(), world.missing()), (1, 0));
+}
+
+#[test]
+fn a_cordon_takes_a_drain_back_and_rebalancing_goes_on() {
+    let mut world = settled(17, 3, 10_000, quick());
+    world.place(claim(1, 60, 1), &[]).unwrap();
+    world.run(seconds(3));
+    world.cluster.drain(world.now, node(0), None, false).unwrap();
+    world.run(seconds(2));
+    let first = &world.drains[0];
+    assert!(first.left_blocks > 0, "the first word of a drain says how much there is to do: {first:?}");
+    world.cluster.cordon(node(0)).unwrap();
+    assert_eq!(world.cluster.snapshot(world.now).drains, []);
+    assert_eq!(world.cluster.table.hosts[&host(0)].state, HostState::Cordoned);
+    world.join(3, 10_000);
+    world.run(seconds(60));
+    assert!(!world.hosts[&host(0)].blocks.is_empty(), "the rest of its blocks stays");
+    assert!(world.hosts[&host(3)].blocks.len() > 5, "blocks move to where there is room");
+    let snapshot = world.cluster.snapshot(world.now);
+    assert!(snapshot.rebalanced.moved > 5 && snapshot.next_move > 5, "{:?}", snapshot.rebalanced);
+    assert!(snapshot.ended_moves.iter().any(|ended| ended.is_committed && ended.row.to == host(3)));
+}
+
+#[test]
+fn a_drain_goes_on_under_a_new_supervisor_and_keeps_its_deadline() {
+    for deadline in [None, Some(seconds(10)), Some(seconds(4))] {
+        let mut world = settled(18, 3, 10_000, quick());
+        world.place(claim(1, 60, 1), &[]).unwrap();
+        world.run(seconds(3));
+        let drained_from = world.now;
+        world.cluster.drain(world.now, node(0), deadline, false).unwrap();
+        world.run(seconds(2));
+        world.restart_supervisor();
+        assert_eq!(world.cluster.snapshot(world.now).drains[0].state, DrainState::Moving);
+        world.drains.clear();
+        let ended = |world: &World| world.drains.last().is_some_and(|last| last.state != DrainState::Moving);
+        while !ended(&world) && world.now < drained_from + seconds(100) {
+            world.step();
+        }
+        let (last, took) = (world.drains.last().unwrap().clone(), world.now - drained_from);
+        match deadline {
+            None => assert_eq!(last.state, DrainState::Done),
+            Some(deadline) => {
+                assert_eq!(last.state, DrainState::DeadlinePassed, "{last:?}");
+                assert!(took >= deadline && took < deadline + seconds(4), "{deadline:?} became {took:?}");
+            }
+        }
+        assert_eq!(world.cluster.table.hosts[&host(0)].state, HostState::Drained);
+        world.run(seconds(30));
+        assert_eq!(world.missing(), 0);
+    }
+}
+
+#[test]
+fn a_drained_host_that_was_away_is_drained_again_and_not_draining_for_ever() {
+    let mut world = settled(19, 2, 10_000, quick());
+    world.cluster.drain(world.now, node(0), None, false).unwrap();
+    world.run(seconds(3));
+    world.kill(host(0));
+    world.run(seconds(10));
+    world.join(0, 10_000);
+    world.run(seconds(3));
+    assert_eq!(world.cluster.table.hosts[&host(0)].state, HostState::Drained);
+}
+
+#[test]
+fn an_intent_that_cannot_be_kept_does_not_hold_and_what_it_began_is_taken_back() {
+    let mut world = settled(20, 3, 10_000, quick());
+    world.place(claim(1, 9, 1), &[]).unwrap();
+    world.run(seconds(3));
+    world.cluster.drain(world.now, node(0), None, false).unwrap();
+    world.cluster.not_kept(world.now, node(0), None);
+    assert_eq!(world.cluster.table.hosts[&host(0)].state, HostState::Active);
+    assert_eq!(world.cluster.snapshot(world.now).moves, []);
+    world.run(seconds(20));
+    assert_eq!((world.moved, world.missing()), (0, 0));
+}
+
+#[test]
+fn a_supervisor_that_moves_to_another_node_frees_nothing_whatever_that_node_knows_of_terms() {
+    for (byte, counter) in [(1, 1), (9, 1), (1, 2), (9, 2)] {
+        let mut world = settled(14, 3, 10_000, quick());
+        world.place(claim(1, 9, 1), &[]).unwrap();
+        world.run(seconds(5));
+        // Its node has seen nothing of the one before, or has: either may stand before or behind it.
+        world.supervise(Term { counter, node: NodeKey([byte; 6]) });
+        world.cluster.reported(world.now, false);
+        world.run(seconds(60));
+        let blocks = world.hosts.values().map(|host| host.blocks.len()).sum::<usize>();
+        assert_eq!((blocks, world.missing(), world.moved), (11, 0, 0), "node {byte}, counter {counter}");
+        assert_eq!(
+            world.replaced,
+            u64::from((byte, counter) == (1, 1)),
+            "one below what was seen stands down"
+        );
+        assert!(world.cluster.term() > term(1));
+        world.place(claim(2, 3, 1), &[]).expect("the new one places");
+    }
+}
+
+#[test]
+fn of_two_supervisors_the_earlier_stands_down_as_soon_as_an_agent_or_a_query_node_tells_of_the_later() {
+    let later = Term { counter: 1, node: NodeKey([9; 6]) };
+    let mut told = settled(15, 2, 10_000, quick());
+    told.place(claim(1, 4, 1), &[]).unwrap();
+    told.run(seconds(3));
+    told.cluster.renew(told.now, node(0), term(1), later);
+    assert_eq!(told.cluster.poll_action(), Some(Action::Replaced { highest: later }));
+    assert_eq!(told.cluster.place(told.now, claim(2, 1, 1), &[]), Err(Refusal::Replaced));
+    let mut told = settled(15, 2, 10_000, quick());
+    let inventory = Inventory {
+        node: node(0),
+        at: Stamp { start: 1, count: 1000 },
+        up_ms: 0,
+        seen: later,
+        hosts: Vec::new(),
+    };
+    told.cluster.inventory(told.now, &inventory);
+    assert_eq!(told.cluster.poll_action(), Some(Action::Replaced { highest: later }));
+}
+
+#[test]
+fn a_first_supervisor_begins_at_once_and_one_that_hears_of_another_listens_first() {
+    let hosts = |seen| Inventory {
+        node: node(0),
+        at: Stamp { start: 1, count: 1 },
+        up_ms: 0,
+        seen,
+        hosts: vec![HostInventory {
+            host: host(0),
+            capacity_bytes: 1000,
+            blocks: Vec::new(),
+            inbound: Vec::new(),
+            encode_tokens_per_s: 0,
+            copy_bytes_per_s: 0,
+        }],
+    };
+    let earlier = Term { counter: 1, node: NodeKey([1; 6]) };
+    for (seen, is_first) in [(Term::NONE, true), (earlier, false)] {
+        let mut cluster = Cluster::new(Duration::ZERO, Duration::ZERO, term(1), quick(), BTreeMap::new());
+        cluster.inventory(Duration::ZERO, &hosts(seen));
+        cluster.reported(Duration::ZERO, false);
+        assert_eq!(cluster.place(Duration::ZERO, claim(1, 1, 1), &[]).is_ok(), is_first, "{seen}");
+    }
 }
 
 #[test]

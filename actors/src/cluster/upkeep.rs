@@ -7,15 +7,12 @@ use std::time::Duration;
 use stellate_model::block::BlockId;
 
 use crate::link::HostId;
-use crate::manifest::ContextId;
 
-use super::drain::{Candidate, DrainState};
+use super::drain::Candidate;
 use super::messages::{AgentRequest, NodeKey, QueryNodeNotice};
-use super::migration::Migration;
 use super::plan::{HostView, MoveReason, PlannedMove};
-use super::repair::RepairWay;
 use super::replicas::nodes_of;
-use super::snapshot::{ClusterSnapshot, ContextRow, HostRow, MoveRow};
+use super::snapshot::{ClusterSnapshot, ContextRow, HostRow};
 use super::supervisor::{Action, Cluster, Pending};
 use super::table::{Hold, HostState};
 
@@ -55,9 +52,7 @@ impl Cluster {
             && let Some(every) = self.settings.rebalance_every
         {
             self.next_round = now + every;
-            if self.queue.is_empty()
-                && self.drains.values().all(|drain| drain.progress.state != DrainState::Moving)
-            {
+            if self.queue.is_empty() && !self.is_draining() {
                 self.queue = super::plan::rebalance(&self.views(now), &self.settings).moves.into();
             }
         }
@@ -118,75 +113,6 @@ impl Cluster {
         } else if let Some(to) = self.target(now, &block, bytes, 1000) {
             self.start_move(now, PlannedMove { block, bytes, from, to, why: MoveReason::Drain });
         }
-    }
-
-    fn finish_drains(&mut self) {
-        let is_empty = |node: NodeKey| {
-            let mut hosts = self.table.hosts.iter().filter(|(host, _)| NodeKey::of(**host) == node);
-            hosts.all(|(_, entry)| entry.blocks.values().all(|h| matches!(h.hold, Hold::Freeing(_))))
-        };
-        let moving = self.drains.iter().filter(|(_, drain)| drain.progress.state == DrainState::Moving);
-        let done: Vec<_> = moving.map(|(&node, _)| node).filter(|&node| is_empty(node)).collect();
-        for node in done {
-            self.end_drain(node, DrainState::Done, Vec::new());
-        }
-    }
-
-    fn end_drain(&mut self, node: NodeKey, state: DrainState, affected: Vec<ContextId>) {
-        for host in self.hosts_of_node(node) {
-            let entry = self.table.hosts.get_mut(&host).expect("just listed");
-            if entry.state == HostState::Draining {
-                entry.state = HostState::Drained;
-            }
-        }
-        let drain = self.drains.get_mut(&node).expect("the drain is under way");
-        (drain.progress.state, drain.progress.affected) = (state, affected);
-        self.report_drain(node);
-    }
-
-    /// Ends drains whose deadline has passed: what is left is lost, as if the node had gone.
-    fn pass_deadlines(&mut self, now: Duration) {
-        let late = self.drains.iter().filter(|(_, drain)| {
-            drain.progress.state == DrainState::Moving
-                && drain.deadline.is_some_and(|deadline| deadline <= now)
-        });
-        for node in late.map(|(&node, _)| node).collect::<Vec<_>>() {
-            let moving = self.moves.iter().filter(|(_, m)| NodeKey::of(m.from) == node);
-            for id in moving.map(|(&id, _)| id).collect::<Vec<_>>() {
-                self.cancel_move(now, id, "the deadline of the drain has passed");
-            }
-            let left: Vec<_> = self.must_move(node).into_iter().filter(|block| block.3.is_empty()).collect();
-            let users = left.iter().filter_map(|block| self.table.blocks.get(&block.0));
-            let affected: std::collections::BTreeSet<_> =
-                users.flat_map(|entry| &entry.users).copied().collect();
-            self.end_drain(node, DrainState::DeadlinePassed, affected.into_iter().collect());
-            for (block, _, host, _) in left {
-                self.check_lost(&block, &[host]);
-            }
-        }
-    }
-
-    /// Counts a committed move for the drain of its source.
-    pub(crate) fn count_moved(&mut self, migration: &Migration) {
-        let node = NodeKey::of(migration.from);
-        if let Some(drain) = self.drains.get_mut(&node) {
-            match migration.choice.way {
-                RepairWay::Copy => {
-                    drain.progress.moved_blocks += 1;
-                    drain.progress.moved_bytes += migration.bytes;
-                }
-                RepairWay::Recompute => drain.progress.recomputed_blocks += 1,
-            }
-            self.report_drain(node);
-        }
-    }
-
-    fn report_drain(&mut self, node: NodeKey) {
-        let left: Vec<_> = self.must_move(node);
-        let drain = self.drains.get_mut(&node).expect("the drain is known");
-        drain.progress.left_blocks = left.len() as u64;
-        drain.progress.left_bytes = left.iter().map(|block| block.1).sum();
-        self.actions.push_back(Action::Drain(drain.progress.clone()));
     }
 
     pub(crate) fn is_leaving(&self, host: HostId) -> bool {
@@ -292,8 +218,9 @@ impl Cluster {
     }
 
     pub(crate) fn flush_lost(&mut self) {
-        for (context, (blocks, suspects)) in std::mem::take(&mut self.lost) {
-            let Some(claim) = self.table.contexts.get(&context) else { continue };
+        for (key, (blocks, suspects)) in std::mem::take(&mut self.lost) {
+            let Some(claim) = self.table.contexts.get(&key) else { continue };
+            let context = claim.context;
             tracing::warn!(%context, blocks = blocks.len(), "blocks of a context are lost; its query node heals it");
             let (blocks, suspects) = (blocks.into_iter().collect(), suspects.into_iter().collect());
             let notice = QueryNodeNotice::Lost { context, blocks, suspects };
@@ -320,9 +247,9 @@ impl Cluster {
             now.saturating_sub(heard) > self.settings.orphan_grace
         };
         let orphans = self.table.contexts.values().filter(|claim| is_orphan(&claim.query_node));
-        for context in orphans.map(|claim| claim.context).collect::<Vec<_>>() {
-            tracing::warn!(%context, "the query node of a context has been away for too long; its blocks are freed");
-            self.release(now, context);
+        for key in orphans.map(|claim| claim.key()).collect::<Vec<_>>() {
+            tracing::warn!(context = %key.context, node = %key.query_node, "the query node of a context has been away for too long; its blocks are freed");
+            self.release(now, key);
         }
     }
 
@@ -427,17 +354,7 @@ impl Cluster {
                 hosts: hosts.into_iter().collect(),
             }
         });
-        let moves = self.moves.iter().map(|(&migration, m)| MoveRow {
-            migration,
-            block: m.block,
-            bytes: m.bytes,
-            done_bytes: m.done_bytes,
-            from: m.from,
-            to: m.to,
-            why: m.why,
-            choice: m.choice,
-            step: m.step,
-        });
+        let moves = self.moves.iter().map(|(&migration, m)| m.row(migration));
         ClusterSnapshot {
             term: self.term,
             version: self.table.version,
@@ -445,6 +362,9 @@ impl Cluster {
             contexts: contexts.collect(),
             moves: moves.collect(),
             queued_moves: self.queue.len() as u64,
+            next_move: self.next_number,
+            ended_moves: self.ended.last.iter().cloned().collect(),
+            rebalanced: self.ended.rebalanced,
             drains: self.drains.values().map(|drain| drain.progress.clone()).collect(),
         }
     }

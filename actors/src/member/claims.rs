@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::cluster::messages::ContextClaim;
+use crate::cluster::term::Term;
 use crate::manifest::ContextId;
 
 /// The claims of this node.
@@ -16,7 +17,7 @@ pub(super) struct Claims(Mutex<Book>);
 struct Book {
     kept: BTreeMap<ContextId, ContextClaim>,
     /// The term of the supervisor that knows of a context.
-    told: BTreeMap<ContextId, u64>,
+    told: BTreeMap<ContextId, Term>,
     /// Contexts that are being placed, which tells of them; how often at the same time.
     placing: BTreeMap<ContextId, usize>,
     /// Contexts whose end no supervisor knows of yet.
@@ -50,22 +51,22 @@ impl Claims {
     }
 
     /// What the supervisor of `term` is still to be told of.
-    pub(super) fn untold(&self, term: u64) -> Vec<ContextClaim> {
+    pub(super) fn untold(&self, term: Term) -> Vec<ContextClaim> {
         let book = self.lock();
         book.untold(term).cloned().collect()
     }
 
     /// The supervisor of `term` knows of a context.
-    pub(super) fn told(&self, context: ContextId, term: u64) {
+    pub(super) fn told(&self, context: ContextId, term: Term) {
         let mut book = self.lock();
         if book.kept.contains_key(&context) {
             book.told.insert(context, term);
         }
     }
 
-    /// `term` if its supervisor knows of every context, else 0.
-    pub(super) fn announced(&self, term: u64) -> u64 {
-        if self.lock().untold(term).next().is_none() { term } else { 0 }
+    /// `term` if its supervisor knows of every context, else none.
+    pub(super) fn announced(&self, term: Term) -> Term {
+        if self.lock().untold(term).next().is_none() { term } else { Term::NONE }
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
@@ -74,7 +75,7 @@ impl Claims {
 }
 
 impl Book {
-    fn untold(&self, term: u64) -> impl Iterator<Item = &ContextClaim> {
+    fn untold(&self, term: Term) -> impl Iterator<Item = &ContextClaim> {
         self.kept.values().filter(move |claim| {
             let context = &claim.context;
             self.told.get(context) != Some(&term) && !self.placing.contains_key(context)
@@ -102,7 +103,7 @@ impl<'a> Placing<'a> {
     }
 
     /// It is placed, and a supervisor of `term` knows so.
-    pub(super) fn done(mut self, claim: ContextClaim, term: u64) {
+    pub(super) fn done(mut self, claim: ContextClaim, term: Term) {
         self.is_new = false;
         let mut book = self.claims.lock();
         book.released.remove(&self.context);
@@ -133,6 +134,10 @@ mod tests {
     use super::*;
     use crate::cluster::messages::NodeKey;
 
+    fn term(counter: u64) -> Term {
+        Term { counter, node: NodeKey([1; 6]) }
+    }
+
     fn claim(context: u64) -> ContextClaim {
         let (context, query_node) = (ContextId(context), NodeKey([1; 6]));
         ContextClaim { context, query_node, needs: Vec::new(), anchor: None, replicas: 1 }
@@ -141,13 +146,15 @@ mod tests {
     #[test]
     fn a_new_supervisor_is_told_of_every_context_that_is_kept_and_of_no_other() {
         let (claims, news) = (Claims::default(), Notify::new());
-        Placing::new(&claims, &news, ContextId(1), true).done(claim(1), 3);
+        Placing::new(&claims, &news, ContextId(1), true).done(claim(1), term(3));
         claims.keep(|| claim(2));
-        assert_eq!((claims.announced(3), claims.untold(3)), (0, vec![claim(2)]));
-        claims.told(ContextId(2), 3);
-        assert_eq!((claims.announced(3), claims.announced(4)), (3, 0));
+        assert_eq!((claims.announced(term(3)), claims.untold(term(3))), (Term::NONE, vec![claim(2)]));
+        claims.told(ContextId(2), term(3));
+        let of_another = Term { node: NodeKey([2; 6]), ..term(3) };
+        assert_eq!(claims.announced(of_another), Term::NONE, "another node's supervisor counts the same");
+        assert_eq!((claims.announced(term(3)), claims.announced(term(4))), (term(3), Term::NONE));
         claims.release(ContextId(1));
-        assert_eq!((claims.untold(4), claims.released()), (vec![claim(2)], vec![ContextId(1)]));
+        assert_eq!((claims.untold(term(4)), claims.released()), (vec![claim(2)], vec![ContextId(1)]));
         claims.forgotten(ContextId(1));
         assert!(claims.released().is_empty());
     }
@@ -160,10 +167,10 @@ mod tests {
         assert_eq!(claims.released(), [ContextId(1)]);
         let again = Placing::new(&claims, &news, ContextId(1), true);
         assert!(claims.released().is_empty(), "its end must not overtake its placing");
-        again.done(claim(1), 1);
+        again.done(claim(1), term(1));
         assert!(claims.released().is_empty());
         // Known by now: a try that fails later changes nothing.
         drop(Placing::new(&claims, &news, ContextId(1), true));
-        assert_eq!((claims.announced(1), claims.released()), (1, vec![]));
+        assert_eq!((claims.announced(term(1)), claims.released()), (term(1), vec![]));
     }
 }

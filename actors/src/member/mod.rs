@@ -49,13 +49,14 @@ use crate::cluster::agent::{Agent, AgentArgs, AgentMsg};
 use crate::cluster::drain::DrainProgress;
 use crate::cluster::messages::{SupervisorReply, SupervisorRequest};
 use crate::cluster::settings::ClusterSettings;
+use crate::cluster::term::Term;
 use crate::context_host::ContextHostHandle;
 use crate::directory::Directory;
 use crate::error::OpenError;
 use crate::model::Model;
 use crate::node::{Node, NodeOptions, Surroundings, start_hosts};
 use crate::port::SupervisorPort;
-use crate::remote::{AttendShape, BlockServer, LocalHosts, serve_decode};
+use crate::remote::{AttendShape, BlockServer, LocalHosts, Pacer, serve_decode};
 
 /// Events of drains that may wait for a slow reader.
 const DRAINS: usize = 256;
@@ -79,7 +80,8 @@ pub struct MemberSetup {
     pub settings: ClusterSettings,
     /// Nodes that shall hold each block of the contexts of this node; 0 counts as 1.
     pub replicas: u16,
-    /// Bytes a second that a copy of a block may take; none is no bound.
+    /// Bytes a second that copies of blocks may take, those that leave this node together and each that comes; none is no
+    /// bound but that of attention.
     pub max_bulk_rate: Option<u64>,
 }
 
@@ -191,12 +193,15 @@ impl Member {
         let (decoder, options) = (&setup.model.decoder, &setup.options);
         let kv_shape = decoder.kv_shape(options.kv_format);
         let (seen, directory) = (Arc::new(Seen::default()), Arc::new(Directory::default()));
+        // Of all copies that leave this node, whoever has asked for them.
+        let pacer = Pacer::new(Arc::clone(&options.clock), setup.max_bulk_rate);
         let neighbours = Arc::new(Neighbours::new(
             peers.clone(),
             Arc::clone(&seen),
             Arc::clone(&directory),
             AttendShape::of(decoder),
             KvBudget::new(kv_shape, options.capacity_bytes),
+            pacer.clone(),
         ));
         let way = Arc::new(Way::new(
             peers.clone(),
@@ -236,26 +241,26 @@ impl Member {
             member.directory.join(Arc::new(OwnHost { host, agent, seen }));
         }
         member.open(setup, agent).await?;
-        member.serve_others(setup, decode, bulk);
+        member.serve_others(setup, pacer, decode, bulk);
         Ok(member)
     }
 
     /// Starts the supervisor, if this is its node.
     async fn supervise(&mut self, setup: &MemberSetup) -> Result<(), MemberError> {
         if setup.supervises {
-            let store = setup.store.clone();
+            let (store, key) = (setup.store.clone(), self.way.peers.own_key());
             let supervision = Supervision {
                 peers: self.way.peers.clone(),
                 settings: setup.settings.clone(),
                 clock: Arc::clone(&setup.options.clock),
                 stores: Arc::new(move || {
-                    Box::new(SupervisorRecords::new(store.clone())) as Box<dyn SupervisorStore>
+                    Box::new(SupervisorRecords::new(store.clone(), key)) as Box<dyn SupervisorStore>
                 }),
                 drains: self.drains.clone(),
                 has_hosts: !self.own.is_empty(),
                 running: Arc::clone(&self.running),
             };
-            let supervisor = supervision.start().await?;
+            let supervisor = supervision.start(Term::NONE).await?;
             self.tasks.push(tokio::spawn(supervision.keep_up(supervisor)));
         }
         Ok(())
@@ -282,13 +287,14 @@ impl Member {
     fn serve_others(
         &mut self,
         setup: &MemberSetup,
+        pacer: Pacer,
         mut decode: mpsc::Receiver<Connection>,
         mut bulk: mpsc::Receiver<Connection>,
     ) {
         let (decoder, network) = (&setup.model.decoder, self.way.peers.substrate.network());
         let kv_shape = decoder.kv_shape(setup.options.kv_format);
-        let hosts = LocalHosts::new(self.own.iter().cloned(), decoder, kv_shape);
-        let blocks = BlockServer::new(hosts.clone(), setup.max_bulk_rate);
+        let hosts = LocalHosts::new(self.own.iter().cloned(), decoder, kv_shape).paced(pacer);
+        let blocks = BlockServer::new(hosts.clone());
         let spawner = network.clone();
         self.tasks.push(network.spawn(async move {
             while let Some(connection) = decode.recv().await {

@@ -19,7 +19,8 @@ use crate::context_host::{Encoded, HostError};
 use crate::directory::Directory;
 use crate::link::HostId;
 use crate::remote::{
-    AttendShape, ControlCalls, DecodeChannel, DecodeOptions, DialFailure, Dialer, RemoteHost, RoomPromise,
+    AttendShape, ControlCalls, DecodeChannel, DecodeOptions, DialFailure, Dialer, Pacer, RemoteHost,
+    RoomPromise,
 };
 
 /// How long a promise of room may take: nothing is computed for it.
@@ -37,6 +38,7 @@ pub(super) struct Neighbours {
     shape: AttendShape,
     /// Where `exact` blocks lie while they are computed here for other nodes.
     scratch: Arc<KvBudget>,
+    pacer: Pacer,
     /// Connections for attention and for blocks, by node: all hosts of a node share them.
     dialers: Mutex<BTreeMap<NodeId, [Arc<dyn Dialer>; 2]>>,
 }
@@ -48,8 +50,9 @@ impl Neighbours {
         directory: Arc<Directory>,
         shape: AttendShape,
         scratch: Arc<KvBudget>,
+        pacer: Pacer,
     ) -> Self {
-        Self { peers, seen, directory, shape, scratch, dialers: Mutex::default() }
+        Self { peers, seen, directory, shape, scratch, pacer, dialers: Mutex::default() }
     }
 
     /// Sees to it that a host is in the directory, if its node is there. Nothing is dialled before the host is used.
@@ -70,7 +73,8 @@ impl Neighbours {
             seen: Arc::clone(&self.seen),
             scratch: Arc::clone(&self.scratch),
         };
-        let remote = RemoteHost::new(channel, Arc::new(control), bulk, Arc::clone(&self.scratch));
+        let (scratch, pacer) = (Arc::clone(&self.scratch), self.pacer.clone());
+        let remote = RemoteHost::new(channel, Arc::new(control), bulk, scratch, pacer);
         tracing::debug!(%host, "a host of another node is used from now on");
         self.directory.join(Arc::new(remote));
     }
@@ -177,7 +181,13 @@ impl Orders {
                     free_tokens: tokens(free_bytes),
                 }))
             }
-            AgentReply::Refused(refusal) => Err(unreachable(refusal.to_string())),
+            AgentReply::Refused(refusal) => {
+                if let AgentRefusal::Fenced { highest, .. } = refusal {
+                    // What is placed anew is ordered in its name.
+                    self.seen.note(highest, 0);
+                }
+                Err(unreachable(refusal.to_string()))
+            }
             reply => Ok(reply),
         }
     }

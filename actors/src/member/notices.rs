@@ -9,6 +9,7 @@ use tokio::time::{Duration, sleep};
 use super::calls::Listener;
 use super::way::Way;
 use crate::cluster::messages::{QueryNodeNotice, SupervisorRequest};
+use crate::cluster::term::Term;
 use crate::link::HostId;
 use crate::manifest::ContextId;
 use crate::whereabouts::Moved;
@@ -36,13 +37,13 @@ impl Listener for Notices {
         tracing::debug!(?notice, "the supervisor says");
         match notice {
             QueryNodeNotice::Announce { term } => self.way.announce(term),
-            QueryNodeNotice::Moved { migration, version, block, from, to } => {
-                let moved = Moved { block, from, to, version };
+            QueryNodeNotice::Moved { migration, term, version, block, from, to } => {
+                let moved = Moved { block, from, to, term, version };
                 self.runtime.spawn(switch(Arc::clone(&self.way), migration, moved));
             }
             QueryNodeNotice::Recompute { migration, term, version, context, block, at } => {
                 self.way.seen.note(term, version);
-                self.runtime.spawn(recompute(Arc::clone(&self.way), migration, context, block, at));
+                self.runtime.spawn(recompute(Arc::clone(&self.way), (term, migration), context, block, at));
             }
             QueryNodeNotice::Lost { context, suspects, .. } => {
                 // One that is not open any more, or not yet, has no blocks to bring back.
@@ -56,7 +57,7 @@ impl Listener for Notices {
 
 /// Routes to a block's new host, and says so.
 async fn switch(way: Arc<Way>, migration: u64, moved: Moved) {
-    way.seen.note_version(moved.version);
+    way.seen.note(moved.term, moved.version);
     way.neighbours.reach(moved.to).await;
     for _ in 0..TRIES {
         // Without a query node no step goes anywhere.
@@ -67,14 +68,20 @@ async fn switch(way: Arc<Way>, migration: u64, moved: Moved) {
         drop(node);
         sleep(PAUSE).await;
     }
-    let request = SupervisorRequest::Switched { node: way.peers.own_key(), migration };
+    let request = SupervisorRequest::Switched { node: way.peers.own_key(), term: moved.term, migration };
     if let Err(error) = way.ask(request).await {
         tracing::warn!(%error, block = %moved.block, "the supervisor does not know that a route was switched");
     }
 }
 
 /// Has a block encoded on another host, and says whether it is there.
-async fn recompute(way: Arc<Way>, migration: u64, context: ContextId, block: BlockId, at: HostId) {
+async fn recompute(
+    way: Arc<Way>,
+    (term, migration): (Term, u64),
+    context: ContextId,
+    block: BlockId,
+    at: HostId,
+) {
     way.neighbours.reach(at).await;
     let done = match way.node() {
         None => false,
@@ -86,7 +93,7 @@ async fn recompute(way: Arc<Way>, migration: u64, context: ContextId, block: Blo
             }
         },
     };
-    if let Err(error) = way.ask(SupervisorRequest::Recomputed { migration, done }).await {
+    if let Err(error) = way.ask(SupervisorRequest::Recomputed { term, migration, done }).await {
         tracing::warn!(%error, %block, "the supervisor does not know what became of a block");
     }
 }

@@ -2,14 +2,16 @@
 //! nodes. What the node remembers of itself is the substrate's.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use stellate_runtime::store::{Condition, HandleError, Kind, Promise, StoreHandle, Write};
 
 use crate::cluster::actor::SupervisorStore;
 use crate::cluster::agent::AgentStore;
+use crate::cluster::intents::Intent;
 use crate::cluster::messages::NodeKey;
-use crate::cluster::supervisor::Intent;
+use crate::cluster::term::Term;
 
 const STARTS_KEY: &[u8] = b"agent starts";
 const TERM_KEY: &[u8] = b"supervisor term";
@@ -17,10 +19,6 @@ const TERM_KEY: &[u8] = b"supervisor term";
 const INTENT_PREFIX: &[u8] = b"node/";
 /// Intents read at once.
 const PAGE: usize = 256;
-
-/// Agents obey whoever is of the highest term, whichever node that is: a term has one supervisor, since each that starts
-/// raises it.
-const ANY_HOLDER: [u8; 32] = [0; 32];
 
 /// The highest term seen, as the store's promise; and how often the agent has started.
 #[derive(Clone, Debug)]
@@ -34,7 +32,7 @@ impl AgentRecords {
 }
 
 impl AgentStore for AgentRecords {
-    fn start(&mut self) -> BoxFuture<'_, Result<(u64, u64), String>> {
+    fn start(&mut self) -> BoxFuture<'_, Result<(Term, u64), String>> {
         Box::pin(async {
             let starts = number(&self.0, STARTS_KEY).await?.unwrap_or(0).saturating_add(1);
             keep_number(&self.0, STARTS_KEY, starts).await?;
@@ -42,36 +40,40 @@ impl AgentStore for AgentRecords {
         })
     }
 
-    fn raise(&mut self, term: u64) -> BoxFuture<'_, Result<(), String>> {
+    fn raise(&mut self, term: Term) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move { promise(&self.0, term).await })
     }
 }
 
 /// The term of the node's supervisor, and the intents that it was told of.
 #[derive(Clone, Debug)]
-pub struct SupervisorRecords(StoreHandle);
+pub struct SupervisorRecords {
+    store: StoreHandle,
+    node: NodeKey,
+}
 
 impl SupervisorRecords {
     /// Those in the store of this node.
-    pub fn new(store: StoreHandle) -> Self {
-        Self(store)
+    pub fn new(store: StoreHandle, node: NodeKey) -> Self {
+        Self { store, node }
     }
 }
 
 impl SupervisorStore for SupervisorRecords {
-    fn raise_term(&mut self) -> BoxFuture<'_, Result<u64, String>> {
-        Box::pin(async {
+    fn raise_term(&mut self, seen: Term) -> BoxFuture<'_, Result<Term, String>> {
+        Box::pin(async move {
             // Where the supervisor was on another node before, the agent of this one has seen its term.
-            let own = number(&self.0, TERM_KEY).await?.unwrap_or(0);
-            let term = own.max(promised(&self.0).await?).saturating_add(1);
-            keep_number(&self.0, TERM_KEY, term).await?;
+            let counter = number(&self.store, TERM_KEY).await?.unwrap_or(0);
+            let own = Term { counter, node: self.node };
+            let term = own.max(promised(&self.store).await?).max(seen).next(self.node);
+            keep_number(&self.store, TERM_KEY, term.counter).await?;
             Ok(term)
         })
     }
 
     fn intents(&mut self) -> BoxFuture<'_, Result<BTreeMap<NodeKey, Intent>, String>> {
         Box::pin(async {
-            let listing = self.0.read(|store| {
+            let listing = self.store.read(|store| {
                 let mut listed: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
                 loop {
                     let after = listed.last().map(|(key, _)| key.as_slice());
@@ -96,10 +98,10 @@ impl SupervisorStore for SupervisorRecords {
         Box::pin(async move {
             let (kind, condition, key) = (Kind::Intent, Condition::Any, intent_key(node));
             let write = match intent {
-                Some(intent) => Write::Put { kind, key, value: word(intent).to_vec(), condition },
+                Some(intent) => Write::Put { kind, key, value: words(intent), condition },
                 None => Write::Delete { kind, key, condition },
             };
-            self.0.write_one(write).await.map(|_| ()).map_err(in_words)
+            self.store.write_one(write).await.map(|_| ()).map_err(in_words)
         })
     }
 }
@@ -109,17 +111,32 @@ fn intent_key(node: NodeKey) -> Vec<u8> {
 }
 
 /// An intent as it is kept.
-fn word(intent: Intent) -> &'static [u8] {
+fn words(intent: Intent) -> Vec<u8> {
     match intent {
-        Intent::Cordon => b"cordon",
-        Intent::Drain => b"drain",
+        Intent::Cordon => b"cordon".to_vec(),
+        Intent::Drain { deadline: None } => b"drain".to_vec(),
+        Intent::Drain { deadline: Some(deadline) } => {
+            // Beyond, it is as good as none.
+            let at = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+            format!("drain {at}").into_bytes()
+        }
+    }
+}
+
+fn intent_of(words: &[u8]) -> Option<Intent> {
+    match str::from_utf8(words).ok()?.split_once(' ') {
+        None if words == b"cordon" => Some(Intent::Cordon),
+        None if words == b"drain" => Some(Intent::Drain { deadline: None }),
+        Some(("drain", at)) => {
+            Some(Intent::Drain { deadline: Some(Duration::from_millis(at.parse().ok()?)) })
+        }
+        _ => None,
     }
 }
 
 fn read_intent(key: &[u8], value: &[u8]) -> Result<(NodeKey, Intent), String> {
     let node = key.strip_prefix(INTENT_PREFIX).and_then(|node| node.try_into().ok());
-    let intent = [Intent::Cordon, Intent::Drain].into_iter().find(|&intent| word(intent) == value);
-    match (node, intent) {
+    match (node, intent_of(value)) {
         (Some(node), Some(intent)) => Ok((NodeKey(node), intent)),
         _ => Err(format!(
             "what is wanted of a node is kept in a form that this version does not read ({} bytes at a key of {}); \
@@ -130,13 +147,19 @@ fn read_intent(key: &[u8], value: &[u8]) -> Result<(NodeKey, Intent), String> {
     }
 }
 
-async fn promised(store: &StoreHandle) -> Result<u64, String> {
+async fn promised(store: &StoreHandle) -> Result<Term, String> {
     let promise = store.read(|store| store.promised()).await.map_err(in_words)?;
-    Ok(promise.map_or(0, |promise| promise.term))
+    Ok(promise.map_or(Term::NONE, |Promise { term, holder }| {
+        let [a, b, c, d, e, f, ..] = holder;
+        Term { counter: term, node: NodeKey([a, b, c, d, e, f]) }
+    }))
 }
 
-async fn promise(store: &StoreHandle, term: u64) -> Result<(), String> {
-    let promise = Write::Promise(Promise { term, holder: ANY_HOLDER });
+/// The store compares promises as terms are compared: by the counter, then by whom it is of.
+async fn promise(store: &StoreHandle, term: Term) -> Result<(), String> {
+    let mut holder = [0; 32];
+    holder[..term.node.0.len()].copy_from_slice(&term.node.0);
+    let promise = Write::Promise(Promise { term: term.counter, holder });
     store.write_one(promise).await.map(|_| ()).map_err(in_words)
 }
 
@@ -177,16 +200,26 @@ mod tests {
         NodeKey([byte; 6])
     }
 
+    fn term(counter: u64, byte: u8) -> Term {
+        Term { counter, node: node(byte) }
+    }
+
     #[tokio::test]
     async fn terms_and_starts_are_there_again_after_reopening() {
         let folder = tempfile::tempdir().unwrap();
         for start in 1..4 {
             let store = open(folder.path());
             let mut agent = AgentRecords::new(store.clone());
-            assert_eq!(agent.start().await, Ok((10 * (start - 1), start)));
-            agent.raise(10 * start).await.unwrap();
-            agent.raise(10 * start).await.unwrap();
-            assert!(agent.raise(10 * start - 1).await.is_err(), "no lower term is kept");
+            let seen = if start == 1 { Term::NONE } else { term(10 * (start - 1), 5) };
+            assert_eq!(agent.start().await, Ok((seen, start)));
+            agent.raise(term(10 * start, 4)).await.unwrap();
+            agent.raise(term(10 * start, 5)).await.unwrap();
+            agent.raise(term(10 * start, 5)).await.unwrap();
+            assert!(agent.raise(term(10 * start - 1, 6)).await.is_err(), "no lower counter is kept");
+            assert!(
+                agent.raise(term(10 * start, 4)).await.is_err(),
+                "no lower node of the same counter is kept"
+            );
             drop(agent);
             store.close();
         }
@@ -195,11 +228,14 @@ mod tests {
     #[tokio::test]
     async fn a_supervisor_starts_above_its_own_terms_and_those_that_its_node_has_seen() {
         let folder = tempfile::tempdir().unwrap();
-        for (expected, seen) in [(1, 0), (2, 2), (3, 57), (58, 58), (59, 3)] {
+        for (expected, told, seen) in [(1, 0, 0), (2, 0, 2), (3, 0, 57), (58, 0, 58), (59, 0, 3), (90, 89, 0)]
+        {
             let store = open(folder.path());
-            assert_eq!(SupervisorRecords::new(store.clone()).raise_term().await, Ok(expected));
+            let mut records = SupervisorRecords::new(store.clone(), node(5));
+            assert_eq!(records.raise_term(term(told, 9)).await, Ok(term(expected, 5)));
+            drop(records);
             // What an agent has seen since.
-            let _ = AgentRecords::new(store.clone()).raise(seen).await;
+            let _ = AgentRecords::new(store.clone()).raise(term(seen, 8)).await;
             store.close();
         }
     }
@@ -208,25 +244,34 @@ mod tests {
     async fn intents_are_there_again_after_reopening_until_they_are_taken_back() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path());
-        let mut records = SupervisorRecords::new(store.clone());
+        let mut records = SupervisorRecords::new(store.clone(), node(5));
         let mut expected = BTreeMap::new();
         for byte in 0..=255 {
-            let intent = if byte % 2 == 0 { Intent::Cordon } else { Intent::Drain };
+            let intent = match byte % 3 {
+                0 => Intent::Cordon,
+                1 => Intent::Drain { deadline: None },
+                _ => Intent::Drain {
+                    deadline: Some(Duration::from_millis(1_800_000_000_000 + u64::from(byte))),
+                },
+            };
             records.keep(node(byte), Some(intent)).await.unwrap();
             expected.insert(node(byte), intent);
         }
         records.keep(node(7), None).await.unwrap();
-        records.keep(node(8), Some(Intent::Drain)).await.unwrap();
+        records.keep(node(8), Some(Intent::Drain { deadline: None })).await.unwrap();
         records.keep(NodeKey([1, 2, 3, 4, 5, 6]), Some(Intent::Cordon)).await.unwrap();
         records.keep(NodeKey([6, 5, 4, 3, 2, 1]), Some(Intent::Cordon)).await.unwrap();
         expected.remove(&node(7));
-        expected.insert(node(8), Intent::Drain);
+        expected.insert(node(8), Intent::Drain { deadline: None });
         expected.insert(NodeKey([1, 2, 3, 4, 5, 6]), Intent::Cordon);
+        let never = |deadline| Intent::Drain { deadline: Some(deadline) };
+        records.keep(node(10), Some(never(Duration::MAX))).await.unwrap();
+        expected.insert(node(10), never(Duration::from_millis(u64::MAX)));
         expected.insert(NodeKey([6, 5, 4, 3, 2, 1]), Intent::Cordon);
         drop(records);
         store.close();
         let store = open(folder.path());
-        let mut records = SupervisorRecords::new(store.clone());
+        let mut records = SupervisorRecords::new(store.clone(), node(5));
         assert_eq!(records.intents().await.unwrap(), expected);
         drop(records);
         store.close();

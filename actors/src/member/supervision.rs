@@ -21,6 +21,7 @@ use crate::cluster::actor::{ClusterArgs, ClusterMsg, ClusterSupervisor, Supervis
 use crate::cluster::drain::DrainProgress;
 use crate::cluster::messages::{NodeKey, Refusal, SupervisorReply, SupervisorRequest};
 use crate::cluster::settings::ClusterSettings;
+use crate::cluster::term::Term;
 
 /// How often it is looked who has not reported yet.
 const LOOK: Duration = Duration::from_millis(200);
@@ -51,7 +52,7 @@ pub(super) type Running = Arc<Mutex<Option<Supervisor>>>;
 pub(super) struct Supervisor {
     cluster: ActorRef<ClusterMsg>,
     gate: ActorRef<SupervisorCall>,
-    replaced: watch::Receiver<u64>,
+    replaced: watch::Receiver<Term>,
 }
 
 impl Supervisor {
@@ -70,15 +71,16 @@ impl Supervisor {
 }
 
 impl Supervision {
-    /// Starts a supervisor of the next term.
-    pub(super) async fn start(&self) -> Result<Supervisor, MemberError> {
+    /// Starts a supervisor of a term above `seen` and above all that this node has seen.
+    pub(super) async fn start(&self, seen: Term) -> Result<Supervisor, MemberError> {
         let failed = |what, reason: String| MemberError::Start { what, reason };
-        let (replaced_by, replaced) = watch::channel(0);
+        let (replaced_by, replaced) = watch::channel(Term::NONE);
         let (peers, drains) = (self.peers.clone(), self.drains.clone());
         let args = ClusterArgs {
             settings: self.settings.clone(),
             transport: Arc::new(Outward { peers, drains, replaced: replaced_by }),
             store: (self.stores)(),
+            seen,
             clock: Arc::clone(&self.clock),
         };
         let started = Actor::spawn(None, ClusterSupervisor, args).await;
@@ -108,12 +110,12 @@ impl Supervision {
             let _ = supervisor.cluster.wait(None).await;
             let _ = supervisor.gate.stop_and_wait(None, None).await;
             let highest = *supervisor.replaced.borrow();
-            if highest == 0 {
+            if highest == Term::NONE {
                 return;
             }
             if self.peers.is_supervised_elsewhere() {
                 tracing::error!(
-                    highest,
+                    %highest,
                     "another node supervises as well; name one of them in cluster.supervisor"
                 );
             }
@@ -121,20 +123,14 @@ impl Supervision {
                 sleep(STAND_BY).await;
             }
             tracing::warn!(
-                highest,
+                %highest,
                 "agents have followed a later supervisor that is gone; taking over from it"
             );
-            supervisor = match self.take_over(highest).await {
+            supervisor = match self.start(highest).await {
                 Ok(next) => next,
                 Err(error) => return tracing::error!(%error, "the supervisor was not started again"),
             };
         }
-    }
-
-    async fn take_over(&self, highest: u64) -> Result<Supervisor, MemberError> {
-        let mut store = (self.stores)();
-        while store.raise_term().await.map_err(MemberError::Store)? < highest {}
-        self.start().await
     }
 }
 

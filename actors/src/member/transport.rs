@@ -11,6 +11,7 @@ use crate::cluster::drain::DrainProgress;
 use crate::cluster::messages::{
     AgentOrder, AgentRefusal, AgentReply, AgentRequest, NodeKey, QueryNodeNotice,
 };
+use crate::cluster::term::Term;
 
 /// How long an agent may take for an order that computes and copies nothing.
 const QUICK: Duration = Duration::from_secs(5);
@@ -21,7 +22,7 @@ pub(super) struct Outward {
     pub(super) peers: Peers,
     pub(super) drains: broadcast::Sender<DrainProgress>,
     /// The highest term that this supervisor was refused for.
-    pub(super) replaced: watch::Sender<u64>,
+    pub(super) replaced: watch::Sender<Term>,
 }
 
 impl Transport for Outward {
@@ -49,7 +50,7 @@ impl Transport for Outward {
         let _ = self.drains.send(progress);
     }
 
-    fn replaced(&self, highest: u64) {
+    fn replaced(&self, highest: Term) {
         self.replaced.send_replace(highest);
     }
 }

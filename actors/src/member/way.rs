@@ -19,8 +19,10 @@ use super::peers::Peers;
 use crate::budget::free_tokens;
 use crate::cluster::agent::Uplink;
 use crate::cluster::messages::{
-    AnchorCopy, BlockNeed, ContextClaim, ContextPlaced, Refusal, SupervisorReply, SupervisorRequest,
+    AnchorCopy, BlockNeed, ContextClaim, ContextKey, ContextPlaced, Refusal, SupervisorReply,
+    SupervisorRequest,
 };
+use crate::cluster::term::Term;
 use crate::error::{ContextFull, EncodeError};
 use crate::link::HostId;
 use crate::manifest::ContextId;
@@ -44,24 +46,18 @@ const COUNTER_BITS: u32 = 32;
 
 /// The latest term, and the latest version of it, that this node has seen of a supervisor's table.
 #[derive(Debug, Default)]
-pub(super) struct Seen(Mutex<(u64, u64)>);
+pub(super) struct Seen(Mutex<(Term, u64)>);
 
 impl Seen {
     /// The term and the version.
-    pub(super) fn now(&self) -> (u64, u64) {
+    pub(super) fn now(&self) -> (Term, u64) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a term and a version.
-    pub(super) fn note(&self, term: u64, version: u64) {
+    pub(super) fn note(&self, term: Term, version: u64) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = (term, version).max(*seen);
-    }
-
-    /// Notes a version of the latest term.
-    pub(super) fn note_version(&self, version: u64) {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.1 = seen.1.max(version);
     }
 }
 
@@ -116,7 +112,7 @@ impl Way {
     }
 
     /// A supervisor of this term is there and wants to know.
-    pub(super) fn announce(&self, term: u64) {
+    pub(super) fn announce(&self, term: Term) {
         self.seen.note(term, 0);
         self.news.notify_one();
     }
@@ -124,7 +120,7 @@ impl Way {
     /// Asks the supervisor; waits for one that is not there or has just started.
     pub(super) async fn ask(&self, request: SupervisorRequest) -> Result<SupervisorReply, AskFailure> {
         let start = Instant::now();
-        let mut last = None;
+        let (mut last, mut hostless) = (None, None);
         loop {
             let left = PATIENCE.saturating_sub(start.elapsed());
             let waited_s = PATIENCE.as_secs();
@@ -133,12 +129,17 @@ impl Way {
                     let limit = ANSWER.min(left.max(POLL));
                     match self.peers.ask(&supervisor, request.clone(), limit).await {
                         Ok(SupervisorReply::Refused(Refusal::Settling { .. } | Refusal::Replaced))
-                            if !left.is_zero() => {}
-                        // Hosts report every second; a supervisor that has just come may not have heard of any.
-                        Ok(SupervisorReply::Refused(Refusal::NoHosts)) if start.elapsed() < FIRST_REPORTS => {
+                            if !left.is_zero() =>
+                        {
+                            hostless = None;
                         }
+                        // Hosts report every second; a supervisor that has just come, or was just found, may not have heard of
+                        // any.
+                        Ok(SupervisorReply::Refused(Refusal::NoHosts))
+                            if hostless.get_or_insert_with(Instant::now).elapsed() < FIRST_REPORTS
+                                && !left.is_zero() => {}
                         Ok(reply) => return Ok(reply),
-                        Err(cause) => last = Some((node, cause)),
+                        Err(cause) => (last, hostless) = (Some((node, cause)), None),
                     }
                 }
                 None if left.is_zero() && last.is_none() => {
@@ -172,8 +173,13 @@ impl Way {
             // Woken at once, it still lets the others have their turn.
             let _ = timeout(BEAT, self.news.notified()).await;
             self.tell_news().await;
-            let (node, announced) = (self.peers.own_key(), self.claims.announced(self.seen.now().0));
-            self.ask_once(SupervisorRequest::Renew { node, announced }).await;
+            let (node, (seen, _)) = (self.peers.own_key(), self.seen.now());
+            let announced = self.claims.announced(seen);
+            if let Some(SupervisorReply::Noted(term)) =
+                self.ask_once(SupervisorRequest::Renew { node, announced, seen }).await
+            {
+                self.seen.note(term, 0);
+            }
         }
     }
 
@@ -185,14 +191,16 @@ impl Way {
             }
         }
         for context in self.claims.released() {
-            if self.ask_once(SupervisorRequest::Release(context)).await == Some(SupervisorReply::Done) {
+            let key = ContextKey { query_node: self.peers.own_key(), context };
+            if self.ask_once(SupervisorRequest::Release(key)).await == Some(SupervisorReply::Done) {
                 self.claims.forgotten(context);
             }
         }
         let (term, _) = self.seen.now();
         for claim in self.claims.untold(term) {
             let context = claim.context;
-            if self.ask_once(SupervisorRequest::Hold(claim)).await == Some(SupervisorReply::Done) {
+            // Not of another one that is there as well: only what its own supervisor was told is announced to it.
+            if let Some(SupervisorReply::Noted(term)) = self.ask_once(SupervisorRequest::Hold(claim)).await {
                 self.claims.told(context, term);
             }
         }

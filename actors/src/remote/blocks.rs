@@ -12,13 +12,14 @@ use bytes::Bytes;
 use stellate_model::block::BlockId;
 use stellate_runtime::transport::{CloseCode, Closed, Connection, FrameReceiver, FrameSender, StreamError};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::frames::{
     BLOCK, BlockHead, DONE, Done, FETCH, Fetch, NO_TRANSFER, NoTransfer, PIECE, PIECE_BYTES, PUT, PUT_REPLY,
     Piece, Put, PutReply,
 };
 pub use super::landing::Landing;
+use super::pace::{Bucket, Pacer};
 use super::serve::LocalHosts;
 use crate::budget::{BudgetedBlock, StoreFull};
 use crate::context_host::HostError;
@@ -138,13 +139,14 @@ async fn ask_for(connection: &Connection, fetch: Fetch) -> Result<(FrameReceiver
     Ok((receiver, head))
 }
 
-/// Puts a block that was computed here into `host`, a context host of the peer, which then holds it.
+/// Puts a block that was computed here into `host`, a context host of the peer, which then holds it; at the pace of all
+/// copies that leave this node, if there is one.
 pub async fn put_block(
     connection: &Connection,
     host: HostId,
     id: BlockId,
     block: Arc<BudgetedBlock>,
-    rate: Option<u64>,
+    pacer: Option<&Pacer>,
 ) -> Result<(), PutError> {
     let (mut sender, mut receiver) = connection.open().await?;
     let head = BlockHead::new(block.shape(), block.len(), 0);
@@ -152,7 +154,7 @@ pub async fn put_block(
     if take_put_reply(&mut receiver).await? == PutReply::Held {
         return Ok(());
     }
-    send_pieces(&mut sender, block, 0, rate.unwrap_or(0)).await?;
+    send_pieces(&mut sender, block, 0, 0, pacer.unwrap_or(&Pacer::default())).await?;
     sender.finish();
     match take_put_reply(&mut receiver).await? {
         PutReply::Held => Ok(()),
@@ -180,25 +182,33 @@ pub(super) async fn in_time<T>(
     timeout(STALL, receiving).await.unwrap_or(Err(StreamError::Closed(Closed::TimedOut)))
 }
 
-/// Sends a block's bytes from `offset` on, and their hash.
+/// Sends a block's bytes from `offset` on, and their hash; at `rate` bytes a second at most, if that is not 0, and at the pace
+/// of the node.
 async fn send_pieces(
     sender: &mut FrameSender,
     block: Arc<BudgetedBlock>,
     offset: usize,
     rate: u64,
+    pacer: &Pacer,
 ) -> Result<(), StreamError> {
     let hashed = Arc::clone(&block);
     let hash = tokio::task::spawn_blocking(move || *blake3::hash(hashed.raw()).as_bytes());
     let bytes = Bytes::from_owner(Raw(block));
-    let start = Instant::now();
+    let (start, mut own, mut is_free) = (pacer.now(), Bucket::default(), true);
     for at in (offset..bytes.len()).step_by(PIECE_BYTES) {
-        if rate > 0 {
-            let due = Duration::from_secs_f64((at - offset) as f64 / rate as f64);
-            tokio::time::sleep_until(start + due).await;
-        }
         let piece = bytes.slice(at..(at + PIECE_BYTES).min(bytes.len()));
+        let asked = if rate > 0 { own.take(pacer.now(), piece.len(), rate) } else { Duration::ZERO };
+        let wait = pacer.take(piece.len()).max(asked);
+        if !wait.is_zero() {
+            is_free = false;
+            tokio::time::sleep(wait).await;
+        }
         let header = Piece { offset: at as u64 };
         in_time(sender.send_bytes(PIECE, &header, piece)).await?;
+    }
+    // The first piece of a transfer is taken by the connection at once.
+    if is_free && bytes.len() - offset > PIECE_BYTES {
+        pacer.measured(bytes.len() - offset, pacer.now().saturating_sub(start));
     }
     let hash = hash.await.map_err(|_| StreamError::Finished)?;
     sender.send(DONE, &Done { hash }, &[]).await
@@ -218,13 +228,12 @@ impl AsRef<[u8]> for Raw {
 pub struct BlockServer {
     hosts: LocalHosts,
     transfers: Arc<Semaphore>,
-    max_rate: Option<u64>,
 }
 
 impl BlockServer {
-    /// A server for `hosts`. No transfer goes faster than `max_rate` bytes a second.
-    pub fn new(hosts: LocalHosts, max_rate: Option<u64>) -> Self {
-        Self { hosts, transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)), max_rate }
+    /// A server for `hosts`, at their pace.
+    pub fn new(hosts: LocalHosts) -> Self {
+        Self { hosts, transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)) }
     }
 
     /// Serves what the peer asks on a bulk connection, until the connection is gone. Of all connections together,
@@ -285,7 +294,7 @@ impl BlockServer {
             return Ok(Some(NoTransfer::Shape));
         }
         sender.send(BLOCK, &BlockHead::new(block.shape(), block.len(), fetch.offset), &[]).await?;
-        send_pieces(sender, block, offset, self.rate(fetch.rate)).await?;
+        send_pieces(sender, block, offset, fetch.rate, &self.hosts.pacer).await?;
         Ok(None)
     }
 
@@ -339,15 +348,6 @@ impl BlockServer {
         }
         sender.send(PUT_REPLY, &PutReply::Held, &[]).await?;
         Ok(None)
-    }
-
-    /// The lower of two rates, of which 0 is none.
-    fn rate(&self, asked: u64) -> u64 {
-        match (self.max_rate, asked) {
-            (None, rate) => rate,
-            (Some(max), 0) => max,
-            (Some(max), rate) => max.min(rate),
-        }
     }
 }
 

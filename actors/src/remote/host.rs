@@ -10,6 +10,7 @@ use stellate_model::block::BlockId;
 use super::blocks::{PutError, put_block};
 use super::dial::Dialer;
 use super::link::DecodeChannel;
+use super::pace::Pacer;
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cluster::messages::EncodeOrder;
 use crate::context_host::{EncodeJob, Encoded, HostError, Reserved};
@@ -46,18 +47,20 @@ pub struct RemoteHost {
     control: Arc<dyn ControlCalls>,
     bulk: Arc<dyn Dialer>,
     scratch: Arc<KvBudget>,
+    pacer: Pacer,
 }
 
 impl RemoteHost {
     /// The host at the other end of `channel`. Blocks that are computed here for it lie in `scratch` meanwhile and go over
-    /// connections of `bulk`.
+    /// connections of `bulk`, at the pace of `pacer`.
     pub fn new(
         channel: DecodeChannel,
         control: Arc<dyn ControlCalls>,
         bulk: Arc<dyn Dialer>,
         scratch: Arc<KvBudget>,
+        pacer: Pacer,
     ) -> Self {
-        Self { channel, control, bulk, scratch }
+        Self { channel, control, bulk, scratch, pacer }
     }
 
     fn unreachable(&self, cause: impl fmt::Display) -> HostError {
@@ -99,7 +102,7 @@ impl HostPort for RemoteHost {
     fn seal(&self, id: BlockId, block: BudgetedBlock) -> BoxFuture<'_, Result<(), HostError>> {
         Box::pin(async move {
             let connection = self.bulk.connect().await.map_err(|error| self.unreachable(error))?;
-            let put = put_block(&connection, self.host(), id, Arc::new(block), None).await;
+            let put = put_block(&connection, self.host(), id, Arc::new(block), Some(&self.pacer)).await;
             put.map_err(|error| match error {
                 PutError::Full(full) => HostError::Full(full),
                 PutError::Interrupted(_) | PutError::Refused(_) => self.unreachable(error),

@@ -22,6 +22,7 @@ pub mod frames;
 pub mod host;
 mod landing;
 pub mod link;
+pub mod pace;
 mod routes;
 pub mod serve;
 
@@ -30,4 +31,5 @@ pub use dial::{DialFailure, Dialer, NodeDialer};
 pub use frames::AttendShape;
 pub use host::{ControlCalls, RemoteHost, RoomPromise};
 pub use link::{DecodeChannel, DecodeOptions, LinkStats, QuicLink};
+pub use pace::Pacer;
 pub use serve::{LocalHosts, serve_decode};

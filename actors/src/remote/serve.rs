@@ -16,6 +16,7 @@ use super::frames::{
     ATTEND, ATTENDED, Attend, AttendShape, Attended, OPEN, Open, REFUSED, ROUTE, Refusal, Refused, Route,
     digest,
 };
+use super::pace::Pacer;
 use super::routes::{Known, Routes};
 use crate::context_host::ContextHostHandle;
 use crate::link::{AttendJob, AttendReply, AttendRequest, Fold, HostId, LinkError, WayBack};
@@ -28,6 +29,7 @@ const MAX_UNDER_WAY: usize = 4;
 pub struct LocalHosts {
     pub(super) hosts: Arc<BTreeMap<HostId, ContextHostHandle>>,
     pub(super) kv_shape: KvShape,
+    pub(super) pacer: Pacer,
     shape: AttendShape,
 }
 
@@ -39,7 +41,13 @@ impl LocalHosts {
         kv_shape: KvShape,
     ) -> Self {
         let hosts = hosts.into_iter().map(|host| (host.host, host)).collect();
-        Self { hosts: Arc::new(hosts), kv_shape, shape: AttendShape::of(decoder) }
+        let pacer = Pacer::default();
+        Self { hosts: Arc::new(hosts), kv_shape, pacer, shape: AttendShape::of(decoder) }
+    }
+
+    /// The same, whose blocks leave at the pace of `pacer`.
+    pub fn paced(self, pacer: Pacer) -> Self {
+        Self { pacer, ..self }
     }
 }
 
@@ -160,6 +168,7 @@ impl Stream<'_> {
     fn hand_over(&mut self, header: &Attend, known: &Known, frame: &Frame) -> Reply {
         let Some(handle) = self.hosts.hosts.get(&self.host) else { return Reply::Refused(Refusal::HostGone) };
         let Ok(values) = frame.payload.as_slice_of::<f32>() else { return Reply::Refused(Refusal::Shape) };
+        self.hosts.pacer.decoded();
         let mut queries = std::mem::take(&mut self.queries);
         match Arc::get_mut(&mut queries) {
             Some(memory) => {

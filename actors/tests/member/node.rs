@@ -46,6 +46,8 @@ pub(crate) struct Spec {
     pub(crate) replicas: u16,
     /// Whether blocks that move are computed again instead of copied.
     pub(crate) recomputes: bool,
+    /// How long a new supervisor keeps what nobody claims, if not as usual.
+    pub(crate) grace_ms: Option<u64>,
 }
 
 pub(crate) fn model() -> Model {
@@ -165,6 +167,9 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
         roles,
         supervises: spec.supervises,
         settings: ClusterSettings {
+            unclaimed_grace: spec
+                .grace_ms
+                .map_or(ClusterSettings::default().unclaimed_grace, Duration::from_millis),
             slow_start: Duration::ZERO,
             round_permille: 1000,
             rebalance_every: None,
@@ -222,6 +227,9 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
                 told(member.ask(SupervisorRequest::Snapshot).await.unwrap());
             }
             ["rebalance"] => told(member.ask(SupervisorRequest::Rebalance { apply: true }).await.unwrap()),
+            ["uncordon", key] => {
+                told(member.ask(SupervisorRequest::Uncordon(key_of(key))).await.unwrap());
+            }
             ["drain", key] => {
                 let node = key_of(key);
                 let drain = SupervisorRequest::Drain { node, deadline_ms: None, dry_run: false };

@@ -14,6 +14,7 @@ use stellate_actors::cluster::messages::{
     AgentOrder, AgentRefusal, AgentReply, AgentRequest, EncodeOrder, HostInventory, NodeKey,
     SupervisorRequest,
 };
+use stellate_actors::cluster::term::Term;
 use stellate_actors::context_host::{ContextHostHandle, Encoded};
 use stellate_actors::link::{Fold, HostId, HostLink};
 use stellate_actors::member::hosts::NodeHosts;
@@ -472,7 +473,12 @@ async fn start_agent(hosts: NodeHosts, store: &StoreHandle) -> ActorRef<AgentMsg
     Actor::spawn(None, Agent, args).await.unwrap().0
 }
 
-async fn order(agent: &ActorRef<AgentMsg>, term: u64, version: u64, request: AgentRequest) -> AgentReply {
+fn term(counter: u64) -> Term {
+    Term { counter, node: NodeKey([1; 6]) }
+}
+
+async fn order(agent: &ActorRef<AgentMsg>, counter: u64, version: u64, request: AgentRequest) -> AgentReply {
+    let term = term(counter);
     call!(agent, AgentMsg::Order, AgentOrder { term, version, order: 1, request }).unwrap()
 }
 
@@ -514,12 +520,21 @@ fn an_agent_answers_while_a_block_is_encoded_and_refuses_the_replaced_also_after
     let store = open();
     pair.asker.runtime.block_on(async {
         let agent = start_agent(hosts(), &store).await;
-        let fenced = AgentRefusal::Fenced { term: 4, highest: 5 };
-        assert_eq!(order(&agent, 4, 9, AgentRequest::Inventory).await, AgentReply::Refused(fenced));
-        let AgentReply::Inventory(inventory) = order(&agent, 5, 1, AgentRequest::Inventory).await else {
+        let fenced = AgentRefusal::Fenced { term: term(4), highest: term(5) };
+        assert_eq!(order(&agent, 4, 9, AgentRequest::Inventory).await, AgentReply::Refused(fenced.clone()));
+        let late = order(&agent, 4, 9, AgentRequest::Encode(pair.order(1))).await;
+        assert_eq!(late, AgentReply::Refused(fenced), "what was placed by it is placed anew");
+        // What a query node orders tells of the supervisor that has placed it.
+        assert!(matches!(
+            order(&agent, 6, 1, AgentRequest::Encode(pair.order(1))).await,
+            AgentReply::Encoded { .. }
+        ));
+        let fenced = AgentRefusal::Fenced { term: term(5), highest: term(6) };
+        assert_eq!(order(&agent, 5, 1, AgentRequest::Inventory).await, AgentReply::Refused(fenced));
+        let AgentReply::Inventory(inventory) = order(&agent, 6, 1, AgentRequest::Inventory).await else {
             panic!("an inventory was asked for")
         };
-        assert_eq!(inventory.at.start, 2);
+        assert_eq!((inventory.at.start, inventory.seen), (2, term(6)));
         agent.stop_and_wait(None, None).await.unwrap();
     });
     store.close();

@@ -12,7 +12,7 @@ use stellate_actors::context_host::{ContextHostHandle, ContextHostMsg, Encoded, 
 use stellate_actors::link::{Fold, HostId};
 use stellate_actors::port::HostPort;
 use stellate_actors::progress::EncodeMeter;
-use stellate_actors::remote::{ControlCalls, RemoteHost, RoomPromise};
+use stellate_actors::remote::{ControlCalls, Pacer, RemoteHost, RoomPromise};
 use stellate_model::block::BlockId;
 use stellate_runtime::transport::ConnectionClass;
 
@@ -58,8 +58,13 @@ fn a_far_host_encodes_reserves_seals_and_attends_as_a_near_one() {
     let channel = asker.channel(&node, HOST, model.shape(), PATIENT);
     let scratch = KvBudget::new(model.decoder.kv_shape(model.format), usize::MAX);
     let bulk = Arc::new(asker.dialer(&node, ConnectionClass::Bulk));
-    let port: Arc<dyn HostPort> =
-        Arc::new(RemoteHost::new(channel, Arc::new(Straight(far)), bulk, Arc::clone(&scratch)));
+    let port: Arc<dyn HostPort> = Arc::new(RemoteHost::new(
+        channel,
+        Arc::new(Straight(far)),
+        bulk,
+        Arc::clone(&scratch),
+        Pacer::default(),
+    ));
     let [first, second, third] = [0, 1, 2].map(|index| model.blocks[index]);
     asker.runtime.block_on(async {
         for expected in [Encoded::Fresh, Encoded::Held] {

@@ -166,7 +166,7 @@ impl Model {
 /// A node that serves `host` as a real one does.
 pub(crate) fn real_node(asker: &Asker, name: &str, model: &Model, host: &ContextHostHandle) -> Asked {
     let hosts = model.local_hosts(host);
-    let blocks = BlockServer::new(hosts.clone(), None);
+    let blocks = BlockServer::new(hosts.clone());
     asker.node(name, move |connection| {
         let (hosts, blocks) = (hosts.clone(), blocks.clone());
         async move {

@@ -224,7 +224,7 @@ pub struct ClusterSettings {
     pub slow_start_s: usize,
     /// Fill in percent beyond which a host is moved nothing to.
     pub full_percent: usize,
-    /// Bytes a second that the copy of a block may take; 0 for no bound. See [`ClusterSettings::max_copy_rate`].
+    /// Bytes a second that copies of blocks may take; 0 for no bound. See [`ClusterSettings::max_copy_rate`].
     pub copy_rate: Bytes,
 }
 

@@ -8,10 +8,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use stellate_actors::api::Api;
 use stellate_actors::{Journal, Node, StoreJournal};
-use stellate_runtime::store::{Store, StoreHandle, StoreOptions};
+use stellate_runtime::store::{Condition, Kind, Store, StoreHandle, StoreOptions, Write};
 
 /// How long the last users of the store may take to let it go.
 const CLOSING: Duration = Duration::from_secs(5);
+
+/// The key of what the names begin with that this node gives.
+const SCOPE: &[u8] = b"scope of names";
 
 /// Within the data folder.
 const STORE_FOLDER: &str = "store";
@@ -44,9 +47,24 @@ impl Durable {
         }
     }
 
-    /// The node's contexts and sessions in it, whose names begin with `scope`.
+    /// The node's contexts and sessions in it, whose names begin with the scope that the node had at its first start, `scope`
+    /// if this is it. It never changes: two nodes must not give the same names when the CA's key goes from one to the other.
     pub(super) async fn journal(&self, scope: u32) -> anyhow::Result<Arc<dyn Journal>> {
+        let scope = self.kept_scope(scope).await?;
         Ok(Arc::new(StoreJournal::open(self.store(), scope).await?))
+    }
+
+    async fn kept_scope(&self, scope: u32) -> anyhow::Result<u32> {
+        let kept = self.store.read(|store| store.get(Kind::Node, SCOPE)).await?;
+        if let Some(record) = kept {
+            let bytes = record.value.try_into().ok().context("the scope of this node's names is damaged")?;
+            return Ok(u32::from_le_bytes(bytes));
+        }
+        let (kind, key, condition) = (Kind::Node, SCOPE.to_vec(), Condition::Absent);
+        self.store
+            .write_one(Write::Put { kind, key, value: scope.to_le_bytes().to_vec(), condition })
+            .await?;
+        Ok(scope)
     }
 }
 
@@ -69,4 +87,23 @@ pub(super) async fn take_up(api: &Api, node: &Node) -> anyhow::Result<()> {
         tracing::info!(contexts, sessions, "taken up again; blocks are encoded when they are asked for");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_scope_of_a_nodes_names_stays_what_it_was_at_its_first_start() {
+        let folder = tempfile::tempdir().unwrap();
+        for now in [0, 77, 0] {
+            let durable = Durable::open(folder.path()).await.unwrap();
+            assert_eq!(
+                durable.kept_scope(now).await.unwrap(),
+                0,
+                "the CA's key moved to another node, and back"
+            );
+            durable.close().await;
+        }
+    }
 }

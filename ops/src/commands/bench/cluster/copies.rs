@@ -60,7 +60,7 @@ pub(super) async fn measure(copies: usize) -> anyhow::Result<Copies> {
     let block_bytes = block.bytes();
     host.seal(BLOCK, block).await?;
     let asker = Asker::new()?;
-    let blocks = BlockServer::new(LocalHosts::new([host], &decoder, shape), None);
+    let blocks = BlockServer::new(LocalHosts::new([host], &decoder, shape));
     let node = asker.node("source", move |connection| {
         let blocks = blocks.clone();
         async move {

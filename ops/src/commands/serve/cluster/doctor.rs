@@ -23,16 +23,22 @@ const LEAST_MTU_BYTES: u16 = 1280;
 
 /// Every check, in the order of nodes.
 pub(super) async fn check(place: &Place, everywhere: bool) -> Result<Vec<Check>, ClusterError> {
+    let snapshot = within(LOOK, async { place.snapshot().await.map_err(|error| error.to_string()) }).await;
     let (own, others, mut checks) = {
         let seat = place.get().await?;
         let roster = seat.substrate.roster();
+        // In the words of who it is, where the snapshot knows it.
+        let in_term = snapshot.map_or_else(
+            |_| String::new(),
+            |snapshot| format!(", in term {}", nodes::with_names(&roster, &snapshot.term.to_string())),
+        );
         let credentials = seat.substrate.endpoint().credentials();
         let others: Vec<_> = roster.members.iter().filter(|member| member.is_up()).collect();
         let others: Vec<_> = others.iter().map(|member| (member.id, member.record.name.clone())).collect();
         let members =
             nodes::rows(&seat.substrate, None).into_iter().filter_map(|row| amiss(&row)).collect::<Vec<_>>();
         let supervisor = match seat.member.supervisor() {
-            Some(_) => (Finding::Good, "it is there".to_owned()),
+            Some(_) => (Finding::Good, format!("it is there{in_term}")),
             None => (
                 Finding::Bad,
                 "none is there; start the node that supervises (cluster.supervisor)".to_owned(),

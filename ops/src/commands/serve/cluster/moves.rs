@@ -9,7 +9,8 @@ use stellate_actors::cluster::drain::{DrainPlan, DrainProgress, DrainState};
 use stellate_actors::cluster::messages::{NodeKey, SupervisorReply, SupervisorRequest};
 use stellate_actors::cluster::plan::{Plan, PlannedMove};
 use stellate_actors::cluster::repair::RepairWay;
-use stellate_actors::cluster::snapshot::{ClusterSnapshot, MoveRow};
+use stellate_actors::cluster::snapshot::{ClusterSnapshot, MoveCounts, MoveRow};
+use stellate_actors::cluster::term::Term;
 use stellate_actors::manifest::ContextId;
 use stellate_model::block::BlockId;
 use stellate_runtime::substrate::Roster;
@@ -17,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::nodes::{self, Named};
-use super::{Administration, is_alone, wanted};
+use super::{Administration, is_alone};
 
 /// How often the supervisor is asked how far it is.
 const POLL: Duration = Duration::from_millis(250);
@@ -33,13 +34,14 @@ impl Administration {
         let named = nodes::named(&self.roster(), &request.node)?;
         self.needs_another(&named, "nothing could take its blocks")?;
         let deadline_ms = request.deadline_s.map(|seconds| seconds.saturating_mul(1000));
+        let before = self.place.snapshot().await?;
         let drain = SupervisorRequest::Drain { node: named.key(), deadline_ms, dry_run: request.dry_run };
-        let SupervisorReply::Drain(plan) = self.ask(drain.clone()).await? else {
+        let SupervisorReply::Drain(plan) = self.ask(drain).await? else {
             return Err(ClusterError::Failed("the supervisor answered something else".to_owned()));
         };
         let watched = match request.dry_run {
             true => self.tell_plan(&plan, &events).await,
-            false => self.watch_drain(&named, drain, &events).await?,
+            false => self.watch_drain(&named, Told::since(&before), &events).await?,
         };
         if let Err(Unwatched) = watched {
             tracing::info!(node = %named.name, "nobody watches the drain any more; it goes on");
@@ -59,28 +61,22 @@ impl Administration {
     async fn watch_drain(
         &self,
         named: &Named,
-        drain: SupervisorRequest,
+        mut told: Told,
         events: &Events,
     ) -> Result<Result<(), Unwatched>, ClusterError> {
         let key = named.key();
         if tell(events, MoveKind::Cordoned { node: named.name.clone() }).await.is_err() {
             return Ok(Err(Unwatched));
         }
-        let (mut told, mut last) = (BTreeSet::new(), None);
+        let mut last = None;
         loop {
             let snapshot = self.place.snapshot().await?;
             let progress = snapshot.drains.iter().find(|progress| progress.node == key).cloned();
             let Some(progress) = progress else {
-                let mut hosts = snapshot.hosts.iter().filter(|row| NodeKey::of(row.host) == key);
-                if wanted(hosts.by_ref().map(|row| row.state)).is_none() {
-                    return Err(ClusterError::Refused(format!(
-                        "the drain of `{}` was taken back",
-                        named.name
-                    )));
-                }
-                // A new supervisor knows that the node is to be drained and not that somebody waits for it.
-                self.ask(drain.clone()).await?;
-                continue;
+                // By `cordon`, `uncordon` or `remove`. A new supervisor goes on with the drains of the one before.
+                let why =
+                    format!("the drain of `{}` was taken back; what has moved stays where it is", named.name);
+                return Err(ClusterError::Refused(why));
             };
             let step = self.tell_drain(&snapshot, &progress, &mut told, &mut last, events).await;
             match (step, progress.state) {
@@ -98,14 +94,13 @@ impl Administration {
         &self,
         snapshot: &ClusterSnapshot,
         progress: &DrainProgress,
-        told: &mut BTreeSet<u64>,
+        told: &mut Told,
         last: &mut Option<DrainProgress>,
         events: &Events,
     ) -> Result<(), Unwatched> {
         let words = self.words();
-        let moves = snapshot.moves.iter().filter(|row| NodeKey::of(row.from) == progress.node);
-        for row in moves.filter(|row| told.insert(row.migration)) {
-            tell(events, MoveKind::Block(words.under_way(row))).await?;
+        for row in told.news(snapshot).into_iter().filter(|row| NodeKey::of(row.from) == progress.node) {
+            tell(events, MoveKind::Block(words.under_way(&row))).await?;
         }
         if last.as_ref() != Some(progress) {
             *last = Some(progress.clone());
@@ -155,27 +150,28 @@ impl Administration {
     }
 
     pub(super) async fn rebalance_now(&self, events: Events) -> Result<(), ClusterError> {
+        let before = self.place.snapshot().await?;
+        let mut told = Told::since(&before);
         let plan = self.ask_rebalance(true).await?;
-        let mut told: BTreeMap<u64, RepairWay> = BTreeMap::new();
         let blocks: BTreeSet<BlockId> = plan.moves.iter().map(|planned| planned.block).collect();
-        loop {
+        let done = loop {
             let snapshot = self.place.snapshot().await?;
             let words = self.words();
-            let under_way: Vec<_> = snapshot.moves.iter().filter(|row| blocks.contains(&row.block)).collect();
-            for row in &under_way {
-                if told.insert(row.migration, row.choice.way).is_none()
-                    && tell(&events, MoveKind::Block(words.under_way(row))).await.is_err()
-                {
+            for row in told.news(&snapshot).into_iter().filter(|row| blocks.contains(&row.block)) {
+                if tell(&events, MoveKind::Block(words.under_way(&row))).await.is_err() {
                     return Ok(());
                 }
             }
-            if under_way.is_empty() && snapshot.queued_moves == 0 {
-                break;
+            let is_under_way = snapshot.moves.iter().any(|row| blocks.contains(&row.block));
+            if !is_under_way && snapshot.queued_moves == 0 {
+                break done_since(&before, &snapshot);
             }
             sleep(POLL).await;
+        };
+        if done.cancelled > 0 {
+            tracing::warn!(moves = done.cancelled, "moves were taken back; the next round plans them anew");
         }
-        let recomputed = told.values().filter(|way| **way == RepairWay::Recompute).count() as u64;
-        let moved = (plan.moves.len() as u64).saturating_sub(recomputed);
+        let MoveCounts { moved, recomputed, .. } = done;
         let _ = tell(&events, MoveKind::Complete { moved, recomputed }).await;
         Ok(())
     }
@@ -189,6 +185,41 @@ impl Administration {
             );
         }
         Words { roster: self.roster(), contexts, kv_bytes_per_token: self.kv_bytes_per_token.max(1) }
+    }
+}
+
+/// What rebalancing has done since an earlier look. A supervisor that was started meanwhile has counted from 0.
+fn done_since(before: &ClusterSnapshot, now: &ClusterSnapshot) -> MoveCounts {
+    let earlier = if before.term == now.term { before.rebalanced } else { MoveCounts::default() };
+    MoveCounts {
+        moved: now.rebalanced.moved.saturating_sub(earlier.moved),
+        recomputed: now.rebalanced.recomputed.saturating_sub(earlier.recomputed),
+        cancelled: now.rebalanced.cancelled.saturating_sub(earlier.cancelled),
+    }
+}
+
+/// Which moves whoever watches knows of: those that had begun before, and those that were told.
+struct Told {
+    term: Term,
+    /// Moves with a lower number had begun before.
+    first: u64,
+    told: BTreeSet<u64>,
+}
+
+impl Told {
+    fn since(before: &ClusterSnapshot) -> Self {
+        Self { term: before.term, first: before.next_move, told: BTreeSet::new() }
+    }
+
+    /// Moves that were not told yet, whether they are under way or have been.
+    fn news(&mut self, snapshot: &ClusterSnapshot) -> Vec<MoveRow> {
+        if snapshot.term != self.term {
+            // A new supervisor numbers its moves anew.
+            *self = Self { term: snapshot.term, first: 0, told: BTreeSet::new() };
+        }
+        let ended = snapshot.ended_moves.iter().filter(|ended| ended.is_committed).map(|ended| &ended.row);
+        let rows = ended.chain(&snapshot.moves).filter(|row| row.migration >= self.first);
+        rows.filter(|row| self.told.insert(row.migration)).cloned().collect()
     }
 }
 

@@ -69,16 +69,24 @@ pub(super) fn query_node(roster: &Roster) -> Option<&str> {
     usable.map(|member| member.record.name.as_str()).next()
 }
 
-/// What the names begin with that a node gives to contexts and sessions. Those of the node that founded the cluster are short.
+/// What the names begin with that a node gives to contexts and sessions from its first start on. Those of the node that
+/// founded the cluster are short.
 pub(in super::super) fn scope(node: &NodeRecord) -> u32 {
+    if node.roles.issuer { 0 } else { own_scope(node) }
+}
+
+fn own_scope(node: &NodeRecord) -> u32 {
     let [a, b, c, d, ..] = *node.node.as_bytes();
-    if node.roles.issuer { 0 } else { u32::from_be_bytes([a, b, c, d]).max(1) }
+    u32::from_be_bytes([a, b, c, d]).max(1)
 }
 
 /// The other node that gives such names, and where it is.
 pub(super) fn namer(roster: &Roster, name: u64) -> Option<String> {
     let members = roster.members.iter().map(|member| &member.record);
-    let found = members.clone().find(|record| u64::from(scope(record)) == name >> u32::BITS)?;
+    let whose = name >> u32::BITS;
+    // The CA's key may have moved since a node chose its scope.
+    let own = members.clone().find(|record| u64::from(own_scope(record)) == whose);
+    let found = own.or_else(|| members.clone().find(|record| u64::from(scope(record)) == whose))?;
     let address = found.addresses.first()?;
     Some(format!("`{}` at {address}", found.name))
 }
