@@ -67,19 +67,15 @@ pub(super) struct AttendTile<'a> {
     pub(super) ahead: (*const u8, usize),
 }
 
+#[cfg(target_arch = "x86_64")]
 impl AttendTile<'_> {
     /// Whether `L`, which has an instruction for pairs, is better at it than the same registers without.
     pub(super) fn is_for<L: Lanes>(&self) -> bool {
         L::DOTS && matches!(self.operands, Operands::Pairs { .. }) && (!L::TILES || self.suits_tiles())
     }
 
-    #[cfg(target_arch = "x86_64")]
     fn suits_tiles(&self) -> bool {
         self.width.is_multiple_of(super::amx_attention::WIDTHS)
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    fn suits_tiles(&self) -> bool {
-        false
     }
 }
 
