@@ -297,7 +297,11 @@ mod loops {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+#[path = "neon.rs"]
+mod loops;
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod loops {
     pub(super) use super::portable::{
         multiply_adds as f32_multiply_adds, multiply_adds as bf16_dots, multiply_adds as tile_products,

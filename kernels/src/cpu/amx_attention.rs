@@ -84,7 +84,7 @@ pub(super) fn attend<L: Lanes>(job: AttendTile<'_>, q: &[u32], k: &[u32], v: &[u
         v: v.as_ptr(),
         out: out.as_mut_ptr(),
         scores: scores.as_mut_ptr(),
-        asking: Asking::over_turns(ahead.0, ahead.1, steps),
+        asking: Asking::new(ahead.0, ahead.1, steps, 1),
     };
     // SAFETY: AMX kernels run only where it was found available; strips are below `strips`, halves below HALVES, and
     // the assertions hold. Tiles are configured before they are used, and released at the end.

@@ -25,13 +25,15 @@ pub enum Isa {
     Avx512,
     /// AVX2 with FMA (and F16C).
     Avx2,
+    /// NEON, which every aarch64 has.
+    Neon,
     /// Whatever the compiler makes of plain Rust.
     Portable,
 }
 
 impl Isa {
     /// All of them, best first.
-    pub const ALL: [Isa; 5] = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
+    pub const ALL: [Isa; 6] = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
 
     /// What this machine can run, best first.
     pub fn available() -> Vec<Isa> {
@@ -87,13 +89,19 @@ impl Isa {
             }
             Isa::Avx512 => avx2 && is_x86_feature_detected!("avx512f"),
             Isa::Avx2 => avx2,
+            Isa::Neon => false,
             Isa::Portable => true,
         }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
     fn is_available(self) -> bool {
-        self == Isa::Portable
+        match self {
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 => false,
+            // Part of the architecture, and of every target that has a standard library.
+            Isa::Neon => cfg!(target_arch = "aarch64"),
+            Isa::Portable => true,
+        }
     }
 }
 
@@ -104,6 +112,7 @@ impl fmt::Display for Isa {
             Isa::Avx512Bf16 => "avx512bf16",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
             Isa::Portable => "portable",
         })
     }
@@ -113,7 +122,7 @@ impl FromStr for Isa {
     type Err = KernelError;
 
     fn from_str(name: &str) -> Result<Self, KernelError> {
-        let known = "amx, avx512bf16, avx512, avx2, portable";
+        let known = "amx, avx512bf16, avx512, avx2, neon, portable";
         let found = Self::ALL.into_iter().find(|isa| isa.to_string() == name);
         found.ok_or_else(|| KernelError::UnknownName { what: "instruction set", name: name.into(), known })
     }
@@ -177,6 +186,8 @@ impl Kernels {
             Isa::Avx512 => &avx512::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &avx2::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &neon::TABLE,
             _ => &portable::TABLE,
         };
         Ok(Self { table })
@@ -356,7 +367,8 @@ macro_rules! compile {
     };
 }
 
-// Panels: as many registers as leave room for MICRO_ROWS rows of sums, of 32, 16 and 16 (in halves).
+// Panels: as many registers as leave room for MICRO_ROWS rows of sums, of 32, of 16, with NEON of 32 in halves, and of
+// 16 in halves.
 #[cfg(target_arch = "x86_64")]
 compile!(
     amx_tiles beside avx512bf16,
@@ -375,4 +387,6 @@ compile!(
 compile!(avx512, super::super::x86::Avx512<false, false>, 4, #[target_feature(enable = "avx512f,avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]
 compile!(avx2, super::super::x86::Avx2<false>, 2, #[target_feature(enable = "avx2,fma,f16c")]);
+#[cfg(target_arch = "aarch64")]
+compile!(neon, super::super::neon::Neon, 2, #[target_feature(enable = "neon")]);
 compile!(portable, Plain, 1,);

@@ -1,7 +1,7 @@
 //! The operations on the vector units of a CPU: the backend and its small operations. `product` and `attention`
 //! cut the large ones into items, `fused` puts several into one pass; `strips`, `strip`, `softmax` and `vector` are the
-//! kernels, `micro` the loop inside products; `quantised` multiplies quantised weights; `lanes`, `x86`, `amx` and `isa` are the
-//! instruction sets.
+//! kernels, `micro` the loop inside products; `quantised` multiplies quantised weights; `lanes`, `x86`, `amx`, `neon` and `isa` are
+//! the instruction sets.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -13,6 +13,8 @@ mod fused;
 mod isa;
 mod lanes;
 mod micro;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 mod product;
 mod quantised;

@@ -4,7 +4,9 @@
 
 use super::lanes::Lanes;
 use super::shared::Block;
-use super::strip::{Asking, Bytes, Floats, Meeting, Pairs, Product, STRIP_ROWS, Start, Widened};
+use super::strip::{
+    Asking, Bytes, Floats, LINES_PER_TURN, Meeting, Pairs, Product, STRIP_ROWS, Start, Widened,
+};
 use crate::KEYS_PER_TILE;
 
 /// Lanes of the widest register.
@@ -65,19 +67,15 @@ pub(super) struct AttendTile<'a> {
     pub(super) ahead: (*const u8, usize),
 }
 
+#[cfg(target_arch = "x86_64")]
 impl AttendTile<'_> {
     /// Whether `L`, which has an instruction for pairs, is better at it than the same registers without.
     pub(super) fn is_for<L: Lanes>(&self) -> bool {
         L::DOTS && matches!(self.operands, Operands::Pairs { .. }) && (!L::TILES || self.suits_tiles())
     }
 
-    #[cfg(target_arch = "x86_64")]
     fn suits_tiles(&self) -> bool {
         self.width.is_multiple_of(super::amx_attention::WIDTHS)
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    fn suits_tiles(&self) -> bool {
-        false
     }
 }
 
@@ -135,7 +133,9 @@ fn attend_vectors<L: Lanes, M: Weighing, const PANEL: usize>(
     let stride = width * M::LEFTS / M::DEPTHS;
     let panels = 1 + width.div_ceil(PANEL * L::WIDTH);
     let lines = (rows - first).div_ceil(STRIP_ROWS) * panels * KEYS_PER_TILE.min(width) / M::DEPTHS;
-    let mut asking = Asking::new(ahead.0, ahead.1, lines);
+    // What comes with scales is not met as it lies in memory, where a processor would see what is read.
+    let every = if scales.is_some() { 1 } else { M::ASKED_OF };
+    let mut asking = Asking::new(ahead.0, ahead.1, lines / LINES_PER_TURN, every);
     let product = Product::<M> {
         depth: width,
         a: &q[first * stride..],

@@ -7,15 +7,21 @@
 
 use super::lanes::Lanes;
 use super::shared::Block;
+use super::softmax::MAX_WIDTH;
 
 /// Rows whose sums are held in registers at once: with panels of 64 columns, 24 of AVX-512's 32 registers.
 pub(super) const STRIP_ROWS: usize = 6;
 
+/// Registers side by side, and rows of them, where a lone strip streams lines of 128 values from memory: whole lines, in the
+/// order in which processors fetch ahead by themselves.
+const WIDE_PANEL: usize = 8;
+const WIDE_ROWS: usize = 3;
+
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
-/// Lines of the right factor between two requests to the memory.
-const LINES_PER_TURN: usize = 4;
+/// Lines of the right factor between two shares of requests to the memory.
+pub(super) const LINES_PER_TURN: usize = 4;
 
 /// The number formats in which a left and a right factor meet, line by line of the right one.
 pub(super) trait Meeting {
@@ -25,6 +31,9 @@ pub(super) trait Meeting {
     const DEPTHS: usize;
     /// Elements of a row of the left factor that meet one line.
     const LEFTS: usize;
+    /// Of so many cache lines the memory is asked for one: more requests hold up a fast loop, and fewer leave a slow one
+    /// waiting.
+    const ASKED_OF: usize = 1;
 
     /// Adds the outer product of one line with the rows' factors, which start at `a`.
     ///
@@ -59,6 +68,7 @@ impl Meeting for Floats {
     type Right = f32;
     const DEPTHS: usize = 1;
     const LEFTS: usize = 1;
+    const ASKED_OF: usize = 4;
 
     #[inline(always)]
     unsafe fn step<L: Lanes, const PANEL: usize, const ROWS: usize>(
@@ -146,6 +156,7 @@ impl Meeting for Pairs {
     type Right = u32;
     const DEPTHS: usize = 2;
     const LEFTS: usize = 1;
+    const ASKED_OF: usize = 4;
 
     #[inline(always)]
     unsafe fn step<L: Lanes, const PANEL: usize, const ROWS: usize>(
@@ -228,49 +239,37 @@ pub(super) unsafe fn dots<L: Lanes, const PANEL: usize, const ROWS: usize>(
     }
 }
 
-/// Requests to the memory for what follows in the stream of keys and values, a share with every few lines: for both of its
-/// halves in turns, since the memory serves two streams faster than one after the other.
+/// Requests to the memory for what follows in the stream of keys and values, a share with every few lines that are met.
 pub(super) struct Asking {
     next: *const u8,
-    /// The end of the first half, at which the second one starts.
     end: *const u8,
-    /// Bytes from a line to that of the other half.
-    half: usize,
-    /// Cache lines of each half per [`LINES_PER_TURN`] lines.
-    per_turn: usize,
+    /// Requests of a turn.
+    count: usize,
+    /// Bytes from one to the next.
+    step: usize,
 }
 
 impl Asking {
-    /// Will ask for `bytes` from `start` on, an address that may lie anywhere, over `lines` lines of right factors.
-    pub(super) fn new(start: *const u8, bytes: usize, lines: usize) -> Self {
-        Self::over_turns(start, bytes, lines / LINES_PER_TURN)
-    }
-
-    /// As [`Asking::new`], in so many turns.
-    pub(super) fn over_turns(start: *const u8, bytes: usize, turns: usize) -> Self {
-        let half = bytes.div_ceil(2 * LINE_BYTES) * LINE_BYTES;
-        let per_turn = (half / LINE_BYTES).div_ceil(turns.max(1));
-        Self { next: start, end: start.wrapping_add(half), half, per_turn }
-    }
-
-    /// What one pass over some lines asks for at each turn.
-    #[inline(always)]
-    fn share(&self) -> usize {
-        if self.next < self.end { self.per_turn } else { 0 }
+    /// Will ask for `bytes` from `start` on, an address that may lie anywhere, evenly over `turns` turns: for every cache
+    /// line, or for the `every`th alone, where processors go on by themselves.
+    pub(super) fn new(start: *const u8, bytes: usize, turns: usize, every: usize) -> Self {
+        let step = every * LINE_BYTES;
+        Self {
+            next: start,
+            end: start.wrapping_add(bytes),
+            count: bytes.div_ceil(step).div_ceil(turns.max(1)),
+            step,
+        }
     }
 
     /// Asks for the share of one turn.
     #[inline(always)]
     pub(super) fn turn<L: Lanes>(&mut self) {
-        self.ask::<L>(self.share());
-    }
-
-    #[inline(always)]
-    fn ask<L: Lanes>(&mut self, count: usize) {
-        for _ in 0..count {
-            L::prefetch_far(self.next);
-            L::prefetch_far(self.next.wrapping_add(self.half));
-            self.next = self.next.wrapping_add(LINE_BYTES);
+        if self.next < self.end {
+            for _ in 0..self.count {
+                L::prefetch_far(self.next);
+                self.next = self.next.wrapping_add(self.step);
+            }
         }
     }
 }
@@ -320,6 +319,22 @@ impl<M: Meeting> Product<'_, M> {
             assert!(factors.len() >= rows, "a factor per row");
         }
         let mut row = 0;
+        if L::DOTS && L::WIDTH == MAX_WIDTH && rows <= STRIP_ROWS && columns == WIDE_PANEL * L::WIDTH {
+            while row < rows {
+                // Four rows are two and two.
+                let count = if rows - row == WIDE_ROWS + 1 { 2 } else { rows - row };
+                // SAFETY: the assertions above hold for all rows, so they hold for these; the panel is all columns.
+                unsafe {
+                    match count {
+                        1 => self.panel::<L, WIDE_PANEL, 1>(row, 0, asking),
+                        2 => self.panel::<L, WIDE_PANEL, 2>(row, 0, asking),
+                        _ => self.panel::<L, WIDE_PANEL, WIDE_ROWS>(row, 0, asking),
+                    }
+                }
+                row += count.min(WIDE_ROWS);
+            }
+            return;
+        }
         while row < rows {
             let left = rows - row;
             // A short rest is shared with the strip before it: two of four rows go faster than six and two.
@@ -382,9 +397,8 @@ impl<M: Meeting> Product<'_, M> {
             let mut a = self.a.as_ptr().add(row * stride);
             let mut b = self.b.as_ptr().wrapping_add(column);
             let lines = self.depth / M::DEPTHS;
-            let share = asking.share();
             for _ in 0..lines / LINES_PER_TURN {
-                asking.ask::<L>(share);
+                asking.turn::<L>();
                 for line in 0..LINES_PER_TURN {
                     M::step::<L, PANEL, ROWS>(a.wrapping_add(line * M::LEFTS), stride, b, &mut sums);
                     b = b.wrapping_add(self.b_stride);

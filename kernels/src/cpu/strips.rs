@@ -47,6 +47,7 @@ pub(super) struct Strips<'a> {
     pub(super) ahead: &'a [u32],
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Strips<'_> {
     /// Whether `L`, which has an instruction for pairs, is better at it than the same registers without.
     pub(super) fn is_for<L: Lanes>(&self) -> bool {

@@ -8,6 +8,8 @@
 mod fields;
 mod formats;
 mod kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
