@@ -91,9 +91,9 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Found a cluster
     Cluster(ClusterArgs),
-    /// Make join tokens
+    /// Make, list and revoke join tokens
     Token(TokenArgs),
-    /// Make identities for command lines
+    /// Make and revoke identities for command lines
     Admin(AdminArgs),
     /// Encode, list, show and remove contexts of a node
     Context(ContextCommandArgs),

@@ -354,15 +354,10 @@ impl Driver {
         }
     }
 
-    /// Nothing of the node is left open.
+    /// Its connections are closed by the transport, which has the same list.
     fn removed(&mut self, node: NodeId) {
         tracing::warn!(%node, "a node was removed from the cluster for good");
         self.release(node);
-        for class in ConnectionClass::ALL {
-            if let Some(connection) = self.context.endpoint.connection(node, class) {
-                connection.close(CloseCode::Revoked);
-            }
-        }
     }
 
     /// Removes whoever the list in force names: it is the CA's word, whoever it came from.
