@@ -60,6 +60,8 @@ pub struct Placed {
     pub held: bool,
     /// Whether the block is encoded behind a copy of the anchor that the host keeps, also for this context.
     pub anchor_copy: bool,
+    /// The host that the anchor is best copied from, if that is cheaper than to compute it.
+    pub anchor_from: Option<HostId>,
 }
 
 /// The hosts have no room for all blocks. Nothing was placed.
@@ -116,7 +118,12 @@ pub fn place_by(
         let anchor = anchor.filter(|_| need.anchored);
         let keeps = |host: &HostLoad| anchor.is_some_and(|anchor| host.blocks.contains(&anchor.id));
         if let Some(holder) = hosts.iter().find(|host| host.blocks.contains(&need.id)) {
-            placed.push(Placed { host: holder.host, held: true, anchor_copy: keeps(holder) });
+            placed.push(Placed {
+                host: holder.host,
+                held: true,
+                anchor_copy: keeps(holder),
+                anchor_from: None,
+            });
             continue;
         }
         match chooser.best(hosts, need, anchor) {
@@ -124,7 +131,12 @@ pub fn place_by(
                 let host = &mut hosts[index];
                 let copy = anchor.filter(|_| lacks_anchor(host, anchor));
                 needed_bytes += take(host, need, copy);
-                placed.push(Placed { host: host.host, held: false, anchor_copy: keeps(host) });
+                placed.push(Placed {
+                    host: host.host,
+                    held: false,
+                    anchor_copy: keeps(host),
+                    anchor_from: None,
+                });
             }
             // Goes on, to say how much all of it would have taken.
             None => {
@@ -268,7 +280,7 @@ mod tests {
         hosts[1].blocks.insert(ids[0]);
         hosts[1].used_bytes = BYTES;
         let placed = place(&mut hosts, &needs(&ids[..1]), None).unwrap();
-        assert_eq!(placed, [Placed { host: HostId(1), held: true, anchor_copy: false }]);
+        assert_eq!(placed, [Placed { host: HostId(1), held: true, anchor_copy: false, anchor_from: None }]);
         assert_eq!(hosts[1].used_bytes, BYTES);
     }
 

@@ -84,7 +84,7 @@ impl Whereabouts {
         }
         let mut now = Places::clone(&known.now);
         now.version += 1;
-        now.placed[index] = Placed { host: moved.to, held: true, anchor_copy: false };
+        now.placed[index] = Placed { host: moved.to, held: true, anchor_copy: false, anchor_from: None };
         known.now = Arc::new(now);
         true
     }

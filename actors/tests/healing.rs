@@ -208,6 +208,7 @@ async fn copy_block(context: &Context, index: usize, to: &FaultyHost) -> anyhow:
         ids: manifest.ids[..manifest.layout.anchor_tokens(manifest.tokens())].into(),
         first_block: manifest.blocks[0].id,
         is_kept: false,
+        from: None,
     });
     let job = EncodeJob {
         id: block.id,

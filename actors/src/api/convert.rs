@@ -236,7 +236,8 @@ pub(super) fn manifest(head: &ContextHead, payload: &Payload) -> Result<(Manifes
         let is_part = range.start <= range.end && range.end <= ids.len();
         is_part.then_some(ManifestBlock { id: BlockId::from_bytes(block.id), range })
     };
-    let held = |(host, anchor_copy)| Placed { host: HostId(host), held: true, anchor_copy };
+    let held =
+        |(host, anchor_copy)| Placed { host: HostId(host), held: true, anchor_copy, anchor_from: None };
     let placed: Option<Vec<_>> = blocks.iter().map(|block| block.placed.map(held)).collect();
     let places = Places { version: 0, placed: placed.unwrap_or_default() };
     let blocks: Option<Vec<_>> = blocks.into_iter().map(block).collect();

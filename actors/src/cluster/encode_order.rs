@@ -38,6 +38,8 @@ pub struct AnchorOrder {
     pub first_block: BlockId,
     /// Whether the host keeps it.
     pub is_kept: bool,
+    /// The host to copy it from, where that is cheaper than to compute it.
+    pub from: Option<HostId>,
 }
 
 impl EncodeOrder {
@@ -48,6 +50,7 @@ impl EncodeOrder {
             ids: anchor.ids.to_vec(),
             first_block: anchor.first_block,
             is_kept: anchor.is_kept,
+            from: anchor.from,
         });
         Self {
             host,
@@ -79,6 +82,7 @@ impl EncodeOrder {
             ids: anchor.ids.into(),
             first_block: anchor.first_block,
             is_kept: anchor.is_kept,
+            from: anchor.from,
         });
         let (id, ids, recompute_anchor) = (self.block, self.ids.into(), self.recompute_anchor);
         Some(EncodeJob { id, ids, position, anchor, recompute_anchor, meter, cancel })
@@ -98,7 +102,13 @@ mod tests {
     }
 
     fn order() -> EncodeOrder {
-        let anchor = Anchor { id: id(2), ids: [1, 2].into(), first_block: id(3), is_kept: true };
+        let anchor = Anchor {
+            id: id(2),
+            ids: [1, 2].into(),
+            first_block: id(3),
+            is_kept: true,
+            from: Some(HostId(7)),
+        };
         let job = EncodeJob {
             id: id(1),
             ids: [5, 6, 7].into(),

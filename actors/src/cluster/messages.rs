@@ -136,6 +136,8 @@ pub struct PlacedBlock {
     pub held: bool,
     /// Whether it is encoded behind a copy of the anchor that the host keeps.
     pub anchor_copy: bool,
+    /// The host that the anchor is best copied from, if that is cheaper than to compute it.
+    pub anchor_from: Option<HostId>,
 }
 
 /// Where a context goes.

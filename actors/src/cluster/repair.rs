@@ -6,7 +6,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
 
+use super::messages::ContextKey;
 use super::settings::RepairPolicy;
+use super::supervisor::Cluster;
+use crate::link::HostId;
 
 /// How a block is made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
@@ -60,6 +63,34 @@ impl fmt::Display for RepairChoice {
         let time =
             |us: Option<u64>| us.map_or("unknown".to_owned(), |us| format!("{} ms", us.div_ceil(1000)));
         write!(f, "{way}: {cause} (copy {}, compute {})", time(self.copy_us), time(self.recompute_us))
+    }
+}
+
+impl Cluster {
+    /// Where a host that is to keep the anchor of a context, and does not hold it, should copy it from: none where it is to
+    /// compute it.
+    pub(crate) fn anchor_source(
+        &self,
+        context: ContextKey,
+        to: HostId,
+        suspects: &[HostId],
+    ) -> Option<HostId> {
+        let claim = self.table.contexts.get(&context)?;
+        let (anchor, first) = (claim.anchor?, claim.needs.first()?);
+        let mut holders = self.table.holders(&anchor.id).into_iter();
+        let from = holders.find(|host| *host != to && !suspects.contains(host))?;
+        let (source, target) = (self.table.hosts.get(&from)?, self.table.hosts.get(&to)?);
+        let bandwidth = match (source.copy_bytes_per_s, target.copy_bytes_per_s) {
+            (0, known) | (known, 0) => known,
+            (a, b) => a.min(b),
+        };
+        let tokens = u128::from(anchor.bytes) * u128::from(first.tokens) / u128::from(first.bytes.max(1));
+        let rates = ((anchor.bytes, bandwidth), (tokens as u64, target.encode_tokens_per_s));
+        let choice = choose(self.settings.repair, true, rates.0, rates.1);
+        // As long as nothing was measured a host computes it, beside the blocks that it encodes anyway.
+        let is_copied = choice.way == RepairWay::Copy && choice.cause != RepairCause::Unmeasured;
+        tracing::info!(anchor = %anchor.id, %from, %to, %choice, is_copied, "an anchor is to be had elsewhere");
+        is_copied.then_some(from)
     }
 }
 

@@ -323,15 +323,20 @@ impl Cluster {
         let context = claim.key();
         let anchor_copy = claim.anchor;
         let given_up = self.table.claim(claim);
-        let mut answers = Vec::with_capacity(placed.len());
+        let (mut answers, mut sources) = (Vec::with_capacity(placed.len()), BTreeMap::new());
         for (need, placed) in needs.iter().zip(&placed) {
             let held = self.promise(placed.host, need.id, need.bytes as u64);
+            let mut anchor_from = None;
             if let Some(anchor) = anchor_copy.filter(|_| placed.anchor_copy) {
-                self.promise(placed.host, anchor.id, anchor.bytes);
+                if !self.promise(placed.host, anchor.id, anchor.bytes) && !held {
+                    let source = || self.anchor_source(context, placed.host, suspects);
+                    anchor_from = *sources.entry(placed.host).or_insert_with(source);
+                }
                 let holding = self.table.holding_mut(placed.host, &anchor.id).expect("just promised");
                 holding.anchors.insert(context);
             }
-            answers.push(PlacedBlock { host: placed.host, held, anchor_copy: placed.anchor_copy });
+            let (host, anchor_copy) = (placed.host, placed.anchor_copy);
+            answers.push(PlacedBlock { host, held, anchor_copy, anchor_from });
         }
         self.free_unclaimed(now, &given_up);
         Ok(ContextPlaced { term: self.term, version: self.table.version, placed: answers })

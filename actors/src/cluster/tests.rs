@@ -235,6 +235,27 @@ fn a_new_supervisor_frees_nothing_that_is_announced_and_everything_else_after_it
 }
 
 #[test]
+fn an_anchor_that_another_host_holds_is_copied_where_that_is_cheaper_or_forced() {
+    use RepairPolicy::{AlwaysCopy, AlwaysRecompute, Cheapest};
+    for (repair, is_copied) in [(Cheapest, true), (AlwaysCopy, true), (AlwaysRecompute, false)] {
+        let settings = ClusterSettings { repair, rebalance_every: None, ..quick() };
+        let mut world = settled(21, 2, 10_000, settings);
+        let first = claim(1, 8, 1);
+        let anchor = first.anchor;
+        world.place(first, &[]).unwrap();
+        world.run(seconds(3));
+        world.join(2, 10_000);
+        world.run(seconds(20));
+        let placed = world.cluster.place(world.now, ContextClaim { anchor, ..claim(2, 12, 1) }, &[]).unwrap();
+        let of_new: Vec<_> = placed.placed.iter().filter(|placed| placed.host == host(2)).collect();
+        assert!(of_new.iter().any(|placed| placed.anchor_copy), "{of_new:?}");
+        let source = of_new.iter().find_map(|placed| placed.anchor_from);
+        assert_eq!(source.is_some(), is_copied, "{repair:?}");
+        assert!(source.is_none_or(|from| world.hosts[&from].blocks.contains_key(&anchor.unwrap().id)));
+    }
+}
+
+#[test]
 fn two_query_nodes_that_call_their_contexts_alike_keep_the_blocks_of_both() {
     let mut world = settled(16, 2, 10_000, quick());
     world.place(claim(1, 5, 1), &[]).unwrap();

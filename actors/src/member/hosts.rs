@@ -19,8 +19,8 @@ use crate::link::HostId;
 use crate::port::HostPort;
 use crate::progress::EncodeMeter;
 
-/// The context hosts of this process.
-#[derive(Debug)]
+/// The context hosts of this process. Clones are the same.
+#[derive(Clone, Debug)]
 pub struct NodeHosts {
     hosts: Arc<BTreeMap<HostId, ContextHostHandle>>,
     decoder: Arc<Decoder>,
@@ -61,6 +61,36 @@ impl NodeHosts {
             return Err(nothing());
         }
         Ok(job)
+    }
+
+    /// Copies the anchor of a job to a host that is to keep it and does not hold it, from the host that the supervisor has
+    /// named, if it has. Where it is not to be had, it is computed.
+    pub(super) async fn bring_anchor(&self, host: HostId, job: &EncodeJob) {
+        let anchor = job.anchor.as_ref().filter(|anchor| anchor.is_kept && !job.recompute_anchor);
+        let Some((anchor, from)) = anchor.and_then(|anchor| Some((anchor, anchor.from?))) else { return };
+        let Ok(target) = self.host(host) else { return };
+        let held = Arc::clone(&target.held);
+        let is_held = held.get(&anchor.id).or_else(|| held.get(&anchor.first_block)).is_some();
+        if is_held
+            || held.get(&job.id).is_some()
+            || !matches!(held.promise(anchor.id, anchor.ids.len()), Ok(false))
+        {
+            return;
+        }
+        let copied = match self.begin_pull(host, anchor.id, from) {
+            Ok(pull) => pull.run().await,
+            Err(refusal) => Err(refusal),
+        };
+        match copied {
+            Ok(_) => {
+                let anchor_bytes = held.get(&anchor.id).map_or(0, |block| block.bytes() as u64);
+                tracing::info!(anchor = %anchor.id, %host, %from, anchor_bytes, "an anchor was copied");
+            }
+            Err(refusal) => {
+                drop(held.take_promised(&anchor.id));
+                tracing::warn!(anchor = %anchor.id, %host, %from, %refusal, "an anchor was not copied; it is computed");
+            }
+        }
     }
 
     fn begin_encode(&self, order: EncodeOrder) -> Result<Encode, AgentRefusal> {
@@ -120,8 +150,12 @@ impl Encode {
 
 impl AgentHosts for NodeHosts {
     fn encode(&self, order: EncodeOrder) -> BoxFuture<'static, Result<bool, AgentRefusal>> {
-        let encode = self.begin_encode(order);
-        Box::pin(async move { encode?.run().await })
+        let (encode, hosts) = (self.begin_encode(order), self.clone());
+        Box::pin(async move {
+            let encode = encode?;
+            hosts.bring_anchor(encode.host.host, &encode.job).await;
+            encode.run().await
+        })
     }
 
     fn reserve(

@@ -222,23 +222,24 @@ impl Member {
         };
         // First: what reports finds it.
         member.supervise(setup).await?;
+        let hosts = NodeHosts::new(
+            member.own.iter().cloned(),
+            Arc::clone(decoder),
+            neighbours,
+            Arc::clone(&options.clock),
+            setup.max_bulk_rate,
+        );
         let args = AgentArgs {
             node: peers.own_key(),
-            hosts: Arc::new(NodeHosts::new(
-                member.own.iter().cloned(),
-                Arc::clone(decoder),
-                neighbours,
-                Arc::clone(&options.clock),
-                setup.max_bulk_rate,
-            )),
+            hosts: Arc::new(hosts.clone()),
             store: Box::new(AgentRecords::new(setup.store.clone())),
             uplink: Arc::new(Reports(way)),
             clock: Arc::clone(&options.clock),
         };
         let (agent, _) = Actor::spawn(None, Agent, args).await.map_err(|e| not_started("the agent", e))?;
         for host in &member.own {
-            let (host, agent, seen) = (host.clone(), agent.clone(), Arc::clone(&seen));
-            member.directory.join(Arc::new(OwnHost { host, agent, seen }));
+            let (host, agent, hosts, seen) = (host.clone(), agent.clone(), hosts.clone(), Arc::clone(&seen));
+            member.directory.join(Arc::new(OwnHost { host, agent, hosts, seen }));
         }
         member.open(setup, agent).await?;
         member.serve_others(setup, pacer, decode, bulk);

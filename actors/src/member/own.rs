@@ -6,6 +6,7 @@ use ractor::{ActorRef, call};
 use std::sync::Arc;
 use stellate_model::block::BlockId;
 
+use super::hosts::NodeHosts;
 use super::way::Seen;
 use crate::budget::BudgetedBlock;
 use crate::cluster::agent::AgentMsg;
@@ -18,6 +19,7 @@ use crate::port::HostPort;
 pub(super) struct OwnHost {
     pub(super) host: ContextHostHandle,
     pub(super) agent: ActorRef<AgentMsg>,
+    pub(super) hosts: NodeHosts,
     pub(super) seen: Arc<Seen>,
 }
 
@@ -43,6 +45,7 @@ impl HostPort for OwnHost {
         Box::pin(async move {
             let anchor = job.anchor.as_ref().filter(|anchor| anchor.is_kept);
             self.claim(std::iter::once(job.id).chain(anchor.map(|anchor| anchor.id)).collect()).await;
+            self.hosts.bring_anchor(self.host.host, &job).await;
             HostPort::encode(&self.host, job).await
         })
     }

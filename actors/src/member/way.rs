@@ -296,6 +296,7 @@ impl SupervisorPort for Way {
                 host: placed.host,
                 held: placed.held,
                 anchor_copy: placed.anchor_copy,
+                anchor_from: placed.anchor_from,
             });
             Ok(Placement { context, placed: placed.collect() })
         })

@@ -174,7 +174,8 @@ async fn encode_star(
         async move {
             let port = reach(hosts, host)?;
             for (block, placed) in blocks {
-                let job = star_job(fleet, manifest, block, anchor, placed.anchor_copy, meter, cancel);
+                let kept = (placed.anchor_copy, placed.anchor_from);
+                let job = star_job(fleet, manifest, block, anchor, kept, meter, cancel);
                 let encoded = port.encode(job).await?;
                 meter.sealed(block.range.len(), encoded == Encoded::Held);
             }
@@ -246,7 +247,7 @@ pub(crate) async fn encode_again(
     let hosts = fleet.hosts.snapshot();
     // No room was promised there for a copy of the anchor.
     let (anchor, block) = (anchor_of(manifest), &manifest.blocks[index]);
-    let job = star_job(fleet, manifest, block, &anchor, false, meter, cancel);
+    let job = star_job(fleet, manifest, block, &anchor, (false, None), meter, cancel);
     reach(&hosts, host)?.encode(job).await?;
     Ok(())
 }
@@ -258,16 +259,18 @@ fn anchor_of(manifest: &Manifest) -> Option<Anchor> {
         ids: manifest.ids[..manifest.layout.anchor_tokens(manifest.tokens())].into(),
         first_block: manifest.blocks[0].id,
         is_kept: false,
+        from: None,
     })
 }
 
-/// A block behind its anchor, of which the host keeps a copy if `is_kept`, as a host is asked to encode it.
+/// A block behind its anchor, of which the host keeps a copy if `is_kept`, copied from another host if one is named; as a host
+/// is asked to encode it.
 fn star_job(
     fleet: &Fleet,
     manifest: &Manifest,
     block: &ManifestBlock,
     anchor: &Option<Anchor>,
-    is_kept: bool,
+    (is_kept, from): (bool, Option<HostId>),
     meter: &EncodeMeter,
     cancel: &CancelToken,
 ) -> EncodeJob {
@@ -276,7 +279,7 @@ fn star_job(
         id: block.id,
         ids: manifest.ids[block.range.clone()].into(),
         position: block.range.start,
-        anchor: anchor.map(|anchor| Anchor { is_kept, ..anchor }),
+        anchor: anchor.map(|anchor| Anchor { is_kept, from, ..anchor }),
         recompute_anchor: fleet.recompute_anchor,
         meter: meter.clone(),
         cancel: cancel.clone(),
@@ -301,6 +304,8 @@ pub struct Anchor {
     pub first_block: BlockId,
     /// Whether the host keeps it once it is computed: only where the supervisor counts it.
     pub is_kept: bool,
+    /// The host to copy it from, where that is cheaper than to compute it.
+    pub from: Option<HostId>,
 }
 
 /// Stage 5, on the host: one block on its way through the layers, chunk by chunk, so that decode steps of other

@@ -209,10 +209,14 @@ fn blocks_on(snapshot: &ClusterSnapshot, node: NodeKey) -> u64 {
 
 /// What one process answers to each question of a session over a context, in order.
 fn answers(mode: &str, seed: u32, asked: &[(u32, usize)]) -> Vec<String> {
+    answers_over(BLOCKS, mode, seed, asked)
+}
+
+fn answers_over(blocks: usize, mode: &str, seed: u32, asked: &[(u32, usize)]) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let node = Node::open(&model(), options(PLENTY)).await.unwrap();
-        let context = node.encode(text(BLOCKS, seed), layout(mode)).await.unwrap();
+        let context = node.encode(text(blocks, seed), layout(mode)).await.unwrap();
         let session = context.session().await.unwrap();
         let mut answers = Vec::new();
         for (seed, tokens) in asked {
@@ -358,6 +362,23 @@ fn moves_of_a_supervisor_that_was_started_again_are_followed_without_a_repair() 
     assert!(!asker.call("places 0").contains(&key.to_string()), "the query side knows where blocks are");
     assert_eq!(asker.ask(0, 0), answers("star", 8, &[(0, TOKENS)])[0]);
     assert_eq!(asker.call("healed"), "healed 0 encoded 0");
+}
+
+#[test]
+fn an_anchor_that_another_node_holds_is_copied_where_that_is_forced_and_answers_stay_the_same() {
+    let cluster = Cluster::new();
+    let mut first = Running::start(&cluster.supervisor("first", &[]));
+    first.until_hosts(1);
+    first.encode("star", BLOCKS, 11);
+    first.until(|snapshot| snapshot.contexts.iter().any(|row| row.held_blocks == BLOCKS as u64));
+    let mut second = Running::start(&cluster.spec("second", &[&first]));
+    first.until_hosts(2);
+    // It begins as the first one does.
+    let places = first.encode("star", 3 * BLOCKS, 11);
+    assert!(places.contains(&second.key.to_string()), "{places:?}");
+    assert_eq!(second.call("anchors"), "anchors 1");
+    assert_eq!(first.ask(1, 0), answers_over(3 * BLOCKS, "star", 11, &[(0, TOKENS)])[0]);
+    assert_eq!(first.call("healed"), "healed 0 encoded 0");
 }
 
 #[test]

@@ -91,13 +91,16 @@ fn say(line: impl std::fmt::Display) {
 /// How often contexts were brought back, and how many blocks were encoded for it, as the log tells.
 static HEALS: AtomicU64 = AtomicU64::new(0);
 static ENCODED: AtomicU64 = AtomicU64::new(0);
+/// How often an anchor was copied to a host of this node.
+static ANCHORS: AtomicU64 = AtomicU64::new(0);
 
 /// Reads the log for what the node does not tell otherwise.
 struct HealCounter;
 
 impl Subscriber for HealCounter {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && metadata.target() == "stellate_actors::path::heal"
+        let told = ["stellate_actors::path::heal", "stellate_actors::member::hosts"];
+        metadata.is_event() && told.contains(&metadata.target())
     }
 
     fn event(&self, event: &Event<'_>) {
@@ -119,6 +122,9 @@ impl Visit for HealCounter {
         if field.name() == "encoded" {
             HEALS.fetch_add(1, Ordering::SeqCst);
             ENCODED.fetch_add(value, Ordering::SeqCst);
+        }
+        if field.name() == "anchor_bytes" {
+            ANCHORS.fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -217,6 +223,7 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
                 let [heals, encoded] = [&HEALS, &ENCODED].map(|count| count.load(Ordering::SeqCst));
                 say(format!("healed {heals} encoded {encoded}"));
             }
+            ["anchors"] => say(format!("anchors {}", ANCHORS.load(Ordering::SeqCst))),
             ["release"] => {
                 contexts.clear();
                 say("released");
