@@ -72,19 +72,22 @@ pub fn forward(
         if asked != all {
             decoder.project_queries_of(backend, layer, pass, asked.clone());
         }
-        fanout.post(layer, pass.query())?;
+        fanout.post(layer, pass.query_mut())?;
         pass.done(Operation::Post, Work::default);
         let shape = decoder.partial_shape(asked.len());
         let mut seen = recycle(spans);
         tail.add_spans(layer, asked.clone(), &mut seen);
         own.reset(shape);
-        backend.attend(decoder.queries(pass.query()), &seen, own);
+        backend.attend(decoder.queries(fanout.queries()), &seen, own);
         pass.done(Operation::Attention, || decoder.attention_work(asked.len(), &seen));
         spans = recycle(seen);
         merged.reset(shape);
-        fanout.collect(backend, merged)?;
+        let has_context = fanout.collect(backend, merged)?;
         pass.done(Operation::Wait, Work::default);
-        backend.merge(merged, own);
+        match has_context {
+            true => backend.merge(merged, own),
+            false => std::mem::swap(merged, own),
+        }
         pass.done(Operation::Merge, Work::default);
         decoder.finish(backend, layer, pass, merged);
     }
