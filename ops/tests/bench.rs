@@ -229,10 +229,12 @@ fn the_saving_of_the_shared_anchor_is_measured_in_turns_and_stands_beside_the_co
         assert!(number("counted") > 1.6 && number("counted") < 1.9, "{saving}");
         assert!(saving["shared_s"]["best"].as_f64() > Some(0.0) && number("measured") > 0.0);
         assert!((number("percent") - 100.0 * number("measured") / number("counted")).abs() < 1e-6);
+        assert!(saving["target"].is_null() && saving["holds"].is_null(), "there is none for this shape");
     }
     let output = bench(&["--anchor-saving", "--block-tokens", "64"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("| behind every block |") && text.contains("anchor once"), "{text}");
+    assert!(text.contains("| target | holds |"), "{text}");
     assert_eq!(bench(&["--anchor-saving"]).status.code(), Some(2));
 }
 
