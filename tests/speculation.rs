@@ -1,10 +1,13 @@
 //! Guessing ahead changes how many tokens a step gives and nothing else: the same tokens, the same logits bit for bit, the
 //! same conversation after it; greedy and seeded, star and exact, on any number of hosts.
 
+use std::sync::Arc;
+
 use stellate_actors::{
     AskOptions, Context, ContextSource, KvFormat, Layout, Model, ModelOptions, ModelSource, Node,
     NodeOptions, QueryInput, SamplingParams, Speculation, TurnEvent, TurnReport, WeightChoice,
 };
+use stellate_runtime::clock::ManualClock;
 use stellate_tests::{FAMILIES, golden_dir, golden_model, small_node};
 
 /// Tokens that repeat themselves, so that there is something to copy.
@@ -41,7 +44,14 @@ async fn tokens_and_logits_are_those_of_an_answer_without_guesses() -> anyhow::R
     for family in FAMILIES {
         let model = golden_model(&golden_dir(family), WeightChoice::F32)?;
         for (hosts, kv) in [(1, KvFormat::F32), (3, KvFormat::Bf16)] {
-            let node = small_node(&model, hosts, kv).await?;
+            let options = NodeOptions {
+                kv_format: kv,
+                capacity_bytes: 64 << 20,
+                // Guesses are then paced by how many hold alone, the same in every run.
+                clock: Arc::new(ManualClock::new()),
+                ..NodeOptions::default()
+            };
+            let node = Node::open(&model, options.with_hosts(hosts)).await?;
             for layout in [Layout::star(64, 32), Layout::exact(64)] {
                 let context = node.encode(ContextSource::Ids(ids(200)), layout).await?;
                 for temperature in [0.0, 0.3, 1.0] {

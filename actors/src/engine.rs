@@ -48,15 +48,17 @@ impl Engine {
         match fold {
             Fold::ByHost => backend.attend(queries, spans, &mut partials[0]),
             Fold::ByBlock => {
-                for span in spans {
+                let (first, rest) = spans.split_at(spans.len().min(1));
+                backend.attend(queries, first, &mut partials[0]);
+                for span in rest {
                     self.attended.reset(shape);
-                    backend.attend(queries, &[*span], &mut self.attended);
+                    backend.attend(queries, std::slice::from_ref(span), &mut self.attended);
                     backend.merge(&mut partials[0], &self.attended);
                 }
             }
             Fold::Apart => {
                 for (span, partial) in spans.iter().zip(partials) {
-                    backend.attend(queries, &[*span], partial);
+                    backend.attend(queries, std::slice::from_ref(span), partial);
                 }
             }
         }

@@ -61,8 +61,10 @@ pub struct Fanout {
     links: Vec<Box<dyn HostLink>>,
     rounds: Vec<Round>,
     fold: Fold,
-    /// The layer and queries on their way, or those before them.
-    posted: Option<(usize, Arc<Vec<f32>>)>,
+    /// The layer that is asked, or was.
+    layer: usize,
+    /// Its queries, which the hosts share.
+    queries: Arc<Vec<f32>>,
     /// Replies of a round.
     replies: Vec<AttendReply>,
     /// For each link the memory for its next reply.
@@ -111,8 +113,8 @@ impl Fanout {
 
     fn over(links: Vec<Box<dyn HostLink>>, rounds: Vec<Round>, fold: Fold) -> Self {
         let spare = links.iter().map(|_| Vec::new()).collect();
-        let (replies, checked, order) = (Vec::new(), Checked::default(), Vec::new());
-        Self { links, rounds, fold, posted: None, replies, spare, checked, order, liar: None }
+        let (queries, replies, checked, order) = (Arc::default(), Vec::new(), Checked::default(), Vec::new());
+        Self { links, rounds, fold, layer: 0, queries, replies, spare, checked, order, liar: None }
     }
 
     /// Whether what is merged is the same, bit for bit, wherever the blocks lie.
@@ -125,27 +127,27 @@ impl Fanout {
         fault.silent_host().or(self.liar.filter(|_| matches!(fault, FanoutError::Cover(_))))
     }
 
-    /// Sends one layer's queries, `[tokens, heads, head_dim]`, to every host.
-    pub fn post(&mut self, layer: usize, queries: &[f32]) -> Result<(), FanoutError> {
-        if self.links.is_empty() {
-            return Ok(());
-        }
-        let mut memory = self.posted.take().map_or_else(Arc::default, |(_, queries)| queries);
-        match Arc::get_mut(&mut memory) {
-            Some(memory) => {
-                memory.clear();
-                memory.extend_from_slice(queries);
-            }
+    /// Takes one layer's queries, `[tokens, heads, head_dim]`, and sends them to every host. They are in
+    /// [`queries`](Self::queries) from here on; `queries` is left with memory for others.
+    pub fn post(&mut self, layer: usize, queries: &mut Vec<f32>) -> Result<(), FanoutError> {
+        match Arc::get_mut(&mut self.queries) {
+            Some(before) => std::mem::swap(before, queries),
             // Of a step that was given up, and that a host still works at.
-            None => memory = Arc::new(queries.to_vec()),
+            None => self.queries = Arc::new(std::mem::take(queries)),
         }
-        self.posted = Some((layer, memory));
-        self.post_round(0)
+        self.layer = layer;
+        if self.rounds.is_empty() { Ok(()) } else { self.post_round(0) }
     }
 
-    /// Waits for every host and merges their attention on `backend`, in block order, into `out`, which is empty and has
-    /// the shape of the queries.
-    pub fn collect(&mut self, backend: &dyn Backend, out: &mut Partial) -> Result<(), FanoutError> {
+    /// The queries that were posted last.
+    pub fn queries(&self) -> &[f32] {
+        &self.queries
+    }
+
+    /// Waits for every host and leaves their attention, merged on `backend` in block order, in `out`, which is empty or
+    /// blank and has the shape of the queries. Tells whether there was any: without hosts `out` stays as it is.
+    pub fn collect(&mut self, backend: &dyn Backend, out: &mut Partial) -> Result<bool, FanoutError> {
+        let mut is_empty = true;
         for round in 0..self.rounds.len() {
             if round > 0 {
                 self.post_round(round)?;
@@ -156,21 +158,25 @@ impl Fanout {
             }
             self.put_in_order(round, out.shape())?;
             for &(_, reply, partial) in &self.order {
-                backend.merge(out, &self.replies[reply].partials[partial]);
+                let partial = &mut self.replies[reply].partials[partial];
+                // Merged into nothing, the first is what it is.
+                match std::mem::take(&mut is_empty) {
+                    true => std::mem::swap(out, partial),
+                    false => backend.merge(out, partial),
+                }
             }
             for ((link, _), reply) in self.rounds[round].asks.iter().zip(self.replies.drain(..)) {
                 self.spare[*link] = reply.partials;
             }
         }
-        Ok(())
+        Ok(!is_empty)
     }
 
     fn post_round(&mut self, round: usize) -> Result<(), FanoutError> {
-        let Some((layer, queries)) = &self.posted else { return Ok(()) };
         for (link, blocks) in &self.rounds[round].asks {
-            let (blocks, queries) = (Arc::clone(blocks), Arc::clone(queries));
+            let (blocks, queries) = (Arc::clone(blocks), Arc::clone(&self.queries));
             let partials = std::mem::take(&mut self.spare[*link]);
-            let request = AttendRequest { layer: *layer, blocks, fold: self.fold, queries, partials };
+            let request = AttendRequest { layer: self.layer, blocks, fold: self.fold, queries, partials };
             self.links[*link].post(request)?;
         }
         Ok(())

@@ -48,6 +48,7 @@ pub mod manifest;
 pub mod member;
 pub mod model;
 pub mod node;
+pub mod pace;
 pub mod path;
 pub mod placement;
 pub mod port;

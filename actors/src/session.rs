@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::fanout::Fanout;
+use crate::pace::StepCosts;
 use crate::path::context::EncodedContext;
 use crate::tail::Tail;
 use crate::turn::FinishReason;
@@ -55,6 +56,8 @@ pub struct SessionState {
     pub tail: Tail,
     /// The token that was sampled last and not fed yet.
     pub pending: Option<u32>,
+    /// What its steps take, by the number of tokens guessed in them.
+    pub costs: StepCosts,
     turns: Vec<TurnRecord>,
     /// Tokens that the turns so far have fed.
     logged_tokens: usize,
@@ -65,7 +68,8 @@ impl SessionState {
     pub fn new(context: Arc<EncodedContext>, tail: Tail, turns: Vec<TurnRecord>) -> Self {
         let pending = turns.last().and_then(|turn| turn.ids.last().copied());
         let logged_tokens = turns.iter().map(TurnRecord::fed_tokens).sum();
-        Self { context, fanout: None, routed_version: 0, tail, pending, turns, logged_tokens }
+        let costs = StepCosts::default();
+        Self { context, fanout: None, routed_version: 0, tail, pending, costs, turns, logged_tokens }
     }
 
     /// Tokens of its context.

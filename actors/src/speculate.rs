@@ -1,5 +1,6 @@
 //! Prompt lookup: guesses at the next tokens, copied from where the last ones stood before, in the conversation or in the
 //! context. A guess costs nothing but its place in the next step, which verifies it; what is answered never depends on it.
+//! How many are made is decided in [`crate::pace`].
 //! Source: prompt lookup decoding (A. Saxena, 2023), which for answers over documents often copies whole passages.
 
 /// Lengths of the runs that are looked up, longest first: a longer run is the better guess.
@@ -10,13 +11,6 @@ const MAX_SLOTS: usize = 1 << 22;
 
 /// Tokens of the conversation that are searched, from its end.
 pub const RECENT_TOKENS: usize = 4096;
-
-/// Steps without a guess after guesses that failed: this many at first, and twice as many each time until
-/// [`MAX_PAUSE_STEPS`].
-const FIRST_PAUSE_STEPS: usize = 4;
-
-/// The longest such pause: what a step more costs is then below one in a hundred.
-const MAX_PAUSE_STEPS: usize = 128;
 
 /// Where runs of tokens stand in a context: the last place of each, as far as there are slots.
 #[derive(Clone, Debug, Default)]
@@ -71,41 +65,6 @@ pub fn guess(index: &ContextIndex, ids: &[u32], recent: &[u32], count: usize) ->
     Vec::new()
 }
 
-/// How many tokens to guess: more while guesses hold, fewer while they fail, none for a while when they go on failing.
-#[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    limit: usize,
-    next: usize,
-    pause: usize,
-    next_pause: usize,
-}
-
-impl Pace {
-    /// Guesses of at most `limit` tokens; 0 guesses nothing.
-    pub fn new(limit: usize) -> Self {
-        Self { limit, next: limit.min(2), pause: 0, next_pause: FIRST_PAUSE_STEPS }
-    }
-
-    /// Tokens to guess in this step.
-    pub fn tokens(&self) -> usize {
-        if self.pause > 0 { 0 } else { self.next }
-    }
-
-    /// Learns that of `guessed` tokens the first `held` were right.
-    pub fn learn(&mut self, guessed: usize, held: usize) {
-        if guessed == 0 {
-            self.pause = self.pause.saturating_sub(1);
-        } else if held == 0 {
-            self.next = 1.min(self.limit);
-            self.pause = self.next_pause;
-            self.next_pause = (2 * self.next_pause).min(MAX_PAUSE_STEPS);
-        } else {
-            self.next = if held == guessed { 2 * self.next } else { held }.min(self.limit);
-            self.next_pause = FIRST_PAUSE_STEPS;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,23 +87,5 @@ mod tests {
         assert_eq!(guess(&index, &IDS, &[6, 7, 40, 41, 6, 7], 2), [40, 41]);
         // A run that stands at the end alone has nothing behind it.
         assert_eq!(guess(&index, &IDS, &[0, 1, 2], 2), [0_u32; 0]);
-    }
-
-    #[test]
-    fn guesses_grow_while_they_hold_and_pause_while_they_fail() {
-        let mut pace = Pace::new(8);
-        for expected in [2, 4, 8, 8] {
-            assert_eq!(pace.tokens(), expected);
-            pace.learn(expected, expected);
-        }
-        pace.learn(8, 3);
-        assert_eq!(pace.tokens(), 3);
-        pace.learn(3, 0);
-        for _ in 0..FIRST_PAUSE_STEPS {
-            assert_eq!(pace.tokens(), 0);
-            pace.learn(0, 0);
-        }
-        assert_eq!(pace.tokens(), 1);
-        assert_eq!(Pace::new(0).tokens(), 0);
     }
 }

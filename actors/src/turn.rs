@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct as _;
+use serde::{Deserialize, Serialize, Serializer};
 use stellate_model::sampler::SamplingParams;
 use tokio::sync::mpsc;
 
@@ -110,8 +111,9 @@ pub struct Usage {
     pub generated_tokens: usize,
 }
 
-/// What guessing ahead came to: a step gives one token, and one more for every guess that held.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+/// What guessing ahead came to: a step gives one token, and one more for every guess that held. As JSON it has its two rates
+/// beside the counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Speculation {
     /// Steps of the answer.
     pub steps: usize,
@@ -119,6 +121,30 @@ pub struct Speculation {
     pub guessed_tokens: usize,
     /// Guesses that held.
     pub accepted_tokens: usize,
+}
+
+impl Speculation {
+    /// Guesses that held, for each step of the answer; 0 without a step.
+    pub fn accepted_per_step(&self) -> f64 {
+        if self.steps == 0 { 0.0 } else { self.accepted_tokens as f64 / self.steps as f64 }
+    }
+
+    /// Tokens of the answer for each step: 1 where no guess held.
+    pub fn tokens_per_step(&self) -> f64 {
+        1.0 + self.accepted_per_step()
+    }
+}
+
+impl Serialize for Speculation {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Speculation", 5)?;
+        fields.serialize_field("steps", &self.steps)?;
+        fields.serialize_field("guessed_tokens", &self.guessed_tokens)?;
+        fields.serialize_field("accepted_tokens", &self.accepted_tokens)?;
+        fields.serialize_field("accepted_per_step", &self.accepted_per_step())?;
+        fields.serialize_field("tokens_per_step", &self.tokens_per_step())?;
+        fields.end()
+    }
 }
 
 /// How long a turn took.

@@ -1,5 +1,6 @@
 //! That a layer allocates nothing, neither in phase 1 nor in phase 2: as many allocations whatever the number of layers.
-//! Hosts answer on the asker's thread, whose allocations are counted; the link is the one between real hosts.
+//! Hosts answer on the asker's thread, whose allocations are counted; the link is the one between real hosts. Each engine
+//! has a helper thread beside it, as real ones do.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,17 +17,31 @@ use stellate_actors::{KvFormat, Layout, WeightChoice};
 use stellate_kernels::{Cpu, CpuOptions, KvSpan, Visible};
 use stellate_model::block::{Addresser, BlockId};
 use stellate_model::decoder::Decoder;
+use stellate_model::families::Family;
 use stellate_model::random::{RandomModel, random_weights};
 
 const BLOCK_TOKENS: usize = 96;
 const CHUNK_TOKENS: usize = 32;
 const CONTEXT_TOKENS: usize = 4 * BLOCK_TOKENS;
 
-fn engine(layers: usize) -> Engine {
+/// What is different between models on the way through a layer.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    Llama,
+    /// Norms of queries and keys, and heads that are together wider than the hidden state.
+    Qwen3,
+}
+
+const SHAPES: [Shape; 2] = [Shape::Llama, Shape::Qwen3];
+
+fn engine(shape: Shape, layers: usize) -> Engine {
     let mut config = RandomModel::named("tiny").unwrap();
     config.layers = layers;
+    if let Shape::Qwen3 = shape {
+        (config.family, config.qk_norm, config.head_dim) = (Family::Qwen3, true, 64);
+    }
     let loaded = random_weights(&config, WeightChoice::Bf16, 1).unwrap();
-    let options = CpuOptions { name: "test".into(), threads: 1, cpus: Vec::new() };
+    let options = CpuOptions { name: "test".into(), threads: 2, cpus: Vec::new() };
     Engine::new(Arc::new(Decoder::new(config, loaded)), Box::new(Cpu::new(&options).unwrap()), CHUNK_TOKENS)
 }
 
@@ -75,8 +90,8 @@ impl HostLink for Inline {
 }
 
 /// The context's blocks, two on each of two hosts; and the allocations of each chunk of the last block.
-fn encode(layers: usize, budget: &Arc<KvBudget>) -> (Vec<Route>, Vec<BlockId>, Vec<u64>) {
-    let mut encoding = engine(layers);
+fn encode(shape: Shape, layers: usize, budget: &Arc<KvBudget>) -> (Vec<Route>, Vec<BlockId>, Vec<u64>) {
+    let mut encoding = engine(shape, layers);
     let ids: Vec<u32> = (0..CONTEXT_TOKENS as u32).map(|i| i * 37 % 512).collect();
     let layout = Layout::star(BLOCK_TOKENS, 0);
     let order = Addresser::new(encoding.decoder.fingerprint(), KvFormat::Bf16).address_all(&layout, &ids);
@@ -95,11 +110,16 @@ fn encode(layers: usize, budget: &Arc<KvBudget>) -> (Vec<Route>, Vec<BlockId>, V
         let blocks: Vec<_> = sealed.drain(..2).collect();
         let named = blocks.iter().map(|(id, _)| *id).collect();
         let (sender, jobs) = bounded(4);
-        let host = Arc::new(Mutex::new(Host { engine: engine(layers), blocks, spans: Vec::new() }));
+        let host = Arc::new(Mutex::new(Host { engine: engine(shape, layers), blocks, spans: Vec::new() }));
         let link = Inline { link: LocalLink::new(HostId(number), sender), jobs, host };
         routes.push(Route { link: Box::new(link), blocks: named });
     }
     (routes, order, counts)
+}
+
+fn budget(engine: &Engine) -> Arc<KvBudget> {
+    let shape = engine.decoder.kv_shape(KvFormat::Bf16);
+    KvBudget::new(shape, shape.bytes_for(4096))
 }
 
 fn count(work: impl FnOnce()) -> u64 {
@@ -107,11 +127,10 @@ fn count(work: impl FnOnce()) -> u64 {
 }
 
 /// Allocations of a steady step of `tokens` tokens.
-fn step_allocations(layers: usize, tokens: usize, in_block_order: bool) -> u64 {
-    let mut engine = engine(layers);
-    let shape = engine.decoder.kv_shape(KvFormat::Bf16);
-    let budget = KvBudget::new(shape, shape.bytes_for(4096));
-    let (routes, order, _) = encode(layers, &budget);
+fn step_allocations(shape: Shape, layers: usize, tokens: usize, in_block_order: bool) -> u64 {
+    let mut engine = engine(shape, layers);
+    let budget = budget(&engine);
+    let (routes, order, _) = encode(shape, layers, &budget);
     let cover = Cover::new(order);
     let mut fanout = match in_block_order {
         true => Fanout::in_block_order(routes, cover),
@@ -133,20 +152,19 @@ fn step_allocations(layers: usize, tokens: usize, in_block_order: bool) -> u64 {
 
 #[test]
 fn a_chunk_of_a_context_allocates_as_often_in_two_layers_as_in_seven() {
-    let counts = [2, 7].map(|layers| {
-        let shape = engine(layers).decoder.kv_shape(KvFormat::Bf16);
-        encode(layers, &KvBudget::new(shape, shape.bytes_for(4096))).2
-    });
-    assert_eq!(counts[0], counts[1]);
-    assert_eq!(counts[0].len(), BLOCK_TOKENS / CHUNK_TOKENS);
+    for shape in SHAPES {
+        let counts = [2, 7].map(|layers| encode(shape, layers, &budget(&engine(shape, layers))).2);
+        assert_eq!(counts[0], counts[1], "{shape:?}");
+        assert_eq!(counts[0].len(), BLOCK_TOKENS / CHUNK_TOKENS);
+    }
 }
 
 #[test]
 fn a_step_of_an_answer_allocates_as_often_in_two_layers_as_in_seven() {
-    for tokens in [1, 5] {
-        for in_block_order in [false, true] {
-            let counts = [2, 7].map(|layers| step_allocations(layers, tokens, in_block_order));
-            assert_eq!(counts[0], counts[1], "{tokens} tokens, in block order: {in_block_order}");
+    for shape in SHAPES {
+        for (tokens, in_block_order) in [(1, false), (1, true), (5, false), (5, true)] {
+            let counts = [2, 7].map(|layers| step_allocations(shape, layers, tokens, in_block_order));
+            assert_eq!(counts[0], counts[1], "{shape:?}, {tokens} tokens, in block order: {in_block_order}");
         }
     }
 }

@@ -138,7 +138,7 @@ pub trait Backend: Send + Sync + Debug {
     fn encoding(&self) -> &dyn Backend;
 
     /// Folds into `out` the attention of `q` over each span in order. `out` has the shape of `q`; where it is
-    /// empty it becomes the attention over all spans. Query head `h` reads key/value head
+    /// empty, blank ([`Partial::reset`]) or not, it becomes the attention over all spans. Query head `h` reads key/value head
     /// `h / (heads / kv_heads)` (grouped-query attention, arXiv 2305.13245).
     fn attend(&self, q: Queries<'_>, spans: &[KvSpan<'_>], out: &mut Partial);
 

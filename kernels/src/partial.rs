@@ -23,7 +23,8 @@ impl PartialShape {
 
 /// The attention of query rows over some of the keys: the normalised output and the log-sum-exp of the scores.
 ///
-/// A row that saw no key holds output 0 and log-sum-exp `-inf`, the exact identity of [`Partial::merge`].
+/// A row that saw no key holds output 0 and log-sum-exp `-inf`, the exact identity of [`Partial::merge`]. Between
+/// [`Partial::reset`] and what fills it, a partial is *blank*: its outputs are whatever was there, and mean nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Partial {
     shape: PartialShape,
@@ -45,16 +46,18 @@ impl Partial {
         self.shape
     }
 
-    /// Becomes the attention over no key again, in a shape that may differ, and keeps the allocations.
+    /// Becomes blank, in a shape that may differ, and keeps the allocations: every row is empty, and to be filled by
+    /// [`Backend::attend`](crate::Backend::attend) or [`Partial::merge`], which leave zeros in rows that stay empty.
+    ///
+    /// Outputs are not written: that would be a pass over as much memory as filling them.
     pub fn reset(&mut self, shape: PartialShape) {
         self.shape = shape;
-        self.out.clear();
         self.out.resize(shape.rows() * shape.head_dim, 0.0);
         self.lse.clear();
         self.lse.resize(shape.rows(), f32::NEG_INFINITY);
     }
 
-    /// Folds in the attention of the same queries over other keys.
+    /// Folds in the attention of the same queries over other keys. Either may be blank; the sum is not.
     ///
     /// Commutative and associative up to rounding. Panics when the shapes differ.
     pub fn merge(&mut self, other: &Partial) {
@@ -65,14 +68,28 @@ impl Partial {
             merge_row(&mut self.out[at.clone()], &mut self.lse[row], &other.out[at], other.lse[row]);
         }
     }
+
+    /// Zeros in the rows that are empty, where filling a blank partial has passed over them.
+    pub(crate) fn settle(&mut self) {
+        let head_dim = self.shape.head_dim;
+        for (row, lse) in self.lse.iter().enumerate() {
+            if *lse == f32::NEG_INFINITY {
+                self.out[row * head_dim..(row + 1) * head_dim].fill(0.0);
+            }
+        }
+    }
 }
 
-/// Merges one row. Every path that folds partials goes through here, so they all give the same bits.
+/// Merges one row. Every path that folds partials goes through here, so they all give the same bits. Outputs of an empty row
+/// are not looked at, and are zeros where two empty rows meet.
 ///
 /// The weights are computed in f64, once per row: a long context folds thousands of segments.
 #[inline(always)]
 pub(crate) fn merge_row(out: &mut [f32], lse: &mut f32, other_out: &[f32], other_lse: f32) {
     if other_lse == f32::NEG_INFINITY {
+        if *lse == f32::NEG_INFINITY {
+            out.fill(0.0);
+        }
         return;
     }
     if *lse == f32::NEG_INFINITY {
@@ -150,9 +167,10 @@ mod tests {
 
         #[test]
         fn the_empty_partial_is_the_exact_identity(a in partials()) {
-            let empty = Partial::empty(SHAPE);
-            prop_assert_eq!(&merged(&a, &empty), &a);
-            prop_assert_eq!(&merged(&empty, &a), &a);
+            for empty in [Partial::empty(SHAPE), blank(SHAPE)] {
+                prop_assert_eq!(&merged(&a, &empty), &a);
+                prop_assert_eq!(&merged(&empty, &a), &a);
+            }
         }
 
         #[test]
@@ -166,19 +184,31 @@ mod tests {
         }
     }
 
+    /// What a reset leaves of a partial that held something.
+    fn blank(shape: PartialShape) -> Partial {
+        let mut partial = Partial::empty(SHAPE);
+        partial.out.fill(f32::NAN);
+        partial.lse.fill(1.0);
+        partial.reset(shape);
+        partial
+    }
+
     #[test]
     fn two_empty_rows_merge_to_an_empty_row() {
         let empty = Partial::empty(SHAPE);
-        assert_eq!(merged(&empty, &empty), empty);
+        for (a, b) in [(&empty, &empty), (&blank(SHAPE), &empty), (&blank(SHAPE), &blank(SHAPE))] {
+            assert_eq!(merged(a, b), empty);
+        }
     }
 
     #[test]
     fn resetting_changes_the_shape_and_forgets_everything() {
-        let mut partial = Partial::empty(SHAPE);
-        partial.out.fill(1.0);
-        partial.lse.fill(1.0);
-        let shape = PartialShape { tokens: 1, heads: 3, head_dim: 16 };
-        partial.reset(shape);
-        assert_eq!(partial, Partial::empty(shape));
+        for tokens in [1, 9] {
+            let shape = PartialShape { tokens, heads: 3, head_dim: 16 };
+            let mut partial = blank(shape);
+            assert_eq!((partial.shape(), partial.lse.len()), (shape, shape.rows()));
+            partial.settle();
+            assert_eq!(partial, Partial::empty(shape));
+        }
     }
 }

@@ -87,9 +87,32 @@ fn attention_agrees_with_the_reference() {
                 // Weights are rounded too; the values are below 1.
                 let rounding = if format != KvFormat::F32 && rounds(backend) { 4e-3 } else { 0.0 };
                 assert_close(&format!("{what}: out"), &wanted.out, &given.out, tolerance + rounding);
+                assert!(
+                    given == over_stale_outputs(backend, q, &spans, shape),
+                    "{what}: not a blank partial's"
+                );
             }
+            assert!(
+                wanted == over_stale_outputs(&Reference, q, &spans, shape),
+                "case {index}: the reference"
+            );
         }
     }
+}
+
+/// The attention in place of what a partial held before.
+fn over_stale_outputs(
+    backend: &dyn Backend,
+    q: Queries<'_>,
+    spans: &[KvSpan<'_>],
+    shape: PartialShape,
+) -> Partial {
+    let mut partial = Partial::empty(shape);
+    partial.out.fill(f32::NAN);
+    partial.lse.fill(1.0);
+    partial.reset(shape);
+    backend.attend(q, spans, &mut partial);
+    partial
 }
 
 /// `(m, rows, cols)`

@@ -88,6 +88,11 @@ impl Pass {
         &self.query
     }
 
+    /// The same, to be taken away for other memory in their place: the layer does not need them again.
+    pub fn query_mut(&mut self) -> &mut Vec<f32> {
+        &mut self.query
+    }
+
     /// Rotated keys of the projected layer, `[tokens, kv_heads, head_dim]`.
     pub fn key(&self) -> &[f32] {
         &self.key

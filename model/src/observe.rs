@@ -6,7 +6,7 @@ use std::fmt::Debug;
 /// What a run of tokens is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// Encoding a context (phase 1).
+    /// Encoding a context (phase 1), on whatever host: under `exact` also the attention that context hosts are asked for.
     Encode,
     /// Questions and answers (phase 2), on the query host.
     Answer,

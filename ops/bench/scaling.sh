@@ -8,7 +8,7 @@ usage() {
     cat <<'TEXT'
 usage: ops/bench/scaling.sh [--quick | --full] [--plan] [--only GROUP,…] [--kv FORMAT] [--out FOLDER] [--limit TIME]
 
-  --quick         2 or 3 layers of each shape: about 5 minutes where the default takes 40
+  --quick         2 or 3 layers of each shape: once, in about 5 minutes where the default, twice, takes an hour
   --full          all layers everywhere, and blocks of 8,192 up to 256K: hours on two cores
   --plan          print every case with its operations and about how long it takes here, and measure nothing
   --only GROUPS   some of: 1b, saving, 135m, long
@@ -79,7 +79,7 @@ answers=(--query-tokens 32 --max-tokens 16)
 shapes=(--block-tokens 2048,8192 --anchor-tokens 2048,8192 --exact-block-tokens 8192)
 
 if wanted 1b; then
-    bench 1b --random-weights $b1 --tokens 8192,32768 "${shapes[@]}" "${answers[@]}"
+    bench 1b --random-weights $b1 --tokens 8192,32768 "${shapes[@]}" "${answers[@]}" --repeat $repeat
 fi
 if wanted saving; then
     bench saving-2k --random-weights $saving2k --anchor-saving --block-tokens 2048 --repeat $repeat
@@ -88,14 +88,15 @@ if wanted saving; then
 fi
 if wanted 135m; then
     # In f32 128K tokens of all layers take 5.6 GiB.
-    bench 135m --random-weights $m135 --tokens 8192,32768,131072 "${shapes[@]}" "${answers[@]}" --kv-capacity 6GiB
+    bench 135m --random-weights $m135 --tokens 8192,32768,131072 "${shapes[@]}" "${answers[@]}" --repeat $repeat \
+        --kv-capacity 6GiB
 fi
 if wanted long; then
     # Of 8 layers 1M tokens take 6 GiB in bf16.
     bench long --random-weights $long --attention star --tokens 16384,65536,262144,1048576 --block-tokens 2048 \
-        "${answers[@]}" --kv-capacity $long_store
+        "${answers[@]}" --repeat $repeat --kv-capacity $long_store
     if [ $size != quick ]; then
         bench long-8k --random-weights $long --attention star --tokens 131072,262144 --block-tokens 8192 \
-            "${answers[@]}" --kv-capacity $long_store
+            "${answers[@]}" --repeat $repeat --kv-capacity $long_store
     fi
 fi

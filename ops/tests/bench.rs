@@ -65,6 +65,34 @@ fn every_length_is_measured_under_star_and_exact_and_plotted() {
 }
 
 #[test]
+fn a_profile_is_of_one_repeat_and_stands_beside_the_time_that_encoding_took() {
+    let shape = ["--tokens", "256", "--block-tokens", "64", "--hosts", "1", "--repeat", "2"];
+    let output = bench(&[shape.as_slice(), &["--profile", "--json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for measured in report["measurements"].as_array().unwrap() {
+        let (profile, encode) = (&measured["profile"], &measured["profile"]["encode"]);
+        assert_eq!(encode["wall_seconds"], measured["encode_s"]["best"]);
+        let percent = encode["products_and_attention_wall_percent"].as_f64().unwrap();
+        assert!(percent > 0.0 && percent <= 100.0, "{encode}");
+        let calls = |name: &str| {
+            let operations = encode["operations"].as_array().unwrap();
+            operations.iter().find(|row| row["name"] == name).map_or(0, |row| row["calls"].as_u64().unwrap())
+        };
+        // Four blocks, of a chunk each, through two layers: of the last one only keys and values are made. Under exact three
+        // of the blocks have earlier ones, which the context host attends to.
+        let attention = if measured["attention"] == "exact" { 4 + 3 } else { 4 };
+        assert_eq!((calls("product: down"), calls("attention")), (4, attention), "{encode}");
+        assert_eq!(calls("waiting for hosts"), 0, "{encode}");
+        let waiting = encode["waiting_seconds"].as_f64().unwrap();
+        assert_eq!(waiting > 0.0, measured["attention"] == "exact", "{encode}");
+        assert!(
+            profile["serve"]["seconds"].as_f64() > Some(0.0) && profile["answer"]["operations"].is_array()
+        );
+    }
+}
+
+#[test]
 fn tokens_that_are_given_are_the_ones_encoded_and_asked() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ids.json");
@@ -201,10 +229,12 @@ fn the_saving_of_the_shared_anchor_is_measured_in_turns_and_stands_beside_the_co
         assert!(number("counted") > 1.6 && number("counted") < 1.9, "{saving}");
         assert!(saving["shared_s"]["best"].as_f64() > Some(0.0) && number("measured") > 0.0);
         assert!((number("percent") - 100.0 * number("measured") / number("counted")).abs() < 1e-6);
+        assert!(saving["target"].is_null() && saving["holds"].is_null(), "there is none for this shape");
     }
     let output = bench(&["--anchor-saving", "--block-tokens", "64"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("| behind every block |") && text.contains("anchor once"), "{text}");
+    assert!(text.contains("| target | holds |"), "{text}");
     assert_eq!(bench(&["--anchor-saving"]).status.code(), Some(2));
 }
 

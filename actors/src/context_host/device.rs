@@ -155,7 +155,9 @@ impl Device {
 
     fn attention(&mut self, request: AttendRequest) -> Result<AttendReply, LinkError> {
         let AttendRequest { layer, blocks, fold, queries, mut partials } = request;
-        self.engine.pass.begin(Phase::Serve, Some(layer));
+        // Only encoding asks for sums that do not depend on where blocks lie.
+        let phase = if fold.is_placement_free() { Phase::Encode } else { Phase::Serve };
+        self.engine.pass.begin(phase, Some(layer));
         // Taken before anything is computed: what is released meanwhile stays until this is done.
         let mut gathered = std::mem::take(&mut self.gathered);
         if let Err(block) = self.held.gather(&blocks, &mut gathered) {

@@ -6,7 +6,7 @@
 //!    hold blocks; **attend** the tail meanwhile; **fan in**, check exact cover and **merge** in block order; **finish**
 //!    the layer: [`forward`];
 //! 4. **sample** from the last token's logits and **emit** the token; where guesses at the next tokens were fed behind it,
-//!    go on for as long as they hold: [`TurnRun::step`];
+//!    as many as [pay](crate::pace), go on for as long as they hold: [`TurnRun::step`];
 //! 5. **log** the turn in its session: [`TurnRun::finish`]; once the log is durable, tell the report:
 //!    [`TurnRun::conclude`].
 //!
@@ -28,9 +28,10 @@ use crate::cancel::CancelToken;
 use crate::engine::{Engine, recycle};
 use crate::error::AskError;
 use crate::fanout::{Fanout, FanoutError};
+use crate::pace::Pace;
 use crate::prompt::Prompter;
 use crate::session::{SessionState, TurnRecord};
-use crate::speculate::{Pace, RECENT_TOKENS, guess};
+use crate::speculate::{RECENT_TOKENS, guess};
 use crate::tail::Tail;
 use crate::turn::{
     AskOptions, FinishReason, QueryInput, Speculation, Timings, TokenEvent, TurnEvent, TurnReport, Usage,
@@ -72,19 +73,22 @@ pub fn forward(
         if asked != all {
             decoder.project_queries_of(backend, layer, pass, asked.clone());
         }
-        fanout.post(layer, pass.query())?;
+        fanout.post(layer, pass.query_mut())?;
         pass.done(Operation::Post, Work::default);
         let shape = decoder.partial_shape(asked.len());
         let mut seen = recycle(spans);
         tail.add_spans(layer, asked.clone(), &mut seen);
         own.reset(shape);
-        backend.attend(decoder.queries(pass.query()), &seen, own);
+        backend.attend(decoder.queries(fanout.queries()), &seen, own);
         pass.done(Operation::Attention, || decoder.attention_work(asked.len(), &seen));
         spans = recycle(seen);
         merged.reset(shape);
-        fanout.collect(backend, merged)?;
+        let has_context = fanout.collect(backend, merged)?;
         pass.done(Operation::Wait, Work::default);
-        backend.merge(merged, own);
+        match has_context {
+            true => backend.merge(merged, own),
+            false => std::mem::swap(merged, own),
+        }
         pass.done(Operation::Merge, Work::default);
         decoder.finish(backend, layer, pass, merged);
     }
@@ -280,8 +284,12 @@ impl TurnRun {
         prompter: &Prompter,
         clock: &dyn Clock,
     ) -> Result<Option<FinishReason>, AskError> {
+        let (is_of_answer, began) = (!self.ids.is_empty(), clock.now());
         let guesses = self.guess(engine, session);
         let Some(logits) = self.feed_chunk(engine, session, &guesses)? else { return Ok(None) };
+        if is_of_answer {
+            session.costs.learn(guesses.len(), clock.now().saturating_sub(began));
+        }
         let certain = session.tail.len() - guesses.len();
         let (mut held, mut finish) = (0, None);
         for row in logits.chunks_exact(engine.decoder.config().vocab_size) {
@@ -294,7 +302,9 @@ impl TurnRun {
         // What stands behind a wrong guess was never said.
         session.tail.truncate(certain + held);
         self.fed += held;
-        self.pace.learn(guesses.len(), held);
+        if is_of_answer {
+            self.pace.learn(guesses.len(), held, &session.costs);
+        }
         self.speculation.steps += 1;
         self.speculation.guessed_tokens += guesses.len();
         self.speculation.accepted_tokens += held;
@@ -306,7 +316,7 @@ impl TurnRun {
         if self.ids.is_empty() {
             return Vec::new();
         }
-        let count = (self.pace.tokens())
+        let count = (self.pace.tokens(&session.costs))
             .min(self.options.max_tokens - self.ids.len() - 1)
             .min(self.events.capacity().saturating_sub(2))
             .min(engine.chunk_tokens - 1);

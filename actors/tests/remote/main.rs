@@ -6,6 +6,7 @@ mod attention;
 mod blocks;
 mod bytes;
 mod faults;
+mod guesses;
 mod hostile;
 mod port;
 mod support;

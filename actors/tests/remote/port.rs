@@ -20,7 +20,7 @@ use crate::support::{Asker, HOST, Model, PATIENT, queries, real_node, request};
 
 /// A control plane of one process: the calls go straight to the host.
 #[derive(Debug)]
-struct Straight(ContextHostHandle);
+pub(crate) struct Straight(pub(crate) ContextHostHandle);
 
 impl ControlCalls for Straight {
     fn encode(&self, order: EncodeOrder) -> BoxFuture<'_, Result<Encoded, HostError>> {

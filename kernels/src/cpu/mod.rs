@@ -149,6 +149,7 @@ impl Backend for Cpu {
     fn attend(&self, q: Queries<'_>, spans: &[KvSpan<'_>], out: &mut Partial) {
         check_attend(&q, spans, out);
         attention::attend(self.kernels, &self.pool, &q, spans, out);
+        out.settle();
     }
 
     fn matmul(&self, x: &[f32], weight: &Matrix, out: &mut [f32]) {

@@ -111,6 +111,9 @@ async fn ask_all(args: &AskArgs, app: &App, session: &Session) -> anyhow::Result
         let turn = session.ask(question.as_str(), options.clone());
         // Dropping the turn cancels it.
         let report = app.interrupt.or(answer::follow(turn, !args.json)).await??;
+        if !args.json {
+            answer::remark(&report);
+        }
         turns.push(TurnOutput::new(question, report));
     }
     Ok(turns)

@@ -110,7 +110,7 @@ pub(crate) struct BenchArgs {
     /// Write a line of JSON to a file as soon as a case ends, and at the end one of what follows from all
     #[arg(long, value_name = "FILE")]
     json_lines: Option<PathBuf>,
-    /// Tell where the time goes, by operation and by layer, of all repeats together
+    /// Tell where the time of the fastest repeat goes, by operation and by layer
     #[arg(long)]
     profile: bool,
     /// Draw time to encode against length of context

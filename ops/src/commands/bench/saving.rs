@@ -5,6 +5,7 @@
 use anyhow::ensure;
 use serde::Serialize;
 use stellate_actors::{ContextSource, Model, Node};
+use stellate_model::config::ModelConfig;
 use stellate_runtime::config::Settings;
 
 use super::count::{Anchors, Gflop};
@@ -13,6 +14,9 @@ use super::plan::{Case, anchor_tokens};
 use crate::app::App;
 use crate::open;
 use crate::report::stores;
+
+/// What the saving is to be at least in the shape of Llama 3.2 1B, on one host, by tokens of a block.
+const TARGETS: [(usize, f64); 2] = [(2048, 1.7), (8192, 1.5)];
 
 /// What came out for one length of blocks.
 #[derive(Clone, Debug, Serialize)]
@@ -36,6 +40,10 @@ pub(super) struct AnchorSaving {
     pub(super) counted: f64,
     /// The measured ratio in percent of the counted one.
     pub(super) percent: f64,
+    /// What the measured ratio is to be at least, where that was set.
+    pub(super) target: Option<f64>,
+    /// Whether it is.
+    pub(super) holds: Option<bool>,
 }
 
 /// The two nodes.
@@ -102,6 +110,7 @@ impl Pair {
         let gflop = |anchors| case.work(config, anchors).gflop();
         let (once, again) = (gflop(Anchors::OncePerHost(self.hosts())), gflop(Anchors::BehindEveryBlock));
         let (measured, counted) = (recomputed_s.best / shared_s.best, again.total / once.total);
+        let target = target_of(config, case.layout.block_tokens, self.hosts());
         Ok(AnchorSaving {
             series: case.series.clone(),
             context_tokens: case.context_tokens,
@@ -117,8 +126,18 @@ impl Pair {
             measured,
             counted,
             percent: 100.0 * measured / counted,
+            target,
+            holds: target.map(|target| measured >= target),
         })
     }
+}
+
+/// What was aimed at for blocks of this length. Layers are alike: their number does not matter.
+fn target_of(config: &ModelConfig, block_tokens: usize, hosts: usize) -> Option<f64> {
+    let ModelConfig { hidden_size, intermediate_size, heads, kv_heads, head_dim, .. } = *config;
+    let is_1b = [hidden_size, intermediate_size, heads, kv_heads, head_dim] == [2048, 8192, 32, 8, 64];
+    let of_block = TARGETS.iter().find(|(tokens, _)| *tokens == block_tokens);
+    of_block.filter(|_| is_1b && hosts == 1).map(|(_, target)| *target)
 }
 
 /// Seconds to encode a context of new or given tokens, which is dropped.
@@ -128,4 +147,25 @@ async fn encode(app: &App, node: &Node, tokens: &mut Tokens, case: &Case) -> any
     let (context, took) = open::encode(app, node, source, case.layout).await?;
     ensure!(context.progress().blocks_reused == 0, "a block was found encoded already");
     Ok(took.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use stellate_model::random::RandomModel;
+
+    use super::*;
+
+    #[test]
+    fn targets_are_those_of_the_1b_shape_with_any_number_of_layers_on_one_host() {
+        let target = |shape, block, hosts| target_of(&RandomModel::named(shape).unwrap(), block, hosts);
+        for (shape, block, hosts, expected) in [
+            ("llama-3.2-1b", 2048, 1, Some(1.7)),
+            ("llama-3.2-1b:4", 8192, 1, Some(1.5)),
+            ("llama-3.2-1b", 4096, 1, None),
+            ("llama-3.2-1b", 2048, 2, None),
+            ("smollm-135m", 2048, 1, None),
+        ] {
+            assert_eq!(target(shape, block, hosts), expected, "{shape}, {block} on {hosts}");
+        }
+    }
 }

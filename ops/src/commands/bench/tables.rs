@@ -130,6 +130,8 @@ pub(super) fn anchor_savings(savings: &[AnchorSaving], repeat: usize) -> String 
             ratio(saving.measured),
             ratio(saving.counted),
             percent(saving.percent),
+            saving.target.map(|target| format!("at least {target}")).unwrap_or_default(),
+            saving.holds.map(verdict).unwrap_or_default(),
         ]
     };
     let header = [
@@ -143,6 +145,8 @@ pub(super) fn anchor_savings(savings: &[AnchorSaving], repeat: usize) -> String 
         "ratio",
         "counted",
         "measured / counted",
+        "target",
+        "holds",
     ];
     table::markdown(&header, savings.iter().map(row).collect(), 0)
 }

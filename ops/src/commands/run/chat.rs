@@ -136,7 +136,7 @@ fn stats(last: Option<&TurnReport>) -> String {
     };
     format!(
         "{} tokens of context and {} of earlier turns were there; {} were fed and {} generated\n\
-         first token after {}, all after {}, {}; {} steps, {} of {} guesses held",
+         first token after {}, all after {}, {}; {}",
         human::count(usage.context_tokens),
         human::count(usage.session_tokens),
         human::count(usage.query_tokens),
@@ -144,8 +144,6 @@ fn stats(last: Option<&TurnReport>) -> String {
         human::seconds(timings.first_token_s),
         human::seconds(timings.total_s),
         human::rate(timings.tokens_per_s),
-        human::count(speculation.steps),
-        human::count(speculation.accepted_tokens),
-        human::count(speculation.guessed_tokens),
+        answer::steps(speculation),
     )
 }

@@ -169,6 +169,9 @@ async fn ask_all(
         let turn = session.ask(query.as_str(), options.clone());
         // Dropping the turn cancels it.
         let report = app.interrupt.or(answer::follow(turn, !args.json)).await??;
+        if !args.json {
+            answer::remark(&report);
+        }
         turns.push(TurnOutput::new(query, report));
     }
     Ok(turns)
