@@ -86,9 +86,11 @@ pub(super) async fn measure(model: &ModelArgs, settings: &Settings) -> anyhow::R
     let asked = Asked { text, question, encoded: AtomicUsize::new(0) };
     let mut tell = |line: &str| progress::note(line);
     // As many threads for each as two have to share: one node alone is no faster for having the machine to itself.
-    let options = dev::options(model, settings, 2)?;
-    let mut cluster = LocalCluster::found(options, &mut tell).await?;
+    let cluster = LocalCluster::found(dev::options(model, settings, 2)?, &mut tell).await?;
     let mut speed = vec![asked.speed(&cluster, 1).await?];
+    cluster.stop().await?;
+    // Another cluster: what was forgotten is held for a while where it lies, and all that comes next would go to a new node.
+    let mut cluster = LocalCluster::found(dev::options(model, settings, 2)?, &mut tell).await?;
     cluster.add(1, &mut tell).await?;
     cluster.until_whole().await?;
     speed.push(asked.speed(&cluster, 2).await?);
