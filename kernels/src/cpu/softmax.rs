@@ -4,7 +4,9 @@
 
 use super::lanes::Lanes;
 use super::shared::Block;
-use super::strip::{Asking, Bytes, Floats, LINES_PER_TURN, Meeting, Pairs, Product, STRIP_ROWS, Start, Widened};
+use super::strip::{
+    Asking, Bytes, Floats, LINES_PER_TURN, Meeting, Pairs, Product, STRIP_ROWS, Start, Widened,
+};
 use crate::KEYS_PER_TILE;
 
 /// Lanes of the widest register.
