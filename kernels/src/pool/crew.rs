@@ -90,12 +90,14 @@ impl Crew {
         Ok(ready.then_some(crew))
     }
 
-    /// Runs `work` on the calling thread, and at the same time on each helper that comes in time, perhaps more than once; returns when all are
-    /// done. `work` is to take its share until nothing is left.
+    /// Runs `work` on the calling thread, and at the same time on each helper that comes in time, perhaps more than once;
+    /// returns when all are done. `work` is to take its share until nothing is left.
     ///
-    /// Panics as `work` does, after the last helper has left.
+    /// Panics as `work` does, after the last helper has left: as the caller's part did, where several have.
     pub(super) fn run(&self, work: &(dyn Fn() + Sync)) {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // What a helper panicked with is nobody's any more, where its caller's own panic went first.
+        drop(self.shared.take_panic());
         // SAFETY: the same reference but for its lifetime; `Leave` waits for all who may use it before `run` returns.
         let borrowed =
             unsafe { std::mem::transmute::<*const (dyn Fn() + Sync + '_), *const (dyn Fn() + Sync)>(work) };
@@ -112,7 +114,7 @@ impl Crew {
             let _leave = Leave(&self.shared);
             work();
         }
-        let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panic = self.shared.take_panic();
         drop(turn);
         if let Some(panic) = panic {
             resume_unwind(panic);
@@ -170,6 +172,11 @@ impl Shared {
                 self.take_part();
             }
         }
+    }
+
+    /// What a helper's work panicked with since this was asked last.
+    fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Joins the job if it is open.
@@ -264,7 +271,8 @@ mod tests {
     fn panics_reach_the_caller_and_leave_the_crew_able_to_work() {
         let crew = crew(1);
         let caller = thread::current().id();
-        for panics_here in [true, false] {
+        // Whose work breaks off: the caller's, the helper's, or that of both.
+        for (callers, helpers) in [(true, false), (false, true), (true, true)] {
             let joined = AtomicBool::new(false);
             let caught = catch_unwind(AssertUnwindSafe(|| {
                 crew.run(&|| {
@@ -275,11 +283,13 @@ mod tests {
                     while !joined.load(Ordering::SeqCst) {
                         thread::yield_now();
                     }
-                    assert!(here != panics_here, "the work breaks off");
+                    let breaks_off = if here { callers } else { helpers };
+                    assert!(!breaks_off, "the work breaks off");
                 });
             }));
             assert!(caught.is_err());
             let ran = AtomicBool::new(false);
+            // Also where the caller's own panic went first and nobody has asked for the helper's.
             crew.run(&|| ran.store(true, Ordering::SeqCst));
             assert!(ran.load(Ordering::SeqCst));
         }
