@@ -1,6 +1,9 @@
 //! Rates of the kernels on this machine, beside its peaks and other libraries: `cargo bench -p stellate-kernels
 //! [-- --json] [--threads N] [--only NAME] [--rounds N] [--alone]`. Every figure is the best of many short calls, taken in turn
-//! with samples of the peaks. `STELLATE_CPU_ISA` chooses the instruction set; `--alone` leaves the others out.
+//! with samples of the peaks; `--alone` leaves the others out.
+//!
+//! Lines are of the instruction sets that a product runs: the one that answers, and the one that encodes contexts (many
+//! rows at a time) where that is another. `STELLATE_CPU_ISA` names one for all.
 #![allow(clippy::print_stdout)]
 
 mod peaks;
@@ -14,8 +17,45 @@ use peaks::{Bound, MEMORY_BYTES, Peaks};
 use rivals::Rival;
 use stellate_kernels::*;
 
+/// Input rows from which on a product is one of encoding.
+const MANY_ROWS: usize = 64;
+
 /// Each round repeats our call for this long, and a rival's once.
 const ROUND: Duration = Duration::from_millis(60);
+
+/// An instruction set, and what runs on it.
+#[derive(Clone, Copy)]
+struct Set<'a> {
+    isa: Isa,
+    backend: &'a dyn Backend,
+}
+
+impl Set<'_> {
+    /// What bounds arithmetic: on f32 (`exact`), f32's own instructions; else those for pairs of bf16, if activations are
+    /// rounded to them.
+    fn arithmetic(&self, exact: bool) -> Bound {
+        match self.isa {
+            _ if exact => Bound::F32,
+            Isa::Amx => Bound::Tiles,
+            Isa::Avx512Bf16 => Bound::Bf16,
+            Isa::Avx512 | Isa::Avx2 | Isa::Neon | Isa::Portable => Bound::F32,
+        }
+    }
+}
+
+/// The sets of a run.
+struct Sets<'a> {
+    answers: Set<'a>,
+    encodes: Option<Set<'a>>,
+}
+
+impl<'a> Sets<'a> {
+    /// The set that answers, and with it the one that encodes if `both` and if that is another. What is all in f32 has the same
+    /// kernels in both; with few rows they differ where bf16 is met.
+    fn those(&self, both: bool) -> impl Iterator<Item = Set<'a>> + use<'a> {
+        std::iter::once(self.answers).chain(self.encodes.filter(|_| both))
+    }
+}
 
 struct Report {
     threads: usize,
@@ -24,15 +64,14 @@ struct Report {
     only: String,
     rounds: usize,
     alone: bool,
-    /// What bounds arithmetic on bf16 weights, keys and values: with activations in f32, f32's own instructions.
-    bf16: Bound,
     peaks: Peaks,
     lines: Vec<Line>,
 }
 
-/// One kernel and shape.
+/// One kernel and shape, on one instruction set.
 struct Line {
     name: String,
+    isa: Isa,
     bound: Bound,
     /// Operations or bytes of one call.
     work: f64,
@@ -48,8 +87,17 @@ impl Report {
     }
 
     /// Times `call` in turn with its rivals and the peak; `work` is its operations or bytes.
-    fn time(&mut self, name: String, bound: Bound, work: f64, rivals: Vec<Rival>, mut call: impl FnMut()) {
-        let mut line = Line { name, bound, work, seconds: f64::INFINITY, rivals: vec![] };
+    fn time(
+        &mut self,
+        name: String,
+        set: Set<'_>,
+        bound: Bound,
+        work: f64,
+        rivals: Vec<Rival>,
+        mut call: impl FnMut(),
+    ) {
+        let isa = set.isa;
+        let mut line = Line { name, isa, bound, work, seconds: f64::INFINITY, rivals: vec![] };
         call();
         for _ in 0..self.rounds {
             self.peaks.sample(bound);
@@ -81,8 +129,9 @@ impl Report {
             let (unit, of_peak) = (line.bound.unit(), rate / self.peaks.best(line.bound));
             if self.json {
                 let mut json = format!(
-                    r#"{{"name":"{}","threads":{},"unit":"{unit}","rate":{rate:.2},"of_peak":{of_peak:.4},"peak":"{}","ms":{:.4}"#,
+                    r#"{{"name":"{}","isa":"{}","threads":{},"unit":"{unit}","rate":{rate:.2},"of_peak":{of_peak:.4},"peak":"{}","ms":{:.4}"#,
                     line.name,
+                    line.isa,
                     self.threads,
                     line.bound.name(),
                     line.seconds * 1e3
@@ -93,8 +142,9 @@ impl Report {
                 println!("{json}}}");
             } else {
                 let mut text = format!(
-                    "{:<36} {rate:>7.1} {unit:<7} {:>5.1} % of {:<11}",
+                    "{:<36} {:<10} {rate:>7.1} {unit:<7} {:>5.1} % of {:<11}",
                     line.name,
+                    line.isa,
                     of_peak * 1e2,
                     line.bound.name()
                 );
@@ -140,7 +190,7 @@ fn raw_blocks(format: WeightFormat, n: usize) -> Option<Vec<u8>> {
     Some(quantised.data().expect("blocks in memory").into_owned())
 }
 
-fn products(cpu: &Cpu, report: &mut Report) {
+fn products(sets: &Sets<'_>, report: &mut Report) {
     for n in [2048, 4096] {
         for format in WeightFormat::ALL {
             let name = |m: usize| format!("matmul {format} m={m} {n}x{n}");
@@ -155,25 +205,30 @@ fn products(cpu: &Cpu, report: &mut Report) {
             let weights: Vec<Matrix> = (0..copies).map(|_| weight(format, n, &rows, &raw)).collect();
             for m in sizes {
                 let (x, mut out) = (values(m * n), vec![0.0; m * n]);
-                let (bound, work) = match (m, format) {
-                    (1, _) => (Bound::Memory, weights[0].bytes() as f64),
-                    (_, WeightFormat::F32) => (Bound::F32, 2.0 * (m * n * n) as f64),
-                    (_, WeightFormat::Bf16) => (report.bf16, 2.0 * (m * n * n) as f64),
-                    _ => (Bound::Bf16, 2.0 * (m * n * n) as f64),
+                let both = match format {
+                    WeightFormat::F32 => false,
+                    WeightFormat::Bf16 => m == 1 || m >= MANY_ROWS,
+                    WeightFormat::Q8_0 | WeightFormat::Q4K | WeightFormat::Q6K => m >= MANY_ROWS,
                 };
-                let rivals =
-                    if report.alone { vec![] } else { rivals::products(format, m, n, report.threads) };
-                let mut turn = 0;
-                report.time(name(m), bound, work, rivals, || {
-                    turn += 1;
-                    cpu.matmul(&x, &weights[turn % copies], &mut out);
-                });
+                for set in sets.those(both) {
+                    let (bound, work) = match m {
+                        1 => (Bound::Memory, weights[0].bytes() as f64),
+                        _ => (set.arithmetic(format == WeightFormat::F32), 2.0 * (m * n * n) as f64),
+                    };
+                    let rivals =
+                        if report.alone { vec![] } else { rivals::products(format, m, n, report.threads) };
+                    let mut turn = 0;
+                    report.time(name(m), set, bound, work, rivals, || {
+                        turn += 1;
+                        set.backend.matmul(&x, &weights[turn % copies], &mut out);
+                    });
+                }
             }
         }
     }
 }
 
-fn attention(cpu: &Cpu, report: &mut Report) {
+fn attention(sets: &Sets<'_>, report: &mut Report) {
     let (heads, kv_heads) = (32, 8);
     for format in [KvFormat::Bf16, KvFormat::Q8, KvFormat::F32] {
         for head_dim in [64, 128] {
@@ -196,34 +251,38 @@ fn attention(cpu: &Cpu, report: &mut Report) {
                 let mut out = Partial::empty(out_shape);
                 let seen: usize = (0..tokens).map(|token| visible.count(token, keys)).sum();
                 let flops = (4 * seen * heads * head_dim) as f64;
-                let (bound, work) = match (tokens, format) {
-                    (1, _) => (Bound::Memory, block.bytes() as f64),
-                    (_, KvFormat::F32) => (Bound::F32, flops),
-                    (_, KvFormat::Bf16 | KvFormat::Q8) => (report.bf16, flops),
-                };
-                let rival = (!report.alone)
-                    .then(|| rivals::attention(format, [heads, kv_heads, head_dim], tokens, keys));
-                report.time(name, bound, work, rival.flatten().into_iter().collect(), || {
-                    out.reset(out_shape);
-                    cpu.attend(q, &spans, &mut out);
-                });
+                let exact = format == KvFormat::F32;
+                for set in sets.those(!exact && (tokens > 1 || format == KvFormat::Bf16)) {
+                    let (bound, work) = match tokens {
+                        1 => (Bound::Memory, block.bytes() as f64),
+                        _ => (set.arithmetic(exact), flops),
+                    };
+                    let rival = (!report.alone)
+                        .then(|| rivals::attention(format, [heads, kv_heads, head_dim], tokens, keys));
+                    let rivals = rival.flatten().into_iter().collect();
+                    report.time(name.clone(), set, bound, work, rivals, || {
+                        out.reset(out_shape);
+                        set.backend.attend(q, &spans, &mut out);
+                    });
+                }
             }
         }
     }
 }
 
-fn rows(cpu: &Cpu, report: &mut Report) {
+fn rows(sets: &Sets<'_>, report: &mut Report) {
+    let (set, cpu) = (sets.answers, sets.answers.backend);
     let (m, n) = (512, 8192);
     let (x, weight, mut out) = (values(m * n), values(n), vec![0.0; m * n]);
     let bytes = (m * n * size_of::<f32>()) as f64;
     if report.wants("rms_norm 512x8192") {
-        report.time("rms_norm 512x8192".into(), Bound::Memory, 2.0 * bytes, vec![], || {
+        report.time("rms_norm 512x8192".into(), set, Bound::Memory, 2.0 * bytes, vec![], || {
             cpu.rms_norm(&x, &weight, 1e-5, &mut out);
         });
     }
     if report.wants("copy and swiglu 512x8192") {
         let gate = x.clone();
-        report.time("copy and swiglu 512x8192".into(), Bound::Memory, 5.0 * bytes, vec![], || {
+        report.time("copy and swiglu 512x8192".into(), set, Bound::Memory, 5.0 * bytes, vec![], || {
             // Gates afresh: fed with its own results it would soon compute on subnormals.
             out.copy_from_slice(&gate);
             cpu.swiglu(&mut out, &x);
@@ -232,7 +291,7 @@ fn rows(cpu: &Cpu, report: &mut Report) {
     if report.wants("rope 512x64x128") {
         let inv_freq: Vec<f32> = (0..64).map(|i| 1e4f32.powf(-(i as f32) / 64.0)).collect();
         let angles = RopeAngles::new(&inv_freq, 1.0, 0..m as u32);
-        report.time("rope 512x64x128".into(), Bound::Memory, 2.0 * bytes, vec![], || {
+        report.time("rope 512x64x128".into(), set, Bound::Memory, 2.0 * bytes, vec![], || {
             cpu.rope(&mut out, n / 128, &angles);
         });
     }
@@ -260,30 +319,32 @@ fn main() {
         return each_thread_count(&arguments);
     };
     let options = CpuOptions { name: "bench".into(), threads, cpus: vec![] };
-    let isa = match std::env::var(cpu::ISA_VARIABLE) {
-        Ok(name) if !name.is_empty() => name.parse().expect("an instruction set"),
-        _ => Isa::preferred(),
+    let (answers, encodes) = match std::env::var(cpu::ISA_VARIABLE) {
+        Ok(name) if !name.is_empty() => {
+            let isa: Isa = name.parse().expect("an instruction set");
+            (isa, isa)
+        }
+        _ => (Isa::preferred(), Isa::preferred_for_encoding()),
     };
-    let cpu = Cpu::with_isa(&options, isa).expect("a CPU backend");
+    let cpu = Cpu::with_isas(&options, answers, encodes).expect("a CPU backend");
+    let sets = Sets {
+        answers: Set { isa: answers, backend: &cpu },
+        encodes: (encodes != answers).then(|| Set { isa: encodes, backend: cpu.encoding() }),
+    };
     let mut report = Report {
         threads,
         json: has("--json"),
         only: value("--only").cloned().unwrap_or_default(),
         rounds: value("--rounds").and_then(|text| text.parse().ok()).unwrap_or(10),
         alone: has("--alone"),
-        bf16: match isa {
-            Isa::Amx => Bound::Tiles,
-            Isa::Avx512Bf16 => Bound::Bf16,
-            _ => Bound::F32,
-        },
         peaks: Peaks::new(threads),
         lines: vec![],
     };
     if !report.json {
         println!("{}", cpu.name());
     }
-    attention(&cpu, &mut report);
-    products(&cpu, &mut report);
-    rows(&cpu, &mut report);
+    attention(&sets, &mut report);
+    products(&sets, &mut report);
+    rows(&sets, &mut report);
     report.print();
 }
