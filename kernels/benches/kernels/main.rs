@@ -2,6 +2,12 @@
 //! [-- --json] [--threads N] [--only NAME] [--rounds N] [--alone]`. Every figure is the best of many short calls, taken in turn
 //! with samples of the peaks; `--alone` leaves the others out.
 //!
+//! A figure is a share of the best sample of the peak *during its own rounds*, and beside that of the best sample of the
+//! whole run. The first is the one to judge a kernel by: on a virtual machine the peak is no constant. Its bandwidth of memory
+//! was seen to go from 38 to 69 GB/s and back within a minute, with what its neighbours did, and one good second then
+//! makes of every line measured in another one a bad one. Samples between the line's own calls meet the same neighbours; a
+//! share of more than 1 says that they met worse ones, and that the machine is too busy to be measured.
+//!
 //! Lines are of the instruction sets that a product runs: the one that answers, and the one that encodes contexts (many
 //! rows at a time) where that is another. `STELLATE_CPU_ISA` names one for all.
 #![allow(clippy::print_stdout)]
@@ -20,8 +26,10 @@ use stellate_kernels::*;
 /// Input rows from which on a product is one of encoding.
 const MANY_ROWS: usize = 64;
 
-/// Each round repeats our call for this long, and a rival's once.
+/// A round repeats our call for this long, and once at least, in turns, with a sample of the peak between two; a rival's call it
+/// repeats at once. Short turns give the peak as many chances of a good moment as our calls have.
 const ROUND: Duration = Duration::from_millis(60);
+const TURN: Duration = Duration::from_millis(20);
 
 /// An instruction set, and what runs on it.
 #[derive(Clone, Copy)]
@@ -77,6 +85,8 @@ struct Line {
     work: f64,
     /// Best seconds of one call.
     seconds: f64,
+    /// The best peak beside it, in units of 1e9 per second.
+    peak: f64,
     /// Name and best rate, in units of 1e9 per second.
     rivals: Vec<(&'static str, f64)>,
 }
@@ -96,14 +106,18 @@ impl Report {
         rivals: Vec<Rival>,
         mut call: impl FnMut(),
     ) {
-        let isa = set.isa;
-        let mut line = Line { name, isa, bound, work, seconds: f64::INFINITY, rivals: vec![] };
         call();
+        let (isa, seconds, peak) = (set.isa, f64::INFINITY, self.peaks.sample(bound));
+        let mut line = Line { name, isa, bound, work, seconds, peak, rivals: vec![] };
         for _ in 0..self.rounds {
-            self.peaks.sample(bound);
-            let round = Instant::now();
-            while round.elapsed() < ROUND {
-                line.seconds = line.seconds.min(seconds_of(&mut call));
+            let mut spent = Duration::ZERO;
+            while spent < ROUND {
+                let turn = Instant::now();
+                while turn.elapsed() < TURN {
+                    line.seconds = line.seconds.min(seconds_of(&mut call));
+                }
+                spent += turn.elapsed();
+                line.peak = line.peak.max(self.peaks.sample(bound));
             }
         }
         for mut rival in rivals {
@@ -119,42 +133,72 @@ impl Report {
     }
 
     fn print(&self) {
-        if !self.json {
-            for bound in Bound::ALL.into_iter().filter(|bound| self.peaks.best(*bound) > 0.0) {
-                println!("peak {:<12} {:>8.1} {}", bound.name(), self.peaks.best(bound), bound.unit());
+        for bound in Bound::ALL.into_iter().filter(|bound| self.peaks.best(*bound) > 0.0) {
+            let (name, unit, rate) = (bound.name(), bound.unit(), self.peaks.best(bound));
+            if self.json {
+                let threads = self.threads;
+                println!(r#"{{"peak":"{name}","threads":{threads},"unit":"{unit}","rate":{rate:.2}}}"#);
+            } else {
+                println!("peak {name:<12} {rate:>8.1} {unit}, best of the run");
             }
+        }
+        if !self.json {
+            println!(
+                "rate, share of the peak beside it (of the best of the run), time of a call; others: rate (ours / theirs)"
+            );
         }
         for line in &self.lines {
-            let rate = line.work / line.seconds / 1e9;
-            let (unit, of_peak) = (line.bound.unit(), rate / self.peaks.best(line.bound));
-            if self.json {
-                let mut json = format!(
-                    r#"{{"name":"{}","isa":"{}","threads":{},"unit":"{unit}","rate":{rate:.2},"of_peak":{of_peak:.4},"peak":"{}","ms":{:.4}"#,
-                    line.name,
-                    line.isa,
-                    self.threads,
-                    line.bound.name(),
-                    line.seconds * 1e3
-                );
-                for (rival, rate) in &line.rivals {
-                    json += &format!(r#","{rival}":{rate:.2}"#);
-                }
-                println!("{json}}}");
-            } else {
-                let mut text = format!(
-                    "{:<36} {:<10} {rate:>7.1} {unit:<7} {:>5.1} % of {:<11}",
-                    line.name,
-                    line.isa,
-                    of_peak * 1e2,
-                    line.bound.name()
-                );
-                text += &format!(" {:>9.3} ms", line.seconds * 1e3);
-                for (rival, theirs) in &line.rivals {
-                    text += &format!("   {rival} {theirs:.1} (x{:.1})", rate / theirs);
-                }
-                println!("{text}");
-            }
+            println!("{}", if self.json { self.json(line) } else { self.text(line) });
         }
+    }
+
+    fn json(&self, line: &Line) -> String {
+        let rate = line.rate();
+        let mut json = format!(
+            concat!(
+                r#"{{"name":"{}","isa":"{}","threads":{},"unit":"{}","rate":{:.2},"of_peak":{:.4},"#,
+                r#""of_best_peak":{:.4},"peak":"{}","peak_rate":{:.2},"ms":{:.4}"#
+            ),
+            line.name,
+            line.isa,
+            self.threads,
+            line.bound.unit(),
+            rate,
+            rate / line.peak,
+            rate / self.peaks.best(line.bound),
+            line.bound.name(),
+            line.peak,
+            line.seconds * 1e3
+        );
+        for (rival, rate) in &line.rivals {
+            json += &format!(r#","{rival}":{rate:.2}"#);
+        }
+        json + "}"
+    }
+
+    fn text(&self, line: &Line) -> String {
+        let (rate, name) = (line.rate(), line.bound.name());
+        let share = |peak| rate / peak * 1e2;
+        let mut text = format!(
+            "{:<36} {:<10} {rate:>7.1} {:<7} {:>5.1} % ({:>5.1}) of {name:<11} {:>9.3} ms",
+            line.name,
+            line.isa,
+            line.bound.unit(),
+            share(line.peak),
+            share(self.peaks.best(line.bound)),
+            line.seconds * 1e3
+        );
+        for (rival, theirs) in &line.rivals {
+            text += &format!("   {rival} {theirs:.1} (x{:.1})", rate / theirs);
+        }
+        text
+    }
+}
+
+impl Line {
+    /// In units of 1e9 per second.
+    fn rate(&self) -> f64 {
+        self.work / self.seconds / 1e9
     }
 }
 

@@ -71,8 +71,8 @@ impl Peaks {
         self.best[bound as usize]
     }
 
-    /// Takes one sample, of memory one with each loop.
-    pub(crate) fn sample(&mut self, bound: Bound) {
+    /// Takes one sample, of memory one with each loop: the rate, or the best of those.
+    pub(crate) fn sample(&mut self, bound: Bound) -> f64 {
         let rate = match bound {
             Bound::F32 => self.arithmetic(loops::f32_multiply_adds),
             Bound::Bf16 => self.arithmetic(loops::bf16_dots),
@@ -80,6 +80,7 @@ impl Peaks {
             Bound::Memory => self.read(),
         };
         self.best[bound as usize] = self.best(bound).max(rate);
+        rate
     }
 
     fn arithmetic(&self, one: fn(usize) -> usize) -> f64 {
