@@ -25,6 +25,17 @@ const fn causal(offset: i64) -> Visible {
     Visible::Causal { offset }
 }
 
+/// Blocks of few keys, the first of none.
+const SHORT_SPANS: [(usize, Visible); 48] = {
+    let mut spans = [(0, Visible::All); 48];
+    let mut index = 0;
+    while index < spans.len() {
+        spans[index].0 = index * 37 % 101;
+        index += 1;
+    }
+    spans
+};
+
 const ATTENTION: &[AttentionCase] = &[
     // Nothing to do.
     case(0, [4, 2, 16], &[(5, Visible::All)]),
@@ -53,6 +64,9 @@ const ATTENTION: &[AttentionCase] = &[
     // As above in whole AMX strips, and with rows that see nothing of a tile.
     case(70, [4, 1, 128], &[(1100, causal(1000)), (150, causal(40))]),
     case(11, [12, 2, 64], &[(1027, causal(1016))]),
+    // Many short spans, with so many rows that not all of their partials wait for each other.
+    case(1, [8, 2, 64], &SHORT_SPANS),
+    case(24, [8, 2, 256], &SHORT_SPANS),
     // Scores of thousands, where all weight falls on a few keys.
     AttentionCase { scale: 256.0, ..case(20, [4, 2, 64], &[(200, causal(180))]) },
 ];

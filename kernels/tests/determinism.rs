@@ -95,6 +95,42 @@ fn spans_in_one_call_or_in_several_give_the_same_bits() {
     }
 }
 
+/// Spans of few keys, the first of none and one of several segments; with many rows in more items than wait to be folded at
+/// once. Each span alone is folded before the next is looked at.
+#[test]
+fn many_short_spans_give_the_same_bits_on_all_threads_and_one_after_the_other() {
+    let (heads, kv_heads, head_dim) = (8, 2, 256);
+    let lengths = (0..48).map(|index| if index == 20 { 2100 } else { index * 37 % 101 });
+    let blocks: Vec<KvBlock> =
+        lengths.zip(1..).map(|(keys, seed)| kv(kv_heads, head_dim, KvFormat::Bf16, keys, seed)).collect();
+    for tokens in [1, 24] {
+        let spans: Vec<KvSpan<'_>> = blocks
+            .iter()
+            .zip(0i64..)
+            // Some hide their last keys from the first tokens, and where they are short all of them.
+            .map(|(block, index)| KvSpan {
+                keys: block.view(0, block.len()),
+                visible: if index % 5 == 4 { Visible::Causal { offset: 40 - index } } else { Visible::All },
+            })
+            .collect();
+        let data = random(tokens * heads * head_dim, 1);
+        let q = Queries { data: &data, tokens, heads, head_dim, scale: SCALE };
+        for isa in Isa::available() {
+            let run = |threads, at_once: usize| {
+                let mut partial = Partial::empty(PartialShape { tokens, heads, head_dim });
+                let backend = cpu(isa, threads);
+                spans.chunks(at_once).for_each(|spans| backend.attend(q, spans, &mut partial));
+                (bits(&partial.out), bits(&partial.lse))
+            };
+            let wanted = run(1, 1);
+            for (threads, at_once) in [(1, spans.len()), (3, 1), (3, 7), (3, spans.len())] {
+                let what = format!("{tokens} tokens, {isa}, {threads} threads, {at_once} spans at once");
+                assert!(wanted == run(threads, at_once), "{what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn products_give_the_same_bits_for_every_number_of_rows_and_threads() {
     let (m, rows, cols) = (30, 200, 512);

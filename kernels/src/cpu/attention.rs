@@ -1,8 +1,11 @@
-//! Attention: how queries and keys are cut into items, and one segment of keys for a few query rows.
+//! Attention: how queries and keys are cut into items where rows are many, and one segment of keys for a few query rows. How
+//! the segments of many keys are shared out where rows are few is in `segments`.
 //!
 //! A row is one query token and head. The rows of all query heads that share a key/value head go together, so
 //! that a tile of keys serves them all. Source: FlashAttention (arXiv 2205.14135) for the tiles, its decoding
 //! variant for the segments.
+
+mod segments;
 
 use std::cell::RefCell;
 
@@ -30,22 +33,9 @@ const WIDEN_FROM_ROWS: usize = 2 * STRIP_ROWS + 1;
 /// further ahead, the requests outlast the softmax between two tiles.
 const AHEAD_BYTES: usize = 16 << 10;
 
-/// Runs of segments per thread when few rows meet many keys: each is one stream of memory, and a thread that is
-/// held up leaves its last ones to the others.
-const RUNS_PER_THREAD: usize = 8;
-
-/// Values of the partials that wait to be folded when few rows meet many keys: 8 MiB.
-const WAITING_VALUES: usize = 2 << 20;
-
-/// What folding one row of a partial is taken to cost, beside its values, when deciding whether threads are worth
-/// waking.
-const FLOPS_PER_FOLD: usize = 256;
-
 thread_local! {
     /// Rows of the item at hand: kept, so that no item allocates.
     static ROWS: RefCell<RowTile> = RefCell::default();
-    /// Partials of the calling thread's wave of segments, `[items, rows, head_dim]`, and their log-sum-exps.
-    static WAITING: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
 }
 
 /// Folds the attention of `q` over `spans` into `out`; the shapes were checked.
@@ -64,7 +54,7 @@ pub(super) fn attend(
     let segments: usize = spans.iter().map(|span| segments_of(call.seen(span))).sum();
     let flops = 4 * q.data.len() * spans.iter().map(|span| call.seen(span)).sum::<usize>();
     if call.rows() <= ROWS_PER_ITEM && segments > 1 {
-        call.by_segments(pool, flops, out);
+        segments::attend(&call, pool, flops, out);
     } else {
         call.by_rows(pool, flops, out);
     }
@@ -125,104 +115,10 @@ impl<'a> Call<'a> {
             });
         });
     }
-
-    /// Few rows, many keys: items are (key/value head, segment), so that neighbours are one stream of memory, folded
-    /// in order after every wave.
-    fn by_segments(&self, pool: &Pool, flops: usize, out: &mut Partial) {
-        let (rows, head_dim) = (self.rows(), self.q.head_dim);
-        let most = (WAITING_VALUES / (rows * head_dim)).max(pool.threads());
-        WAITING.with_borrow_mut(|(waiting, waiting_lse)| {
-            for span in self.spans {
-                let segments = segments_of(self.seen(span));
-                let items = segments * self.kv_heads;
-                for wave in (0..items).step_by(most) {
-                    let count = (items - wave).min(most);
-                    grow(waiting, count * rows * head_dim);
-                    grow(waiting_lse, count * rows);
-                    let (values, lse) = (SharedRows::new(waiting), SharedRows::new(waiting_lse));
-                    let run_len = count.div_ceil(RUNS_PER_THREAD * pool.threads());
-                    pool.run(count.div_ceil(run_len), flops / self.spans.len(), |run| {
-                        let items = run * run_len..((run + 1) * run_len).min(count);
-                        ROWS.with_borrow_mut(|tile| {
-                            self.run_of_segments(tile, span, segments, wave, items, (&values, &lse));
-                        });
-                    });
-                    self.fold(pool, segments, wave..wave + count, [waiting, waiting_lse], out);
-                }
-            }
-        });
-    }
-
-    /// Computes neighbouring items of a wave: leaves their attention in `values` `[items, rows, head_dim]` and `lse`
-    /// `[items, rows]`.
-    fn run_of_segments(
-        &self,
-        tile: &mut RowTile,
-        span: &KvSpan<'_>,
-        segments: usize,
-        wave: usize,
-        items: std::ops::Range<usize>,
-        (values, lse): (&SharedRows<'_>, &SharedRows<'_>),
-    ) {
-        let (rows, head_dim) = (self.rows(), self.q.head_dim);
-        let mut gathered = None;
-        for item in items {
-            let (kv_head, segment) = ((wave + item) / segments, (wave + item) % segments);
-            if gathered != Some(kv_head) {
-                tile.gather(self, kv_head, 0..rows);
-                tile.look_at(span);
-                gathered = Some(kv_head);
-            }
-            tile.attend_segment(self.kernels, &span.keys, kv_head, segment);
-            // SAFETY: items have places of their own, borrowed once.
-            let (values, lse) =
-                unsafe { (values.row(item * rows * head_dim, rows * head_dim), lse.row(item * rows, rows)) };
-            for (row, values) in values.chunks_exact_mut(head_dim).enumerate() {
-                values.copy_from_slice(tile.out(row));
-            }
-            lse.copy_from_slice(&tile.lse[..rows]);
-        }
-    }
-
-    /// Folds the partials of a wave of items into `out`, every head's segments in order.
-    fn fold(
-        &self,
-        pool: &Pool,
-        segments: usize,
-        wave: std::ops::Range<usize>,
-        [values, lse]: [&[f32]; 2],
-        out: &mut Partial,
-    ) {
-        let (rows, head_dim) = (self.rows(), self.q.head_dim);
-        let first_head = wave.start / segments;
-        let heads = wave.end.div_ceil(segments) - first_head;
-        let flops = wave.len() * rows * (FLOPS_PER_FOLD + 2 * head_dim);
-        let (out_values, out_lse) = (SharedRows::new(&mut out.out), SharedRows::new(&mut out.lse));
-        pool.run(heads, flops, |head| {
-            let kv_head = first_head + head;
-            let items = (kv_head * segments).max(wave.start)..((kv_head + 1) * segments).min(wave.end);
-            for item in items {
-                for row in 0..rows {
-                    let (from, place) = ((item - wave.start) * rows + row, self.place(kv_head, row));
-                    // SAFETY: items are distinct heads, whose places are apart; both borrows end before the next.
-                    let (to, to_lse) =
-                        unsafe { (out_values.row(place * head_dim, head_dim), out_lse.row(place, 1)) };
-                    merge_row(to, &mut to_lse[0], &values[from * head_dim..][..head_dim], lse[from]);
-                }
-            }
-        });
-    }
 }
 
 fn segments_of(keys: usize) -> usize {
     keys.div_ceil(KEYS_PER_SEGMENT)
-}
-
-/// Makes room for `len` values and keeps what is there: whoever uses them writes them first.
-fn grow<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
-    if values.len() < len {
-        values.resize(len, T::default());
-    }
 }
 
 /// Query rows of one key/value head, and their attention over one segment.
