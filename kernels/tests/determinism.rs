@@ -156,10 +156,11 @@ fn products_give_the_same_bits_for_every_number_of_rows_and_threads() {
 
 #[test]
 fn large_products_give_the_same_bits_as_their_rows() {
-    let (m, rows, cols) = (790, 70, 700);
-    let x = random(m * cols, 1);
     for isa in Isa::available() {
-        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        for format in WeightFormat::ALL {
+            // Inputs in two parts: packed ones, and those of items with several quantised panels.
+            let (m, rows, cols) = if format.block_len() > 1 { (560, 1782, 512) } else { (790, 70, 700) };
+            let x = random(m * cols, 1);
             let weight = matrix(format, rows, cols, &random(rows * cols, 2));
             let (one, three) = (cpu(isa, 1), cpu(isa, 3));
             let (mut wanted, mut given) = (vec![0.0; m * rows], vec![0.0; m * rows]);
