@@ -297,14 +297,30 @@ fn join_and_drain(recomputes: bool) {
     }
 }
 
+/// A supervisor that does nothing else, and two nodes that hold blocks, of which one is asked.
+struct Apart {
+    /// The supervisor's, to start it again.
+    spec: Spec,
+    supervisor: Running,
+    asker: Running,
+    other: Running,
+}
+
+impl Apart {
+    fn start(cluster: &Cluster) -> Self {
+        let spec = Spec { holds: false, asks: false, ..cluster.supervisor("supervisor", &[]) };
+        let mut supervisor = Running::start(&spec);
+        let asker = Running::start(&cluster.spec("asker", &[&supervisor]));
+        let other = Running::start(&Spec { asks: false, ..cluster.spec("other", &[&supervisor, &asker]) });
+        supervisor.until_hosts(2);
+        Self { spec, supervisor, asker, other }
+    }
+}
+
 #[test]
 fn a_supervisor_that_is_stopped_and_started_again_learns_what_lies_where() {
     let cluster = Cluster::new();
-    let spec = Spec { holds: false, asks: false, ..cluster.supervisor("supervisor", &[]) };
-    let mut supervisor = Running::start(&spec);
-    let mut asker = Running::start(&cluster.spec("asker", &[&supervisor]));
-    let other = Running::start(&Spec { asks: false, ..cluster.spec("other", &[&supervisor, &asker]) });
-    supervisor.until_hosts(2);
+    let Apart { spec, mut supervisor, mut asker, other } = Apart::start(&cluster);
     let places = asker.encode("star", BLOCKS, 3);
     let expected = answers("star", 3, &[(0, TOKENS), (1, 40), (2, TOKENS)]);
     assert_eq!(asker.ask(0, 0), expected[0]);
@@ -330,11 +346,7 @@ fn a_supervisor_that_is_stopped_and_started_again_learns_what_lies_where() {
 #[test]
 fn moves_of_a_supervisor_that_was_started_again_are_followed_without_a_repair() {
     let cluster = Cluster::new();
-    let spec = Spec { holds: false, asks: false, ..cluster.supervisor("supervisor", &[]) };
-    let mut supervisor = Running::start(&spec);
-    let mut asker = Running::start(&cluster.spec("asker", &[&supervisor]));
-    let other = Running::start(&Spec { asks: false, ..cluster.spec("other", &[&supervisor, &asker]) });
-    supervisor.until_hosts(2);
+    let Apart { spec, mut supervisor, mut asker, other } = Apart::start(&cluster);
     asker.encode("star", BLOCKS, 8);
     let is_whole = |snapshot: &ClusterSnapshot| {
         snapshot.hosts.len() == 2
