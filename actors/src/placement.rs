@@ -19,6 +19,9 @@ pub struct HostLoad {
     pub used_bytes: usize,
     /// Blocks it holds, or has promised to hold.
     pub blocks: BTreeSet<BlockId>,
+    /// Whether it has the anchor in another state than those: enough to encode behind, not to stay for as a block of the
+    /// context.
+    pub has_anchor: bool,
 }
 
 impl HostLoad {
@@ -116,7 +119,7 @@ pub fn place_by(
     let mut homeless = None;
     for need in needs {
         let anchor = anchor.filter(|_| need.anchored);
-        let keeps = |host: &HostLoad| anchor.is_some_and(|anchor| host.blocks.contains(&anchor.id));
+        let keeps = |host: &HostLoad| anchor.is_some_and(|anchor| keeps_anchor(host, anchor));
         if let Some(holder) = hosts.iter().find(|host| host.blocks.contains(&need.id)) {
             placed.push(Placed {
                 host: holder.host,
@@ -221,14 +224,18 @@ fn level_ppm(hosts: &[HostLoad], weights: &BTreeMap<HostId, u64>, bytes: u128) -
 }
 
 fn lacks_anchor(host: &HostLoad, anchor: Option<AnchorNeed>) -> bool {
-    anchor.is_some_and(|a| !host.blocks.contains(&a.id) && !host.blocks.contains(&a.first_block))
+    anchor.is_some_and(|anchor| !keeps_anchor(host, anchor) && !host.blocks.contains(&anchor.first_block))
+}
+
+fn keeps_anchor(host: &HostLoad, anchor: AnchorNeed) -> bool {
+    host.has_anchor || host.blocks.contains(&anchor.id)
 }
 
 fn take(host: &mut HostLoad, need: &Need, anchor: Option<AnchorNeed>) -> usize {
     let mut bytes = need.bytes;
     host.blocks.insert(need.id);
     if let Some(anchor) = anchor {
-        host.blocks.insert(anchor.id);
+        host.has_anchor = true;
         bytes += anchor.bytes;
     }
     host.used_bytes += bytes;
@@ -257,6 +264,7 @@ mod tests {
             capacity_bytes,
             used_bytes: 0,
             blocks: BTreeSet::new(),
+            has_anchor: false,
         };
         (0..count).map(host).collect()
     }

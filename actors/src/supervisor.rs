@@ -11,6 +11,7 @@ use stellate_kernels::KvShape;
 use stellate_model::block::BlockId;
 
 use crate::budget::free_tokens;
+use crate::cluster::term::Term;
 use crate::context_host::ContextHostMsg;
 use crate::error::{Asked, ContextFull, EncodeError};
 use crate::link::HostId;
@@ -38,6 +39,8 @@ pub struct Placement {
     pub context: ContextId,
     /// A host for every block, in order.
     pub placed: Vec<Placed>,
+    /// The supervisor's term and version then: what it says of moves later is not in this.
+    pub at: (Term, u64),
 }
 
 /// What the supervisor is asked.
@@ -159,7 +162,8 @@ impl Table {
         }
         self.let_go(context, before);
         tracing::debug!(%context, blocks = placed.len(), held = placed.iter().filter(|p| p.held).count(), "placed");
-        Ok(Placement { context, placed })
+        // Between the hosts of one process nothing moves.
+        Ok(Placement { context, placed, at: (Term::NONE, 0) })
     }
 
     /// Counts `context` among the users of a block, once.
@@ -222,6 +226,7 @@ impl HostEntry {
             capacity_bytes: self.capacity_bytes,
             used_bytes: self.blocks.values().map(|block| block.bytes).sum(),
             blocks: self.blocks.keys().copied().collect(),
+            has_anchor: false,
         }
     }
 }

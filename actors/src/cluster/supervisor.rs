@@ -379,11 +379,9 @@ impl Cluster {
                 kept.entry(host).or_default().insert(id);
             }
         }
-        if let Some(anchor) = claim.anchor {
-            for host in self.table.hosts_of(&anchor.id) {
-                kept.entry(host).or_default().insert(anchor.id);
-            }
-        }
+        // Where an anchor is as long as a block it is the first block too, which stays on one host; as an anchor any copy will do.
+        let has_anchor =
+            |host| claim.anchor.is_some_and(|anchor| self.table.holding(host, &anchor.id).is_some());
         let hosts =
             self.table.hosts.iter().filter(|(host, entry)| entry.serves() && !suspects.contains(host));
         let load = |(&host, entry): (&HostId, &HostEntry)| {
@@ -394,6 +392,7 @@ impl Cluster {
                 capacity_bytes: capacity as usize,
                 used_bytes: entry.used_bytes as usize,
                 blocks: kept.remove(&host).unwrap_or_default(),
+                has_anchor: has_anchor(host),
             }
         };
         hosts.map(load).collect()

@@ -7,13 +7,14 @@ use proptest::prelude::*;
 
 use super::drain::DrainState;
 use super::messages::{
-    ContextClaim, HostInventory, Inventory, NodeKey, Refusal, Stamp, SupervisorReply, SupervisorRequest,
+    AnchorCopy, ContextClaim, HostInventory, Inventory, NodeKey, Refusal, Stamp, SupervisorReply,
+    SupervisorRequest,
 };
 use super::plan::Skipped;
 use super::settings::{ClusterSettings, RepairPolicy};
-use super::sim::{BLOCK, Chance, World, claim, host, term};
+use super::sim::{BLOCK, Chance, STEP, World, claim, host, term};
 use super::supervisor::{Action, Cluster};
-use super::table::HostState;
+use super::table::{Hold, HostState};
 use super::term::Term;
 use crate::manifest::ContextId;
 
@@ -252,6 +253,28 @@ fn an_anchor_that_another_host_holds_is_copied_where_that_is_cheaper_or_forced()
         let source = of_new.iter().find_map(|placed| placed.anchor_from);
         assert_eq!(source.is_some(), is_copied, "{repair:?}");
         assert!(source.is_none_or(|from| world.hosts[&from].blocks.contains_key(&anchor.unwrap().id)));
+    }
+}
+
+#[test]
+fn a_first_block_that_is_the_anchor_too_is_asked_for_where_it_stays() {
+    let mut world = settled(23, 3, 10_000, ClusterSettings { rebalance_every: None, ..quick() });
+    let claim = claim(1, 12, 1);
+    let (first, anchor) =
+        (claim.needs[0], claim.anchor.map(|anchor| AnchorCopy { id: claim.needs[0].id, ..anchor }));
+    let claim =
+        ContextClaim { anchor: anchor.map(|anchor| AnchorCopy { bytes: first.bytes, ..anchor }), ..claim };
+    world.place(claim.clone(), &[]).unwrap();
+    world.run(seconds(3));
+    let is_held = |world: &World, host| world.cluster.table.hold(host, &first.id) == Some(Hold::Held);
+    for drained in [0, 1] {
+        assert!(is_held(&world, host(drained)), "each host keeps the anchor");
+        world.cluster.drain(world.now, node(drained), None, false).unwrap();
+        for _ in 0..40 {
+            let placed = world.cluster.place(world.now, claim.clone(), &[]).unwrap().placed[0];
+            assert!(placed.held && is_held(&world, placed.host), "{placed:?}");
+            world.run(STEP);
+        }
     }
 }
 

@@ -292,13 +292,14 @@ impl SupervisorPort for Way {
             let placing = Placing::new(&self.claims, &self.news, context, !is_known);
             let placed = self.place_claim(&claim, suspects).await?;
             placing.done(claim, placed.term);
+            let at = (placed.term, placed.version);
             let placed = placed.placed.into_iter().map(|placed| Placed {
                 host: placed.host,
                 held: placed.held,
                 anchor_copy: placed.anchor_copy,
                 anchor_from: placed.anchor_from,
             });
-            Ok(Placement { context, placed: placed.collect() })
+            Ok(Placement { context, placed: placed.collect(), at })
         })
     }
 

@@ -93,14 +93,14 @@ pub async fn encode(fleet: &Fleet, request: EncodeRequest) -> Result<EncodedCont
     let manifest = Arc::new(Manifest { id: placement.context, ..draft });
     let index = index_of(&manifest);
     let effort = Effort { manifest: &manifest, meter: &meter, cancel: &cancel, is_heal: false };
-    let placed = settle(fleet, effort, Some(placement.placed), Vec::new()).await?;
+    let placement = settle(fleet, effort, Some(placement), Vec::new()).await?;
     tracing::info!(context = %manifest.id, tokens = manifest.tokens(), blocks = manifest.blocks.len(), "context encoded");
     let index = index.await.map_err(|_| EncodeError::Stopped)?;
     if let Some(journal) = &fleet.journal {
         journal.context_created(ContextRecord::of(&manifest, prompting)).await?;
         lease.keep();
     }
-    Ok(EncodedContext { manifest, prompting, whereabouts: Whereabouts::at(placed), index, lease })
+    Ok(EncodedContext { manifest, prompting, whereabouts: Whereabouts::at(placement.placed), index, lease })
 }
 
 /// Stage 1: the text's tokens, off the network threads; given tokens go on as they are.

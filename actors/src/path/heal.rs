@@ -18,8 +18,8 @@ use crate::fleet::Fleet;
 use crate::link::{HostId, LinkError};
 use crate::manifest::Manifest;
 use crate::path::context::{EncodedContext, encode_missing, place_request};
-use crate::placement::Placed;
 use crate::progress::EncodeMeter;
+use crate::supervisor::Placement;
 
 /// The pause before the third try; the second comes at once, and each later pause is twice as long. With the eight tries
 /// of the default that is 3 s in all: about what a node takes to be opened again.
@@ -47,35 +47,35 @@ pub(crate) async fn heal(
     fleet: &Fleet,
     context: &EncodedContext,
     suspects: Vec<HostId>,
-) -> Result<Vec<Placed>, EncodeError> {
+) -> Result<Placement, EncodeError> {
     let manifest = &context.manifest;
     tracing::info!(context = %manifest.id, ?suspects, "bringing a context back");
     let (meter, cancel) = (EncodeMeter::default(), CancelToken::default());
     let _cancelled_if_dropped = cancel.on_drop();
     let effort = Effort { manifest, meter: &meter, cancel: &cancel, is_heal: true };
-    let placed = settle(fleet, effort, None, suspects).await;
-    match &placed {
+    let placement = settle(fleet, effort, None, suspects).await;
+    match &placement {
         Ok(_) => {
             let encoded = meter.progress().blocks_done - meter.progress().blocks_reused;
             tracing::info!(context = %manifest.id, encoded, "the context is back");
         }
         Err(error) => tracing::warn!(context = %manifest.id, %error, "the context could not be brought back"),
     }
-    placed
+    placement
 }
 
-/// Encodes what is missing of a context where it was `placed`; where a host fails, places the context again and goes on,
+/// Encodes what is missing of a context where it was placed, if it was; where a host fails, places the context again and goes on,
 /// a bounded number of times. Gives where the blocks lie.
 pub(crate) async fn settle(
     fleet: &Fleet,
     effort: Effort<'_>,
-    placed: Option<Vec<Placed>>,
+    mut placement: Option<Placement>,
     mut suspects: Vec<HostId>,
-) -> Result<Vec<Placed>, EncodeError> {
-    let (mut placed, mut pause) = (placed, Duration::ZERO);
+) -> Result<Placement, EncodeError> {
+    let mut pause = Duration::ZERO;
     for left in (0..fleet.heal_tries.max(1)).rev() {
-        let error = match attempt(fleet, effort, placed.take(), &suspects).await {
-            Ok(placed) => return Ok(placed),
+        let error = match attempt(fleet, effort, placement.take(), &suspects).await {
+            Ok(placement) => return Ok(placement),
             Err(error) => error,
         };
         if fleet.is_closing() {
@@ -95,19 +95,19 @@ pub(crate) async fn settle(
 async fn attempt(
     fleet: &Fleet,
     effort: Effort<'_>,
-    placed: Option<Vec<Placed>>,
+    placement: Option<Placement>,
     suspects: &[HostId],
-) -> Result<Vec<Placed>, EncodeError> {
+) -> Result<Placement, EncodeError> {
     let Effort { manifest, meter, cancel, .. } = effort;
-    let placed = match placed {
-        Some(placed) => placed,
+    let placement = match placement {
+        Some(placement) => placement,
         None => {
             let request = place_request(fleet, manifest, Some(manifest.id), suspects.to_vec());
-            fleet.supervisor.place(request).await?.placed
+            fleet.supervisor.place(request).await?
         }
     };
-    encode_missing(fleet, manifest, &placed, meter, cancel).await?;
-    Ok(placed)
+    encode_missing(fleet, manifest, &placement.placed, meter, cancel).await?;
+    Ok(placement)
 }
 
 /// Whether another try can come out better than this one; then `suspects` are those of that try.

@@ -23,10 +23,10 @@ use crate::link::HostId;
 use crate::manifest::{ContextId, Manifest};
 use crate::path::context::{EncodedContext, ExactEncoder};
 use crate::path::query::{Step, TurnRequest};
-use crate::placement::Placed;
 use crate::progress::EncodeMeter;
 use crate::prompt::Prompter;
 use crate::session::{SessionId, SessionState};
+use crate::supervisor::Placement;
 use crate::tail::Tail;
 use crate::whereabouts::{Moved, Whereabouts};
 
@@ -148,7 +148,7 @@ impl Device {
                 drop(reply.send(()));
             }
             QueryHostMsg::Heal(context, suspects) => self.heal(context, suspects),
-            QueryHostMsg::Rerouted(context, placed) => self.reroute(&context, placed),
+            QueryHostMsg::Rerouted(context, placement) => self.reroute(&context, placement),
             QueryHostMsg::Written(session, outcome) => self.written(session, outcome),
             QueryHostMsg::Retry => {}
         }
@@ -216,11 +216,11 @@ impl Device {
     }
 
     /// A context has been healed, or not: the turns that waited go on, or end.
-    fn reroute(&mut self, context: &Arc<EncodedContext>, placed: Result<Vec<Placed>, Arc<EncodeError>>) {
+    fn reroute(&mut self, context: &Arc<EncodedContext>, placement: Result<Placement, Arc<EncodeError>>) {
         self.healing.remove(&context.manifest.id);
-        let failed = match placed {
-            Ok(placed) => {
-                context.whereabouts.set(placed);
+        let failed = match placement {
+            Ok(Placement { placed, at, .. }) => {
+                context.whereabouts.set(&context.manifest, placed, at);
                 None
             }
             Err(error) => Some(error),

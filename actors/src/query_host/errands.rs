@@ -51,8 +51,8 @@ async fn run(fleet: &Arc<Fleet>, errand: Errand) -> QueryHostMsg {
             let (shared, healed) = (Arc::clone(fleet), Arc::clone(&context));
             // In a task of its own: whatever becomes of it, the turns that wait are told.
             let task = tokio::spawn(async move { heal(&shared, &healed, suspects).await });
-            let placed = task.await.unwrap_or(Err(EncodeError::Stopped));
-            QueryHostMsg::Rerouted(context, placed.map_err(Arc::new))
+            let placement = task.await.unwrap_or(Err(EncodeError::Stopped));
+            QueryHostMsg::Rerouted(context, placement.map_err(Arc::new))
         }
         Errand::Write(session, index, turn) => {
             let written = match &fleet.journal {

@@ -25,10 +25,10 @@ use crate::link::HostId;
 use crate::manifest::{ContextId, Manifest};
 use crate::path::context::EncodedContext;
 use crate::path::query::TurnRequest;
-use crate::placement::Placed;
 use crate::progress::EncodeMeter;
 use crate::prompt::Prompter;
 use crate::session::{SessionId, TurnRecord};
+use crate::supervisor::Placement;
 use crate::whereabouts::{Moved, Whereabouts};
 
 pub use errands::{Errand, Errands, errands, run_errands};
@@ -79,7 +79,7 @@ pub enum QueryHostMsg {
     /// Blocks of a context are lost, on these hosts among others: bring it back, as if a step had failed.
     Heal(ContextId, Vec<HostId>),
     /// A context's blocks lie so from now on, or could not be brought back.
-    Rerouted(Arc<EncodedContext>, Result<Vec<Placed>, Arc<EncodeError>>),
+    Rerouted(Arc<EncodedContext>, Result<Placement, Arc<EncodeError>>),
     /// The last turn of a session is durable, or could not be written down.
     Written(SessionId, Result<(), JournalError>),
     /// Hand over messages that found the queue full.
