@@ -31,6 +31,7 @@ pub mod api;
 pub mod budget;
 pub mod cancel;
 pub mod catalogue;
+pub mod checksum;
 pub mod cluster;
 pub mod context_host;
 pub mod cover;

@@ -242,6 +242,7 @@ mod tests {
     use super::super::sim::{claim, host};
     use super::super::table::HostState;
     use super::*;
+    use crate::checksum::Checksum;
     use crate::link::HostId;
 
     /// One host whose blocks are names.
@@ -267,11 +268,11 @@ mod tests {
             _: HostId,
             _: BlockId,
             _: HostId,
-        ) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>> {
-            Box::pin(async { Ok([0; 32]) })
+        ) -> BoxFuture<'static, Result<Checksum, AgentRefusal>> {
+            Box::pin(async { Ok(Checksum([0; 16])) })
         }
-        fn verify(&self, _: HostId, _: BlockId) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>> {
-            Box::pin(async { Ok([0; 32]) })
+        fn verify(&self, _: HostId, _: BlockId) -> BoxFuture<'static, Result<Checksum, AgentRefusal>> {
+            Box::pin(async { Ok(Checksum([0; 16])) })
         }
         fn free(&self, _: HostId, blocks: Vec<BlockId>) -> BoxFuture<'static, ()> {
             self.0.lock().unwrap().retain(|id, _| !blocks.contains(id));

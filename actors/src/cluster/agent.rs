@@ -13,6 +13,7 @@ use ractor_cluster::RactorMessage;
 use stellate_model::block::BlockId;
 use stellate_runtime::clock::Clock;
 
+use crate::checksum::Checksum;
 use crate::link::HostId;
 
 use super::messages::{
@@ -92,9 +93,9 @@ pub trait AgentHosts: Send + Sync + fmt::Debug + 'static {
         host: HostId,
         block: BlockId,
         from: HostId,
-    ) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>>;
+    ) -> BoxFuture<'static, Result<Checksum, AgentRefusal>>;
     /// BLAKE3 of a block as it lies in the store.
-    fn verify(&self, host: HostId, block: BlockId) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>>;
+    fn verify(&self, host: HostId, block: BlockId) -> BoxFuture<'static, Result<Checksum, AgentRefusal>>;
     /// Lets go of blocks, of promised room, and of copies under way. Takes effect before whatever is asked later.
     fn free(&self, host: HostId, blocks: Vec<BlockId>) -> BoxFuture<'static, ()>;
     /// What the hosts have.
@@ -240,11 +241,11 @@ impl AgentState {
                 });
             }
             AgentRequest::Pull { host, block, from } => {
-                let pulled = move |digest| AgentReply::Pulled { digest, at: moments.next() };
+                let pulled = move |checksum| AgentReply::Pulled { checksum, at: moments.next() };
                 answer(reply, self.hosts.pull(host, block, from), pulled);
             }
             AgentRequest::Verify { host, block } => {
-                let verified = move |digest| AgentReply::Digest { digest, at: moments.next() };
+                let verified = move |checksum| AgentReply::Checksum { checksum, at: moments.next() };
                 answer(reply, self.hosts.verify(host, block), verified);
             }
             AgentRequest::Free { host, blocks } => {

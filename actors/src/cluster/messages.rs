@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use stellate_model::block::BlockId;
 use wincode::{SchemaRead, SchemaWrite};
 
+use crate::checksum::Checksum;
 use crate::link::HostId;
 use crate::manifest::ContextId;
 
@@ -230,7 +231,7 @@ pub enum AgentRequest {
         /// The host that holds it.
         from: HostId,
     },
-    /// Hash a block as it lies in the store.
+    /// Sum a block up as it lies in the store.
     Verify {
         /// The host.
         host: HostId,
@@ -263,15 +264,15 @@ pub enum AgentReply {
     },
     /// The block has come and was sealed.
     Pulled {
-        /// BLAKE3 of the block as the source holds it.
-        digest: [u8; 32],
+        /// Of the block as the source holds it.
+        checksum: Checksum,
         /// The moment from which inventories list it.
         at: Stamp,
     },
     /// The block as it lies in the store.
-    Digest {
-        /// Its BLAKE3.
-        digest: [u8; 32],
+    Checksum {
+        /// Of its bytes.
+        checksum: Checksum,
         /// A moment at which it was there.
         at: Stamp,
     },

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use stellate_model::block::BlockId;
 use wincode::{SchemaRead, SchemaWrite};
 
+use crate::checksum::Checksum;
 use crate::link::HostId;
 
 use super::messages::{AgentReply, AgentRequest, NodeKey, QueryNodeNotice};
@@ -31,7 +32,7 @@ pub enum Step {
     Reserving,
     /// The target copies the block, or it is computed there.
     Copying,
-    /// The target's hash is compared with the source's.
+    /// The target's checksum is compared with the source's.
     Verifying,
     /// The target has the block; query nodes are told.
     Switching,
@@ -52,7 +53,7 @@ pub(crate) struct Migration {
     pub(crate) step: Step,
     /// The block's version that the commit expects.
     version: u64,
-    digest: Option<[u8; 32]>,
+    checksum: Option<Checksum>,
     /// When the step has taken too long; once committed, when the commit was.
     pub(crate) deadline: Duration,
     /// Query nodes that have not switched yet.
@@ -152,7 +153,7 @@ impl Cluster {
             choice,
             step,
             version,
-            digest: None,
+            checksum: None,
             deadline,
             waiting,
         };
@@ -189,7 +190,7 @@ impl Cluster {
             choice,
             step,
             version,
-            digest: None,
+            checksum: None,
             deadline,
             waiting,
         };
@@ -210,13 +211,13 @@ impl Cluster {
                     RepairWay::Recompute => self.recompute(now, id),
                 }
             }
-            (Step::Copying, AgentReply::Pulled { digest, at }) => {
-                migration.digest = Some(digest);
+            (Step::Copying, AgentReply::Pulled { checksum, at }) => {
+                migration.checksum = Some(checksum);
                 self.heard_of(to, at);
                 self.verify(now, id);
             }
-            (Step::Verifying, AgentReply::Digest { digest, at }) => {
-                let is_whole = migration.digest.is_none_or(|expected| expected == digest);
+            (Step::Verifying, AgentReply::Checksum { checksum, at }) => {
+                let is_whole = migration.checksum.is_none_or(|expected| expected == checksum);
                 self.heard_of(to, at);
                 if is_whole {
                     self.commit(now, id);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use stellate_model::block::BlockId;
 
+use crate::checksum::Checksum;
 use crate::link::HostId;
 use crate::manifest::ContextId;
 
@@ -398,7 +399,7 @@ impl World {
             _ => false,
         };
         let host = self.hosts.get_mut(&id).expect("just found");
-        let digest = |block: &BlockId| *block.as_bytes();
+        let checksum = |block: &BlockId| Checksum::of(block.as_bytes());
         match request {
             AgentRequest::Reserve { block, bytes, .. } => {
                 host.fence.claim(id, block, by);
@@ -417,12 +418,12 @@ impl World {
                     host.reserved.remove(&block);
                     host.blocks.insert(block, bytes);
                     host.unverified.insert(block);
-                    AgentReply::Pulled { digest: digest(&block), at: host.next() }
+                    AgentReply::Pulled { checksum: checksum(&block), at: host.next() }
                 }
                 _ => AgentReply::Refused(AgentRefusal::NoSuchBlock { host: from, block }),
             },
             AgentRequest::Verify { block, .. } if host.blocks.contains_key(&block) => {
-                AgentReply::Digest { digest: digest(&block), at: host.next() }
+                AgentReply::Checksum { checksum: checksum(&block), at: host.next() }
             }
             AgentRequest::Verify { block, .. } => {
                 AgentReply::Refused(AgentRefusal::NoSuchBlock { host: id, block })

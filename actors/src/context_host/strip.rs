@@ -1,23 +1,23 @@
-//! The memory that a block arrives in when it was computed elsewhere: filled from the front, and hashed as it fills. How the
+//! The memory that a block arrives in when it was computed elsewhere: filled from the front, and summed as it fills. How the
 //! bytes come is in [`crate::remote`].
 
 use stellate_kernels::KvShape;
 
 use crate::budget::BudgetedBlock;
+use crate::checksum::{Checksum, Summing};
 
 /// Room for a block, of which the first bytes are there.
 #[derive(Debug)]
 pub struct Strip {
     block: BudgetedBlock,
     arrived: usize,
-    /// Boxed: it is two thousand bytes of a value that is handed on.
-    hasher: Box<blake3::Hasher>,
+    summing: Summing,
 }
 
 impl Strip {
     /// Room of which nothing is filled.
     pub fn new(room: BudgetedBlock) -> Self {
-        Self { block: room, arrived: 0, hasher: Box::default() }
+        Self { block: room, arrived: 0, summing: Summing::default() }
     }
 
     /// The shape of the block.
@@ -40,26 +40,30 @@ impl Strip {
         self.arrived
     }
 
-    /// Takes the bytes that come next.
+    /// Takes the bytes that come next, in parts.
     ///
     /// # Panics
     /// If there are more than there is room for.
-    pub fn fill(&mut self, bytes: &[u8]) {
-        let end = self.arrived + bytes.len();
-        self.block.raw_mut()[self.arrived..end].copy_from_slice(bytes);
-        self.hasher.update(bytes);
-        self.arrived = end;
+    pub fn fill(&mut self, parts: &[impl AsRef<[u8]>]) {
+        let raw = self.block.raw_mut();
+        let start = self.arrived;
+        for part in parts.iter().map(AsRef::as_ref) {
+            raw[self.arrived..self.arrived + part.len()].copy_from_slice(part);
+            self.arrived += part.len();
+        }
+        // What lies in the block, in one go: parts may be small.
+        self.summing.update(&raw[start..self.arrived]);
     }
 
     /// Throws away what is there.
     pub fn restart(&mut self) {
         self.arrived = 0;
-        self.hasher.reset();
+        self.summing = Summing::default();
     }
 
-    /// BLAKE3 of the bytes that are there.
-    pub fn hash(&self) -> blake3::Hash {
-        self.hasher.finalize()
+    /// The checksum of the bytes that are there.
+    pub fn checksum(&self) -> Checksum {
+        self.summing.sum()
     }
 
     /// The block, of so many tokens.

@@ -1,5 +1,5 @@
 //! The context hosts of a node as its agent orders them about: encode, promise room, copy from elsewhere ([`super::pull`]),
-//! hash, let go, and say what is there. What a host holds is in [`crate::context_host::held`]: looking at it waits for nobody.
+//! sum up, let go, and say what is there. What a host holds is in [`crate::context_host::held`]: looking at it waits for nobody.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,8 +9,9 @@ use stellate_model::block::BlockId;
 use stellate_model::decoder::Decoder;
 use stellate_runtime::clock::Clock;
 
-use super::pull::{BlockSources, Pull, hash_of};
+use super::pull::{BlockSources, Pull, checksum_of};
 use crate::cancel::CancelToken;
+use crate::checksum::Checksum;
 use crate::cluster::agent::AgentHosts;
 use crate::cluster::messages::{AgentRefusal, EncodeOrder, HeldBlock, HostInventory};
 use crate::context_host::held::{Arrival, HeldBlocks, Way};
@@ -173,16 +174,16 @@ impl AgentHosts for NodeHosts {
         host: HostId,
         block: BlockId,
         from: HostId,
-    ) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>> {
+    ) -> BoxFuture<'static, Result<Checksum, AgentRefusal>> {
         let pull = self.begin_pull(host, block, from);
         Box::pin(async move { pull?.run().await })
     }
 
-    fn verify(&self, host: HostId, block: BlockId) -> BoxFuture<'static, Result<[u8; 32], AgentRefusal>> {
+    fn verify(&self, host: HostId, block: BlockId) -> BoxFuture<'static, Result<Checksum, AgentRefusal>> {
         let held = self.host(host).map(|target| target.held.get(&block));
         Box::pin(async move {
             let held = held?.ok_or(AgentRefusal::NoSuchBlock { host, block })?;
-            hash_of(held).await
+            checksum_of(held).await
         })
     }
 

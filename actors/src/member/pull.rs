@@ -12,6 +12,7 @@ use stellate_runtime::transport::Connection;
 
 use crate::budget::BudgetedBlock;
 use crate::cancel::CancelToken;
+use crate::checksum::Checksum;
 use crate::cluster::messages::AgentRefusal;
 use crate::context_host::ContextHostHandle;
 use crate::context_host::held::Arrival;
@@ -52,13 +53,13 @@ pub(super) struct Pull {
 }
 
 impl Pull {
-    /// Copies the block into the room that was promised to it and seals it. Gives its BLAKE3 as the source has it.
-    pub(super) async fn run(self) -> Result<[u8; 32], AgentRefusal> {
+    /// Copies the block into the room that was promised to it and seals it. Gives its checksum as the source has it.
+    pub(super) async fn run(self) -> Result<Checksum, AgentRefusal> {
         for copy in self.arrival.earlier_copies() {
             copy.wait().await;
         }
         if let Some(held) = self.target.held.get(&self.block) {
-            return hash_of(held).await;
+            return checksum_of(held).await;
         }
         if self.arrival.revoked().is_cancelled() {
             return Err(freed());
@@ -71,12 +72,12 @@ impl Pull {
             None => self.fetch(strip).await,
         };
         // The room with what has come stays promised, unless it was freed; and is gone before the arrival is.
-        let digest = match (arrived, block) {
-            (Ok(digest), Filled::Block(block)) => {
+        let checksum = match (arrived, block) {
+            (Ok(checksum), Filled::Block(block)) => {
                 let (id, bytes) = (self.block, block.bytes());
                 self.arrival.seal(block).map_err(|_| freed())?;
                 tracing::info!(block = %id, from = %self.from, to = %self.target.host, bytes, "block copied");
-                return Ok(digest);
+                return Ok(checksum);
             }
             (outcome, Filled::Part(strip)) => {
                 self.arrival.promise(strip);
@@ -84,7 +85,7 @@ impl Pull {
             }
             (outcome, Filled::Block(_) | Filled::Lost) => outcome,
         };
-        digest.and(Err(AgentRefusal::Failed { cause: "the copy is not whole".to_owned() }))
+        checksum.and(Err(AgentRefusal::Failed { cause: "the copy is not whole".to_owned() }))
     }
 
     /// Copies from a host of the same process.
@@ -92,7 +93,7 @@ impl Pull {
         &self,
         near: &ContextHostHandle,
         mut strip: Strip,
-    ) -> (Result<[u8; 32], AgentRefusal>, Filled) {
+    ) -> (Result<Checksum, AgentRefusal>, Filled) {
         let source = match near.held.get(&self.block) {
             Some(source) if source.bytes() == strip.bytes() && source.len() <= strip.capacity_tokens() => {
                 source
@@ -108,10 +109,10 @@ impl Pull {
                 if cancel.is_cancelled() {
                     return (Err(freed()), Filled::Part(strip));
                 }
-                strip.fill(piece);
+                strip.fill(&[piece]);
                 count.store(strip.arrived_bytes() as u64, std::sync::atomic::Ordering::Relaxed);
             }
-            (Ok(*strip.hash().as_bytes()), Filled::Block(strip.into_block(source.len())))
+            (Ok(strip.checksum()), Filled::Block(strip.into_block(source.len())))
         });
         let copied = copying.await.unwrap_or_else(|_| (Err(failed("copying has stopped")), Filled::Lost));
         self.target.rates.copy.add(bytes, self.clock.now().saturating_sub(started));
@@ -119,7 +120,7 @@ impl Pull {
     }
 
     /// Copies from another node, going on where it stood as long as that brings something new.
-    async fn fetch(&self, strip: Strip) -> (Result<[u8; 32], AgentRefusal>, Filled) {
+    async fn fetch(&self, strip: Strip) -> (Result<Checksum, AgentRefusal>, Filled) {
         let (cancel, count) = (self.arrival.revoked().clone(), self.arrival.count());
         let mut landing = Landing::on(strip, cancel, count);
         let outcome = self.fetch_into(&mut landing).await;
@@ -130,7 +131,7 @@ impl Pull {
         (outcome, filled)
     }
 
-    async fn fetch_into(&self, landing: &mut Landing) -> Result<[u8; 32], AgentRefusal> {
+    async fn fetch_into(&self, landing: &mut Landing) -> Result<Checksum, AgentRefusal> {
         let (mut most, mut tries) = (landing.arrived_bytes(), 0);
         loop {
             let (before, started) = (landing.arrived_bytes(), self.clock.now());
@@ -140,7 +141,7 @@ impl Pull {
                 self.target.rates.copy.add(came as u64, self.clock.now().saturating_sub(started));
             }
             let cause = match attempt {
-                Ok(()) => return landing.hash().ok_or_else(|| failed("the copy is not whole")),
+                Ok(()) => return landing.checksum().ok_or_else(|| failed("the copy is not whole")),
                 Err(Attempt::Final(refusal)) => return Err(refusal),
                 Err(Attempt::Again(cause)) => cause,
             };
@@ -170,9 +171,9 @@ impl Pull {
             FetchError::Refused(NoTransfer::NoSuchBlock | NoTransfer::HostGone) => {
                 Attempt::Final(self.no_such_block())
             }
-            FetchError::Interrupted(_) | FetchError::Hash | FetchError::Refused(NoTransfer::Overloaded) => {
-                Attempt::Again(error.to_string())
-            }
+            FetchError::Interrupted(_)
+            | FetchError::Checksum
+            | FetchError::Refused(NoTransfer::Overloaded) => Attempt::Again(error.to_string()),
             FetchError::Refused(_) => Attempt::Final(failed(&error.to_string())),
         })
     }
@@ -197,10 +198,10 @@ enum Attempt {
     Final(AgentRefusal),
 }
 
-/// BLAKE3 of a block's raw bytes, computed on a thread that may block.
-pub(super) async fn hash_of(block: Arc<BudgetedBlock>) -> Result<[u8; 32], AgentRefusal> {
-    let hashing = tokio::task::spawn_blocking(move || *blake3::hash(block.raw()).as_bytes());
-    hashing.await.map_err(|_| failed("hashing has stopped"))
+/// The checksum of a block's raw bytes, computed on a thread that may block.
+pub(super) async fn checksum_of(block: Arc<BudgetedBlock>) -> Result<Checksum, AgentRefusal> {
+    let summing = tokio::task::spawn_blocking(move || Checksum::of(block.raw()));
+    summing.await.map_err(|_| failed("summing has stopped"))
 }
 
 async fn pause(pause: Duration, cancel: &CancelToken) -> Result<(), AgentRefusal> {

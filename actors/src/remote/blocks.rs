@@ -2,8 +2,8 @@
 //! it straight into the memory it will lie in, and who has computed one for another host puts it there. Whether a block
 //! should move is decided elsewhere.
 //!
-//! Bytes leave as they lie, without a copy; arriving ones are copied once, on a thread that may block, which also hashes them.
-//! The hash comes after the last byte, since it is computed meanwhile. Nothing that did not hash right is ever sealed.
+//! Bytes leave as they lie, without a copy; arriving ones are copied once, on a thread that may block, which also sums them
+//! up. The checksum comes after the last byte, since it is computed meanwhile. Nothing of another checksum is ever sealed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ pub use super::landing::Landing;
 use super::pace::{Bucket, Pacer};
 use super::serve::LocalHosts;
 use crate::budget::{BudgetedBlock, StoreFull};
+use crate::checksum::Checksum;
 use crate::context_host::HostError;
 use crate::context_host::held::Opening;
 use crate::link::HostId;
@@ -46,8 +47,8 @@ pub enum FetchError {
     #[error("the block is not to be had: {}; ask another host or encode it again", describe(.0))]
     Refused(NoTransfer),
     /// The bytes are not those that were sent. They were thrown away.
-    #[error("the copy of a block has another hash than the block; fetch it again")]
-    Hash,
+    #[error("the copy of a block has another checksum than the block; fetch it again")]
+    Checksum,
     /// The landing was told to end. What arrived is there.
     #[error("the copy of a block was cancelled")]
     Cancelled,
@@ -100,7 +101,7 @@ fn describe(reason: &NoTransfer) -> &'static str {
         NoTransfer::Shape => "the host runs another model or format",
         NoTransfer::Full(..) => "the host has no room",
         NoTransfer::Overloaded => "the node has too many transfers under way; try again in a moment",
-        NoTransfer::Hash => "other bytes arrived than were sent; try again",
+        NoTransfer::Checksum => "other bytes arrived than were sent; try again",
     }
 }
 
@@ -182,7 +183,7 @@ pub(super) async fn in_time<T>(
     timeout(STALL, receiving).await.unwrap_or(Err(StreamError::Closed(Closed::TimedOut)))
 }
 
-/// Sends a block's bytes from `offset` on, and their hash; at `rate` bytes a second at most, if that is not 0, and at the pace
+/// Sends a block's bytes from `offset` on, and their checksum; at `rate` bytes a second at most, if that is not 0, and at the pace
 /// of the node.
 async fn send_pieces(
     sender: &mut FrameSender,
@@ -191,8 +192,8 @@ async fn send_pieces(
     rate: u64,
     pacer: &Pacer,
 ) -> Result<(), StreamError> {
-    let hashed = Arc::clone(&block);
-    let hash = tokio::task::spawn_blocking(move || *blake3::hash(hashed.raw()).as_bytes());
+    let summed = Arc::clone(&block);
+    let summing = tokio::task::spawn_blocking(move || Checksum::of(summed.raw()));
     let bytes = Bytes::from_owner(Raw(block));
     let (start, mut own, mut is_free) = (pacer.now(), Bucket::default(), true);
     for at in (offset..bytes.len()).step_by(PIECE_BYTES) {
@@ -210,8 +211,8 @@ async fn send_pieces(
     if is_free && bytes.len() - offset > PIECE_BYTES {
         pacer.measured(bytes.len() - offset, pacer.now().saturating_sub(start));
     }
-    let hash = hash.await.map_err(|_| StreamError::Finished)?;
-    sender.send(DONE, &Done { hash }, &[]).await
+    let checksum = summing.await.map_err(|_| StreamError::Finished)?;
+    sender.send(DONE, &Done { checksum }, &[]).await
 }
 
 /// A block's memory, kept until its last byte is acknowledged.
@@ -337,11 +338,11 @@ impl BlockServer {
                 arrival.promise(strip);
             }
             return match error {
-                FetchError::Hash => Ok(Some(NoTransfer::Hash)),
+                FetchError::Checksum => Ok(Some(NoTransfer::Checksum)),
                 error => Err(StreamError::Closed(Closed::Other(error.to_string()))),
             };
         }
-        let Some(block) = landing.into_block() else { return Ok(Some(NoTransfer::Hash)) };
+        let Some(block) = landing.into_block() else { return Ok(Some(NoTransfer::Checksum)) };
         if arrival.seal(block).is_err() {
             // Released while it was on its way, or with the host.
             return Ok(Some(NoTransfer::HostGone));

@@ -6,6 +6,7 @@ use stellate_model::block::BlockId;
 use stellate_runtime::transport::FrameKind;
 use wincode::{SchemaRead, SchemaWrite};
 
+use crate::checksum::Checksum;
 use crate::link::{Fold, HostId, LinkError};
 
 const fn kind(offset: u16) -> FrameKind {
@@ -29,7 +30,7 @@ pub const FETCH: FrameKind = kind(32);
 pub const BLOCK: FrameKind = kind(33);
 /// Bulk: raw bytes of the block.
 pub const PIECE: FrameKind = kind(34);
-/// Bulk: all bytes were sent, and their hash.
+/// Bulk: all bytes were sent, and their checksum.
 pub const DONE: FrameKind = kind(35);
 /// Bulk, from who has a block for another host.
 pub const PUT: FrameKind = kind(36);
@@ -333,11 +334,11 @@ pub struct Piece {
     pub offset: u64,
 }
 
-/// Header of [`DONE`]. The hash comes last: it is computed while the bytes travel.
+/// Header of [`DONE`]. The checksum comes last: it is computed while the bytes travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct Done {
-    /// BLAKE3 of all raw bytes of the block, from the first one on.
-    pub hash: [u8; 32],
+    /// Of all raw bytes of the block, from the first one on.
+    pub checksum: Checksum,
 }
 
 /// Header of [`PUT`].
@@ -374,7 +375,7 @@ pub enum NoTransfer {
     /// Too many transfers are under way, or the host's queue is full.
     Overloaded,
     /// The bytes that arrived are not those that were sent.
-    Hash,
+    Checksum,
 }
 
 #[cfg(test)]

@@ -1,21 +1,26 @@
-//! Where a block arrives: the memory that it will lie in, filled from the front, and the hash of what is there. Copying and
-//! hashing are done on a thread that may block, piece by piece, beside the network thread that receives.
+//! Where a block arrives: the memory that it will lie in, filled from the front, and the checksum of what is there. Bytes are
+//! copied and summed on a thread that may block, beside the network thread that receives; they are copied once, from the packets.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use stellate_kernels::KvShape;
-use stellate_runtime::transport::{Frame, FrameError, FrameReceiver, Payload, StreamError};
+use stellate_runtime::transport::{FrameError, FrameReceiver, OpenFrame, StreamError};
 use tokio::sync::mpsc;
 
 use super::blocks::{FetchError, in_time};
 use super::frames::{BlockHead, DONE, Done, PIECE, PIECE_BYTES, Piece};
 use crate::budget::BudgetedBlock;
 use crate::cancel::CancelToken;
+use crate::checksum::Checksum;
 use crate::context_host::strip::Strip;
 
-/// Pieces that wait to be copied: enough that neither side waits for the other at each piece.
-const PIECES_AHEAD: usize = 4;
+/// Bytes that are handed to the thread that copies at once: few enough to be summed while they are in the nearest cache.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// Batches that wait to be copied: enough that neither side waits for the other at each.
+const BATCHES_AHEAD: usize = 16;
 
 /// A block of which the first bytes are there. It survives the connections that fill it.
 #[derive(Debug)]
@@ -26,7 +31,7 @@ pub struct Landing {
     arrived: usize,
     /// `None` while a thread fills it, and for ever if that thread was left behind.
     strip: Option<Strip>,
-    hash: Option<[u8; 32]>,
+    checksum: Option<Checksum>,
     cancel: CancelToken,
     count: Arc<AtomicU64>,
 }
@@ -46,7 +51,7 @@ impl Landing {
     pub fn on(strip: Strip, cancel: CancelToken, count: Arc<AtomicU64>) -> Self {
         let (shape, bytes, arrived) = (strip.shape(), strip.bytes(), strip.arrived_bytes());
         let tokens = strip.capacity_tokens();
-        Self { shape, bytes, tokens, arrived, strip: Some(strip), hash: None, cancel, count }
+        Self { shape, bytes, tokens, arrived, strip: Some(strip), checksum: None, cancel, count }
     }
 
     /// The shape of the block.
@@ -64,15 +69,15 @@ impl Landing {
         self.arrived
     }
 
-    /// BLAKE3 of the block as it was sent, if all of it arrived and hashed right.
-    pub fn hash(&self) -> Option<[u8; 32]> {
-        self.hash
+    /// The checksum of the block as it was sent, if all of it arrived and has the same.
+    pub fn checksum(&self) -> Option<Checksum> {
+        self.checksum
     }
 
-    /// The block, if all of it arrived and hashed right.
+    /// The block, if all of it arrived as it was sent.
     pub fn into_block(self) -> Option<BudgetedBlock> {
         let tokens = self.tokens;
-        self.strip.filter(|_| self.hash.is_some()).map(|strip| strip.into_block(tokens))
+        self.strip.filter(|_| self.checksum.is_some()).map(|strip| strip.into_block(tokens))
     }
 
     /// The room, with what has arrived, unless a copy was left within a piece.
@@ -97,76 +102,72 @@ impl Landing {
         fits
     }
 
-    /// Takes pieces until the hash comes, and compares it.
+    /// Takes pieces until the checksum comes, and compares it.
     pub(super) async fn receive(&mut self, receiver: &mut FrameReceiver) -> Result<(), FetchError> {
         let cut_off = || FetchError::Interrupted("an earlier copy was left within a piece".to_owned());
         let strip = self.strip.take().ok_or_else(cut_off)?;
-        let (pieces, to_copy) = mpsc::channel(PIECES_AHEAD);
-        let (give_back, mut spare) = mpsc::channel(PIECES_AHEAD);
+        let (batches, to_copy) = mpsc::channel(BATCHES_AHEAD);
         let count = Arc::clone(&self.count);
-        let copying = tokio::task::spawn_blocking(move || fill(strip, to_copy, &give_back, &count));
+        let copying = tokio::task::spawn_blocking(move || fill(strip, to_copy, &count));
         // Not dropped when it is cancelled, but ended: the memory is here again when this returns.
         let received = tokio::select! {
-            received = self.pass_on(receiver, pieces, &mut spare) => received,
+            received = self.pass_on(receiver, batches) => received,
             () = self.cancel.cancelled() => Err(FetchError::Cancelled),
         };
         let strip = copying.await.map_err(|_| cut_off())?;
         self.arrived = strip.arrived_bytes();
         let strip = self.strip.insert(strip);
-        let Done { hash } = received?;
-        if strip.hash() == blake3::Hash::from_bytes(hash) {
-            self.hash = Some(hash);
+        let Done { checksum } = received?;
+        if strip.checksum() == checksum {
+            self.checksum = Some(checksum);
             return Ok(());
         }
         strip.restart();
         self.arrived = 0;
         self.count.store(0, Ordering::Relaxed);
-        Err(FetchError::Hash)
+        Err(FetchError::Checksum)
     }
 
-    /// Passes pieces on to the thread that copies, until all are there and the hash came.
+    /// Passes bytes on to the thread that copies, until all are there and the checksum came.
     async fn pass_on(
         &self,
         receiver: &mut FrameReceiver,
-        pieces: mpsc::Sender<Payload>,
-        spare: &mut mpsc::Receiver<Payload>,
+        batches: mpsc::Sender<Vec<Bytes>>,
     ) -> Result<Done, FetchError> {
-        let total = self.bytes;
-        let mut at = self.arrived;
+        let stopped = |_| FetchError::Interrupted("copying has stopped".to_owned());
+        let (total, mut at) = (self.bytes, self.arrived);
         while at < total {
-            while let Ok(payload) = spare.try_recv() {
-                receiver.recycle(payload);
+            let piece = in_time(receiver.expect_open()).await?;
+            check_piece(&piece, at, total)?;
+            at += piece.payload_bytes;
+            let mut left = piece.payload_bytes;
+            while left > 0 {
+                let (mut batch, until) = (Vec::new(), left.saturating_sub(BATCH_BYTES));
+                while left > until {
+                    let bytes = in_time(receiver.chunk()).await?;
+                    left -= bytes.len();
+                    batch.push(bytes);
+                }
+                batches.send(batch).await.map_err(stopped)?;
             }
-            let frame = in_time(receiver.expect()).await?;
-            check_piece(&frame, at, total)?;
-            at += frame.payload.len();
-            let stopped = |_| FetchError::Interrupted("copying has stopped".to_owned());
-            pieces.send(frame.payload).await.map_err(stopped)?;
         }
         Ok(in_time(receiver.expect()).await?.expect(DONE).map_err(StreamError::from)?)
     }
 }
 
 /// Whether a frame is the piece that belongs behind the first `at` bytes.
-fn check_piece(frame: &Frame, at: usize, total: usize) -> Result<(), StreamError> {
+fn check_piece(frame: &OpenFrame, at: usize, total: usize) -> Result<(), StreamError> {
     let piece: Piece = frame.expect(PIECE)?;
-    let fits = piece.offset == at as u64 && (1..=PIECE_BYTES.min(total - at)).contains(&frame.payload.len());
+    let fits = piece.offset == at as u64 && (1..=PIECE_BYTES.min(total - at)).contains(&frame.payload_bytes);
     let problem = || "a piece is not the one that comes next".to_owned();
     if fits { Ok(()) } else { Err(FrameError::Header { kind: PIECE, problem: problem() }.into()) }
 }
 
-/// Copies pieces until no more come.
-fn fill(
-    mut strip: Strip,
-    mut pieces: mpsc::Receiver<Payload>,
-    give_back: &mpsc::Sender<Payload>,
-    count: &AtomicU64,
-) -> Strip {
-    while let Some(piece) = pieces.blocking_recv() {
-        strip.fill(piece.as_bytes());
+/// Copies bytes until no more come.
+fn fill(mut strip: Strip, mut batches: mpsc::Receiver<Vec<Bytes>>, count: &AtomicU64) -> Strip {
+    while let Some(batch) = batches.blocking_recv() {
+        strip.fill(&batch);
         count.store(strip.arrived_bytes() as u64, Ordering::Relaxed);
-        // Where nobody waits for the memory, it goes.
-        let _ = give_back.try_send(piece);
     }
     strip
 }

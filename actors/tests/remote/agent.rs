@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use ractor::{Actor, ActorRef, call};
 use stellate_actors::KvFormat;
 use stellate_actors::budget::{BudgetedBlock, KvBudget};
+use stellate_actors::checksum::Checksum;
 use stellate_actors::cluster::agent::{Agent, AgentArgs, AgentHosts, AgentMsg, Uplink};
 use stellate_actors::cluster::messages::{
     AgentOrder, AgentRefusal, AgentReply, AgentRequest, EncodeOrder, HostInventory, NodeKey,
@@ -100,8 +101,8 @@ impl Pair {
     }
 }
 
-fn digest(block: &BudgetedBlock) -> [u8; 32] {
-    *blake3::hash(block.raw()).as_bytes()
+fn checksum(block: &BudgetedBlock) -> Checksum {
+    Checksum::of(block.raw())
 }
 
 async fn reserve(hosts: &NodeHosts, id: BlockId, like: &BudgetedBlock) -> Result<bool, AgentRefusal> {
@@ -132,12 +133,12 @@ fn a_block_that_was_pulled_from_another_node_is_the_same_bit_for_bit_and_answers
                 let tokens = original.len().next_multiple_of(64) as u32;
                 let bytes = original.bytes() as u64;
                 assert_eq!(agent.reserve(TARGET, id, bytes, tokens).await, Ok(false));
-                assert_eq!(agent.pull(TARGET, id, HOST).await, Ok(digest(&original)));
+                assert_eq!(agent.pull(TARGET, id, HOST).await, Ok(checksum(&original)));
                 let copy = held(&pair.target, id).await.unwrap();
                 assert_eq!((copy.len(), copy.raw()), (original.len(), original.raw()), "{format}");
-                assert_eq!(agent.verify(TARGET, id).await, Ok(digest(&original)));
+                assert_eq!(agent.verify(TARGET, id).await, Ok(checksum(&original)));
                 assert_eq!(reserve(&agent, id, &original).await, Ok(true), "it is held");
-                assert_eq!(agent.pull(TARGET, id, HOST).await, Ok(digest(&original)), "it is held");
+                assert_eq!(agent.pull(TARGET, id, HOST).await, Ok(checksum(&original)), "it is held");
             });
         }
         let inventory = pair.asker.runtime.block_on(inventory(&agent));
@@ -170,7 +171,7 @@ fn a_pull_that_was_cut_off_goes_on_where_it_stood_and_one_of_other_bytes_begins_
         let agent = pair.agent(&node);
         pair.asker.runtime.block_on(async {
             reserve(&agent, id, &original).await.unwrap();
-            assert_eq!(agent.pull(TARGET, id, HOST).await, Ok(digest(&original)), "{fault:?}");
+            assert_eq!(agent.pull(TARGET, id, HOST).await, Ok(checksum(&original)), "{fault:?}");
             assert_eq!(held(&pair.target, id).await.unwrap().raw(), original.raw());
         });
         let again = if fault == Fault::OtherBytes { 0 } else { original.bytes() as u64 / 2 };
@@ -197,7 +198,7 @@ fn gated(asker: &Asker, block: Arc<BudgetedBlock>) -> (Asked, watch::Sender<bool
                         break;
                     }
                 }
-                let _ = sender.send(DONE, &Done { hash: digest(&block) }, &[]).await;
+                let _ = sender.send(DONE, &Done { checksum: checksum(&block) }, &[]).await;
                 sender.finish();
             }
         }
@@ -232,7 +233,7 @@ fn a_pull_that_is_freed_leaves_no_bytes_behind_and_is_not_held_when_it_comes() {
 
         // What is asked later is done as if nothing had been.
         reserve(&agent, id, &original).await.unwrap();
-        assert_eq!(agent.pull(TARGET, id, HOST).await, Ok(digest(&original)));
+        assert_eq!(agent.pull(TARGET, id, HOST).await, Ok(checksum(&original)));
     });
 }
 
@@ -254,7 +255,7 @@ fn an_order_to_encode_a_block_that_is_being_pulled_waits_for_the_pull() {
         assert_eq!(agent.encode(pair.order(1)).await, Ok(true));
         assert!(held(&pair.target, id).await.is_none());
         gate.send_replace(true);
-        assert_eq!(pulling.await.unwrap(), Ok(digest(&original)));
+        assert_eq!(pulling.await.unwrap(), Ok(checksum(&original)));
         assert_eq!(ordered.await.unwrap(), Ok(false), "it has come");
         assert_eq!(own.await.unwrap(), Ok(Encoded::Held));
     });
@@ -273,7 +274,7 @@ fn a_block_that_differs_from_its_source_or_is_not_to_be_had_is_told() {
         changed.raw_mut()[1000] ^= 1;
         changed.set_len(original.len());
         pair.target.held.insert(id, changed).unwrap();
-        assert_ne!(agent.verify(TARGET, id).await, Ok(digest(&original)));
+        assert_ne!(agent.verify(TARGET, id).await, Ok(checksum(&original)));
 
         let missing = |host| AgentRefusal::NoSuchBlock { host, block: foreign };
         assert_eq!(agent.verify(TARGET, foreign).await, Err(missing(TARGET)));
@@ -310,7 +311,7 @@ fn a_full_store_refuses_with_the_numbers_and_loses_nothing() {
         assert_eq!(agent.reserve(TARGET, BlockId::from_bytes([7; 32]), bytes, rest).await, Ok(false));
         let encoded = agent.encode(pair.order(1)).await;
         assert!(matches!(encoded, Err(AgentRefusal::Full { .. })), "{encoded:?}");
-        assert_eq!(agent.verify(TARGET, id).await, Ok(digest(&original)));
+        assert_eq!(agent.verify(TARGET, id).await, Ok(checksum(&original)));
         agent.free(TARGET, vec![BlockId::from_bytes([7; 32])]).await;
         assert_eq!(agent.encode(pair.order(1)).await, Ok(true));
     });
@@ -353,7 +354,7 @@ fn whatever_is_asked_is_answered_while_a_block_is_being_encoded() {
         assert_eq!(inventory(&agent).await.blocks.len(), 1);
         assert!(inventory(&agent).await.encode_tokens_per_s > 0);
         assert_eq!(agent.encode(pair.order(0)).await, Ok(false), "it is held");
-        assert_eq!(agent.verify(TARGET, first).await, Ok(digest(&original)));
+        assert_eq!(agent.verify(TARGET, first).await, Ok(checksum(&original)));
         assert_eq!(held(&pair.target, first).await.unwrap().raw(), original.raw());
         let budget = KvBudget::new(pair.target.budget.shape(), usize::MAX);
         let mut landing = Landing::new(budget.allocate(BLOCK_TOKENS).unwrap(), BLOCK_TOKENS);
@@ -361,7 +362,7 @@ fn whatever_is_asked_is_answered_while_a_block_is_being_encoded() {
         assert_eq!(landing.into_block().unwrap().raw(), original.raw());
 
         assert_eq!(reserve(&agent, second, &other).await, Ok(false));
-        assert_eq!(agent.pull(TARGET, second, HOST).await, Ok(digest(&other)));
+        assert_eq!(agent.pull(TARGET, second, HOST).await, Ok(checksum(&other)));
         agent.free(TARGET, vec![second]).await;
         assert!(held(&pair.target, second).await.is_none());
         put_block(&bulk, TARGET, second, other, None).await.unwrap();
@@ -429,7 +430,7 @@ fn a_block_moves_between_two_hosts_of_one_node_through_memory() {
     let (original, id) = (pair.original(2), pair.model.blocks[2]);
     pair.asker.runtime.block_on(async {
         reserve(&agent, id, &original).await.unwrap();
-        assert_eq!(agent.pull(TARGET, id, HOST).await, Ok(digest(&original)));
+        assert_eq!(agent.pull(TARGET, id, HOST).await, Ok(checksum(&original)));
         let copy = held(&pair.target, id).await.unwrap();
         assert_eq!((copy.len(), copy.raw()), (original.len(), original.raw()));
         agent.free(HOST, vec![id]).await;

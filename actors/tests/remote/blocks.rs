@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use ractor::call;
 use stellate_actors::KvFormat;
 use stellate_actors::budget::{BudgetedBlock, KvBudget};
+use stellate_actors::checksum::Checksum;
 use stellate_actors::context_host::{ContextHostHandle, ContextHostMsg};
 use stellate_actors::link::{Fold, HostId, HostLink};
 use stellate_actors::remote::frames::{BLOCK, BlockHead, DONE, Done, FETCH, Fetch, PIECE, Piece};
@@ -139,8 +140,7 @@ pub(crate) fn limping(
                     sender.finish();
                     continue;
                 }
-                let hash = *blake3::hash(raw).as_bytes();
-                let _ = sender.send(DONE, &Done { hash }, &[]).await;
+                let _ = sender.send(DONE, &Done { checksum: Checksum::of(raw) }, &[]).await;
                 sender.finish();
             }
         }
@@ -177,7 +177,7 @@ fn a_copy_that_was_cut_off_goes_on_where_it_stood() {
 
 #[test]
 fn a_copy_of_other_bytes_is_thrown_away_and_made_again() {
-    let (asked, _) = copy_with(Fault::OtherBytes, |error| matches!(error, FetchError::Hash));
+    let (asked, _) = copy_with(Fault::OtherBytes, |error| matches!(error, FetchError::Checksum));
     assert_eq!(asked, [0, 0]);
 }
 

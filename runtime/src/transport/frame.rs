@@ -160,22 +160,48 @@ pub struct Frame {
 impl Frame {
     /// The header as `T`. All its bytes must belong to the value.
     pub fn header<T: Header>(&self) -> Result<T, FrameError> {
-        wincode::deserialize_exact(&self.header)
-            .map_err(|error| FrameError::Header { kind: self.kind, problem: error.to_string() })
+        decode(self.kind, &self.header)
     }
 
     /// The header of a frame that must be of `kind`.
     pub fn expect<T: Header>(&self, kind: FrameKind) -> Result<T, FrameError> {
-        if self.kind != kind {
-            return Err(FrameError::Kind { found: self.kind, expected: kind });
-        }
-        self.header()
+        expect(self.kind, kind, &self.header)
     }
 
     /// The header as it came, in bincode's encoding.
     pub fn header_bytes(&self) -> &[u8] {
         &self.header
     }
+}
+
+/// A frame whose header has arrived, and whose payload is still to come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenFrame {
+    /// What it is about.
+    pub kind: FrameKind,
+    header: Vec<u8>,
+    /// Bytes after the header.
+    pub payload_bytes: usize,
+}
+
+impl OpenFrame {
+    /// The header of a frame that must be of `kind`.
+    pub fn expect<T: Header>(&self, kind: FrameKind) -> Result<T, FrameError> {
+        expect(self.kind, kind, &self.header)
+    }
+}
+
+fn expect<T: Header>(found: FrameKind, expected: FrameKind, header: &[u8]) -> Result<T, FrameError> {
+    if found != expected {
+        return Err(FrameError::Kind { found, expected });
+    }
+    decode(found, header)
+}
+
+/// A header as `T`, of which all bytes must be.
+fn decode<T: Header>(kind: FrameKind, header: &[u8]) -> Result<T, FrameError> {
+    wincode::deserialize_exact(header)
+        .map_err(|error| FrameError::Header { kind, problem: error.to_string() })
 }
 
 /// Appends preamble and header of a frame whose payload of `payload_bytes` the caller sends next.
@@ -241,6 +267,10 @@ enum State {
         header: Vec<u8>,
         filling: Filling,
     },
+    /// Within the payload of an open frame, whose bytes go past the decoder.
+    Open {
+        left: usize,
+    },
     /// After an error, the boundaries of frames are lost.
     Failed(FrameError),
 }
@@ -258,13 +288,37 @@ impl FrameDecoder {
     /// Takes bytes off the front of `input` until a frame is whole or the input is used up. Call it again with what is
     /// left. After an error, it returns the same error for ever.
     pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
-        match self.step(input) {
-            Err(error) => {
-                self.state = State::Failed(error.clone());
-                Err(error)
-            }
-            frame => frame,
-        }
+        self.run(|decoder| decoder.step(input))
+    }
+
+    fn run<T>(
+        &mut self,
+        step: impl FnOnce(&mut Self) -> Result<Option<T>, FrameError>,
+    ) -> Result<Option<T>, FrameError> {
+        step(self).inspect_err(|error| self.state = State::Failed(error.clone()))
+    }
+
+    /// Like [`Self::feed`], but gives a frame as soon as its header is there. Its payload goes past the decoder: the next
+    /// [`Self::open_bytes`] bytes, of which it is told by [`Self::pass`].
+    ///
+    /// # Panics
+    /// If it is called within the payload of an open frame.
+    pub fn feed_open(&mut self, input: &mut &[u8]) -> Result<Option<OpenFrame>, FrameError> {
+        self.run(|decoder| decoder.step_head(input))
+    }
+
+    /// Bytes of an open frame's payload that are still to come.
+    pub fn open_bytes(&self) -> usize {
+        if let State::Open { left } = self.state { left } else { 0 }
+    }
+
+    /// So many bytes of an open frame's payload have come.
+    ///
+    /// # Panics
+    /// If that is more than it has.
+    pub fn pass(&mut self, bytes: usize) {
+        let left = self.open_bytes().checked_sub(bytes).expect("no more than the payload");
+        self.state = if left > 0 { State::Open { left } } else { State::START };
     }
 
     /// The stream has ended: an error if it ended within a frame.
@@ -282,6 +336,27 @@ impl FrameDecoder {
     }
 
     fn step(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
+        if !matches!(self.state, State::Payload { .. }) {
+            let Some(OpenFrame { kind, header, payload_bytes }) = self.step_head(input)? else {
+                return Ok(None);
+            };
+            let filling = Filling::new(payload_bytes, std::mem::take(&mut self.spare));
+            self.state = State::Payload { kind, header, filling };
+        }
+        let State::Payload { filling, .. } = &mut self.state else { unreachable!("set just above") };
+        filling.take(input);
+        if filling.missing() > 0 {
+            return Ok(None);
+        }
+        let State::Payload { kind, header, filling } = std::mem::replace(&mut self.state, State::START)
+        else {
+            unreachable!("looked at just above")
+        };
+        Ok(Some(Frame { kind, header, payload: filling.finish() }))
+    }
+
+    /// Up to the end of a frame's header.
+    fn step_head(&mut self, input: &mut &[u8]) -> Result<Option<OpenFrame>, FrameError> {
         loop {
             match &mut self.state {
                 State::Failed(error) => return Err(error.clone()),
@@ -302,21 +377,13 @@ impl FrameDecoder {
                     if header.len() < *header_bytes {
                         return Ok(None);
                     }
-                    let spare = std::mem::take(&mut self.spare);
-                    let filling = Filling::new(*payload_bytes, spare);
-                    self.state = State::Payload { kind: *kind, header: std::mem::take(header), filling };
+                    let (kind, header, payload_bytes) = (*kind, std::mem::take(header), *payload_bytes);
+                    self.state =
+                        if payload_bytes > 0 { State::Open { left: payload_bytes } } else { State::START };
+                    return Ok(Some(OpenFrame { kind, header, payload_bytes }));
                 }
-                State::Payload { filling, .. } => {
-                    filling.take(input);
-                    if filling.missing() > 0 {
-                        return Ok(None);
-                    }
-                    let State::Payload { kind, header, filling } =
-                        std::mem::replace(&mut self.state, State::START)
-                    else {
-                        unreachable!("matched just above")
-                    };
-                    return Ok(Some(Frame { kind, header, payload: filling.finish() }));
+                State::Payload { .. } | State::Open { .. } => {
+                    panic!("a frame's payload is taken before the next frame")
                 }
             }
         }

@@ -45,8 +45,8 @@ pub use connection::{Connection, DatagramError, PathStats, Peer};
 pub use dial::{DialError, Expected, Target};
 pub use endpoint::{Accepted, Endpoint, EndpointError, EndpointSetup};
 pub use frame::{
-    Frame, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, MAGIC, PREAMBLE_BYTES, WIRE_VERSION,
-    encode_head,
+    Frame, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, MAGIC, OpenFrame, PREAMBLE_BYTES,
+    WIRE_VERSION, encode_head,
 };
 pub use hello::ConnectionClass;
 pub use join::{JoinError, Joined, join};

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 
 use super::close::{CloseCode, Closed};
-use super::frame::{Frame, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, encode_head};
+use super::frame::{Frame, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, OpenFrame, encode_head};
 use super::payload::Payload;
 
 /// Most bytes taken off a stream at once: one batch of the largest packets.
@@ -141,32 +141,69 @@ impl FrameReceiver {
 
     /// The next frame, or none if the peer has finished the stream after a whole one.
     pub async fn receive(&mut self) -> Result<Option<Frame>, StreamError> {
-        loop {
-            if !self.pending.is_empty() {
-                let mut input = &self.pending[..];
-                let decoded = self.decoder.feed(&mut input);
-                let left = input.len();
-                self.pending = self.pending.split_off(self.pending.len() - left);
-                if let Some(frame) = decoded? {
-                    return Ok(Some(frame));
-                }
-            }
-            match self.stream.read_chunk(READ_BYTES, true).await {
-                Ok(Some(chunk)) => self.pending = chunk.bytes,
-                Ok(None) => {
-                    self.decoder.finish()?;
-                    return Ok(None);
-                }
-                Err(ReadError::Reset(code)) => return Err(StreamError::Reset { code: code.into_inner() }),
-                Err(ReadError::ConnectionLost(error)) => return Err(Closed::from(error).into()),
-                Err(_) => return Err(StreamError::Ended),
-            }
-        }
+        self.take(FrameDecoder::feed).await
     }
 
     /// The next frame, where there must be one.
     pub async fn expect(&mut self) -> Result<Frame, StreamError> {
         self.receive().await?.ok_or(StreamError::Ended)
+    }
+
+    /// The next frame, where there must be one, without its payload, which is taken by [`Self::chunk`] before anything else is.
+    pub async fn expect_open(&mut self) -> Result<OpenFrame, StreamError> {
+        self.take(FrameDecoder::feed_open).await?.ok_or(StreamError::Ended)
+    }
+
+    /// The next bytes of an open frame's payload, as they came: at least one.
+    ///
+    /// # Panics
+    /// If all of it was taken.
+    pub async fn chunk(&mut self) -> Result<Bytes, StreamError> {
+        assert!(self.decoder.open_bytes() > 0, "there is more of a frame to come");
+        while self.pending.is_empty() {
+            if !self.refill().await? {
+                return Err(FrameError::Truncated.into());
+            }
+        }
+        let chunk = self.pending.split_to(self.pending.len().min(self.decoder.open_bytes()));
+        self.decoder.pass(chunk.len());
+        Ok(chunk)
+    }
+
+    /// Feeds what comes to the decoder until it gives something; none if the stream ends before a frame.
+    async fn take<T>(
+        &mut self,
+        feed: impl Fn(&mut FrameDecoder, &mut &[u8]) -> Result<Option<T>, FrameError>,
+    ) -> Result<Option<T>, StreamError> {
+        loop {
+            if !self.pending.is_empty() {
+                let mut input = &self.pending[..];
+                let decoded = feed(&mut self.decoder, &mut input);
+                let left = input.len();
+                self.pending = self.pending.split_off(self.pending.len() - left);
+                if let Some(taken) = decoded? {
+                    return Ok(Some(taken));
+                }
+            }
+            if !self.refill().await? {
+                self.decoder.finish()?;
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Takes what has arrived off the stream; tells whether it goes on.
+    async fn refill(&mut self) -> Result<bool, StreamError> {
+        match self.stream.read_chunk(READ_BYTES, true).await {
+            Ok(Some(chunk)) => {
+                self.pending = chunk.bytes;
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(ReadError::Reset(code)) => Err(StreamError::Reset { code: code.into_inner() }),
+            Err(ReadError::ConnectionLost(error)) => Err(Closed::from(error).into()),
+            Err(_) => Err(StreamError::Ended),
+        }
     }
 
     /// Gives the memory of a payload back for the next one.

@@ -51,7 +51,7 @@ fn samples() -> Vec<Vec<u8>> {
         encode(&Refused { request: 7, reason: Refusal::NoSuchBlock([6; 32]) }).unwrap(),
         encode(&Fetch { host: 1, id: [8; 32], offset: 5, rate: 0 }).unwrap(),
         encode(&head).unwrap(),
-        encode(&Done { hash: [1; 32] }).unwrap(),
+        encode(&Done { checksum: Checksum([5; 16]) }).unwrap(),
         encode(&Put { host: 1, id: [8; 32], head }).unwrap(),
         encode(&PutReply::Held).unwrap(),
         encode(&NoTransfer::Full(3, 4)).unwrap(),

@@ -71,6 +71,32 @@ proptest! {
     }
 
     #[test]
+    fn an_open_frame_s_payload_goes_past_the_decoder(
+        payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 1..5),
+        piece in 1usize..100,
+    ) {
+        let bytes: Vec<u8> = payloads.iter().flat_map(|payload| encoded(&sample(), payload)).collect();
+        let (mut decoder, mut passed) = (decoder(), Vec::new());
+        for mut input in bytes.chunks(piece) {
+            while !input.is_empty() {
+                let open = decoder.open_bytes();
+                if open > 0 {
+                    let (now, rest) = input.split_at(input.len().min(open));
+                    passed.last_mut().map(|last: &mut Vec<u8>| last.extend_from_slice(now)).unwrap();
+                    decoder.pass(now.len());
+                    prop_assert_eq!(decoder.finish().is_err(), open > now.len(), "cut off within the payload");
+                    input = rest;
+                } else if let Some(frame) = decoder.feed_open(&mut input).unwrap() {
+                    prop_assert_eq!(frame.expect::<Sample>(KIND).unwrap(), sample());
+                    prop_assert_eq!(frame.payload_bytes, decoder.open_bytes());
+                    passed.push(Vec::new());
+                }
+            }
+        }
+        prop_assert_eq!(passed, payloads);
+    }
+
+    #[test]
     fn any_bytes_give_frames_or_an_error_and_never_more_than_they_hold(
         bytes in proptest::collection::vec(any::<u8>(), 0..400),
         piece in 1usize..64,

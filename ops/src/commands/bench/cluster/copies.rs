@@ -1,9 +1,9 @@
 //! A block's way to another node as a migration goes it, beside as many bytes over a bare QUIC stream with the same settings.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
 use serde::Serialize;
 use stellate_actors::budget::KvBudget;
 use stellate_actors::context_host::Reserved;
@@ -61,12 +61,13 @@ pub(super) async fn measure(copies: usize) -> anyhow::Result<Copies> {
     host.seal(BLOCK, block).await?;
     let asker = Asker::new()?;
     let blocks = BlockServer::new(LocalHosts::new([host], &decoder, shape));
+    let bytes = Bytes::from(vec![7; block_bytes]);
     let node = asker.node("source", move |connection| {
-        let blocks = blocks.clone();
+        let (blocks, bytes) = (blocks.clone(), bytes.clone());
         async move {
             match connection.class() {
                 ConnectionClass::Bulk => blocks.serve(connection).await,
-                _ => send_bare(connection, block_bytes).await,
+                _ => send_bare(connection, bytes).await,
             }
         }
     })?;
@@ -99,20 +100,17 @@ pub(super) async fn measure(copies: usize) -> anyhow::Result<Copies> {
     Ok(Copies { block_bytes, bare_bytes_per_s, copy_bytes_per_s, ratio })
 }
 
-/// Sends so many bytes on each stream that the peer opens.
-async fn send_bare(connection: Connection, bytes: usize) {
-    let piece = vec![7; WRITE_BYTES];
-    let piece: Arc<[u8]> = piece.into();
+/// Sends these bytes on each stream that the peer opens, as they lie.
+async fn send_bare(connection: Connection, bytes: Bytes) {
     while let Ok((sender, receiver)) = connection.accept().await {
-        let piece = Arc::clone(&piece);
+        let bytes = bytes.clone();
         tokio::spawn(async move {
-            let (mut send, mut left) = (sender.into_inner(), bytes);
-            while left > 0 {
-                let now = left.min(piece.len());
-                if send.write_all(&piece[..now]).await.is_err() {
+            let mut send = sender.into_inner();
+            for at in (0..bytes.len()).step_by(WRITE_BYTES) {
+                let piece = bytes.slice(at..(at + WRITE_BYTES).min(bytes.len()));
+                if send.write_chunk(piece).await.is_err() {
                     return;
                 }
-                left -= now;
             }
             let _ = send.finish();
             drop(receiver);
