@@ -94,6 +94,29 @@ fn two_nodes_hold_a_context_together_and_answer_as_one_process() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn whoever_started_a_node_is_told_when_it_can_be_asked_and_when_it_leaves() {
+    let home = Home::new();
+    let (file, socket) = (home.path("ready"), home.path("notify"));
+    std::fs::write(&file, "of a process that was killed").unwrap();
+    let systemd = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    systemd.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let heard = || {
+        let mut word = [0; 64];
+        let bytes = systemd.recv(&mut word).unwrap();
+        String::from_utf8(word[..bytes].to_vec()).unwrap()
+    };
+    let daemon =
+        Daemon::start_with(&home.path("data"), &["--ready-file", &file], &[("NOTIFY_SOCKET", &socket)]);
+    assert_eq!(heard().trim(), "READY=1");
+    let ready: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(ready["ready"], daemon.ready);
+    assert_eq!(daemon.terminate(), Some(0));
+    assert_eq!(heard().trim(), "STOPPING=1");
+    assert!(!Path::new(&file).exists());
+}
+
 #[test]
 fn a_node_whose_keys_and_values_have_another_format_is_a_member_without_work_and_says_why() {
     let home = Home::new();

@@ -81,6 +81,25 @@ async fn a_migration_whose_target_or_source_is_killed_loses_nothing() {
 
 #[rustfmt::skip]
 #[tokio::test]
+async fn a_migration_whose_target_is_killed_with_half_a_block_goes_elsewhere() {
+    play(Kind::Slow, &[
+        Start(3), Encode, Ask,
+        // There is one target, and then another one.
+        Drain(1), Begin(Work::Copy(2)), Kill(3), Uncordon(1), Finish, Ask,
+    ]).await;
+}
+
+#[rustfmt::skip]
+#[tokio::test]
+async fn a_migration_whose_source_is_killed_with_half_a_block_sent_loses_nothing() {
+    play(Kind::Slow, &[
+        Start(3), Encode, Ask,
+        Holds(2), Begin(Work::Copy(2)), Kill(2), GiveUp, Ask,
+    ]).await;
+}
+
+#[rustfmt::skip]
+#[tokio::test]
 async fn a_node_that_is_frozen_is_done_without_and_taken_back_when_it_goes_on() {
     play(Kind::Demo, &[
         Start(3), Encode, Ask,
@@ -119,6 +138,8 @@ async fn a_context_larger_than_the_cluster_is_refused_with_numbers_and_taken_aft
     play(Kind::Tight, &[
         Start(1), Refused("free"),
         Add(1), Encode, Spread(2), Ask,
+        // It fails alone.
+        AppendRefused("free"), Ask,
         // One of the two cannot hold it alone.
         DrainRefused(2), Ask,
         Add(1), Drain(2), Spread(2), Ask,

@@ -151,7 +151,7 @@ pub enum MoveKind {
         recomputed: u64,
         /// Blocks still to go.
         left: u64,
-        /// Their bytes.
+        /// Their bytes, less those that have come already.
         left_bytes: u64,
     },
     /// A session is touched: it goes on once a block of its context was computed again.

@@ -37,3 +37,5 @@ pub use info::{About, BadId, ContextInfo, SessionInfo, Status, TurnInfo};
 pub use remote::{Moves, RemoteContext, RemoteSession};
 pub use server::{Api, MAX_READING, serve_api};
 pub use shelf::{MAX_CONTEXTS, Shelf};
+#[doc(hidden)]
+pub use wire::{event_again, request_again};

@@ -1,6 +1,7 @@
 //! Requests and events as they stand in the headers of frames. What is in the payload is said at each of them; turning all
 //! of it into the types of the session API is `convert.rs`'s.
 
+use stellate_runtime::encoding::{decode, encode};
 use stellate_runtime::identity::Role;
 use stellate_runtime::transport::FrameKind;
 use wincode::{SchemaRead, SchemaWrite};
@@ -20,6 +21,16 @@ pub(super) const CANCELLED: u32 = 1;
 
 /// Bytes of logits in one frame at most; a vocabulary's row fits, many rows are sent in pieces.
 pub(super) const LOGITS_BYTES: usize = 16 << 20;
+
+/// Any bytes read as a request and written again; none if they are none. For tests that send any bytes.
+pub fn request_again(bytes: &[u8]) -> Option<Vec<u8>> {
+    encode(&decode::<Request>(bytes).ok()?).ok()
+}
+
+/// As [`request_again`], of an event.
+pub fn event_again(bytes: &[u8]) -> Option<Vec<u8>> {
+    encode(&decode::<Event>(bytes).ok()?).ok()
+}
 
 /// What the client asks.
 #[derive(Clone, Debug, SchemaRead, SchemaWrite)]

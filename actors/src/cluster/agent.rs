@@ -87,14 +87,14 @@ pub trait AgentHosts: Send + Sync + fmt::Debug + 'static {
         tokens: u32,
     ) -> BoxFuture<'static, Result<bool, AgentRefusal>>;
     /// Copies a block from another host into the room that was promised, and seals it if it is what the source sent; an
-    /// order to encode it that comes meanwhile waits for the copy. The BLAKE3 that the source named.
+    /// order to encode it that comes meanwhile waits for the copy. The checksum that the source named.
     fn pull(
         &self,
         host: HostId,
         block: BlockId,
         from: HostId,
     ) -> BoxFuture<'static, Result<Checksum, AgentRefusal>>;
-    /// BLAKE3 of a block as it lies in the store.
+    /// The checksum of a block as it lies in the store.
     fn verify(&self, host: HostId, block: BlockId) -> BoxFuture<'static, Result<Checksum, AgentRefusal>>;
     /// Lets go of blocks, of promised room, and of copies under way. Takes effect before whatever is asked later.
     fn free(&self, host: HostId, blocks: Vec<BlockId>) -> BoxFuture<'static, ()>;

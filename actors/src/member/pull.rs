@@ -166,12 +166,17 @@ impl Pull {
             DialFailure::Unreachable(cause) => Attempt::Again(cause),
         })?;
         let fetched = fetch_block(&connection, self.from, self.block, landing, self.max_rate).await;
+        if let Err(FetchError::Protocol(error)) = &fetched {
+            // As often as the copy is tried.
+            tracing::warn!(block = %self.block, from = %self.from, %error, "the source of a block broke the protocol");
+        }
         fetched.map_err(|error| match error {
             FetchError::Cancelled => Attempt::Final(freed()),
             FetchError::Refused(NoTransfer::NoSuchBlock | NoTransfer::HostGone) => {
                 Attempt::Final(self.no_such_block())
             }
             FetchError::Interrupted(_)
+            | FetchError::Protocol(_)
             | FetchError::Checksum
             | FetchError::Refused(NoTransfer::Overloaded) => Attempt::Again(error.to_string()),
             FetchError::Refused(_) => Attempt::Final(failed(&error.to_string())),

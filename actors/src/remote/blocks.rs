@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use stellate_model::block::BlockId;
-use stellate_runtime::transport::{CloseCode, Closed, Connection, FrameReceiver, FrameSender, StreamError};
+use stellate_runtime::transport::{
+    CloseCode, Closed, Connection, FrameError, FrameReceiver, FrameSender, StreamError,
+};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -43,6 +45,9 @@ pub enum FetchError {
     /// The way broke.
     #[error("the copy of a block was cut off: {0}; fetch the rest")]
     Interrupted(String),
+    /// The other side sent what no member sends.
+    #[error("the copy of a block was broken off: {0}; fetch the rest")]
+    Protocol(FrameError),
     /// The other side has no such block, or does not give it.
     #[error("the block is not to be had: {}; ask another host or encode it again", describe(.0))]
     Refused(NoTransfer),
@@ -71,7 +76,10 @@ pub enum PutError {
 
 impl From<StreamError> for FetchError {
     fn from(error: StreamError) -> Self {
-        Self::Interrupted(error.to_string())
+        match error {
+            StreamError::Frame(error) if error != FrameError::Truncated => Self::Protocol(error),
+            error => Self::Interrupted(error.to_string()),
+        }
     }
 }
 
@@ -252,7 +260,7 @@ impl BlockServer {
                         receiver.stop(CloseCode::Done);
                     }
                     Err(error) => {
-                        tracing::debug!(node = %peer.short(), %error, "a transfer has ended");
+                        server.hosts.tell(peer, "bulk", &error);
                         sender.reset(0);
                         receiver.stop(CloseCode::Done);
                     }
@@ -339,6 +347,7 @@ impl BlockServer {
             }
             return match error {
                 FetchError::Checksum => Ok(Some(NoTransfer::Checksum)),
+                FetchError::Protocol(error) => Err(error.into()),
                 error => Err(StreamError::Closed(Closed::Other(error.to_string()))),
             };
         }

@@ -19,6 +19,9 @@ use crate::context_host::strip::Strip;
 /// Bytes that are handed to the thread that copies at once: few enough to be summed while they are in the nearest cache.
 const BATCH_BYTES: usize = 64 << 10;
 
+/// Packets of which a batch is made at most: each keeps its memory, however little of it is the batch's.
+const BATCH_PARTS: usize = 128;
+
 /// Batches that wait to be copied: enough that neither side waits for the other at each.
 const BATCHES_AHEAD: usize = 16;
 
@@ -142,17 +145,24 @@ impl Landing {
             at += piece.payload_bytes;
             let mut left = piece.payload_bytes;
             while left > 0 {
-                let (mut batch, until) = (Vec::new(), left.saturating_sub(BATCH_BYTES));
-                while left > until {
-                    let bytes = in_time(receiver.chunk()).await?;
-                    left -= bytes.len();
-                    batch.push(bytes);
-                }
+                let batch = in_time(take_batch(receiver, left)).await?;
+                left -= batch.iter().map(Bytes::len).sum::<usize>();
                 batches.send(batch).await.map_err(stopped)?;
             }
         }
         Ok(in_time(receiver.expect()).await?.expect(DONE).map_err(StreamError::from)?)
     }
+}
+
+/// Some of the `left` bytes of a piece, as they come.
+async fn take_batch(receiver: &mut FrameReceiver, left: usize) -> Result<Vec<Bytes>, StreamError> {
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    while bytes < left.min(BATCH_BYTES) && batch.len() < BATCH_PARTS {
+        let part = receiver.chunk().await?;
+        bytes += part.len();
+        batch.push(part);
+    }
+    Ok(batch)
 }
 
 /// Whether a frame is the piece that belongs behind the first `at` bytes.

@@ -2,13 +2,15 @@
 //! local hosts' queues and whose replies go out in order. Nothing here waits for a host on the network thread.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crossbeam_channel::TrySendError;
 use stellate_kernels::{KvShape, Partial};
 use stellate_model::decoder::Decoder;
+use stellate_runtime::identity::NodeId;
 use stellate_runtime::transport::{
-    CloseCode, Connection, Frame, FrameError, FrameReceiver, FrameSender, StreamError,
+    CloseCode, Connection, Frame, FrameError, FrameReceiver, FrameSender, StreamError, Thinned,
 };
 use tokio::sync::oneshot;
 
@@ -21,6 +23,9 @@ use super::routes::{Known, Routes};
 use crate::context_host::ContextHostHandle;
 use crate::link::{AttendJob, AttendReply, AttendRequest, Fold, HostId, LinkError, WayBack};
 
+/// Members whose warnings are counted apart.
+const MAX_WARNED: usize = 1024;
+
 /// Requests of one stream under way. A query host has one, and at times one that it has given up.
 const MAX_UNDER_WAY: usize = 4;
 
@@ -31,6 +36,7 @@ pub struct LocalHosts {
     pub(super) kv_shape: KvShape,
     pub(super) pacer: Pacer,
     shape: AttendShape,
+    warnings: Arc<Warnings>,
 }
 
 impl LocalHosts {
@@ -41,13 +47,41 @@ impl LocalHosts {
         kv_shape: KvShape,
     ) -> Self {
         let hosts = hosts.into_iter().map(|host| (host.host, host)).collect();
-        let pacer = Pacer::default();
-        Self { hosts: Arc::new(hosts), kv_shape, pacer, shape: AttendShape::of(decoder) }
+        let (pacer, shape) = (Pacer::default(), AttendShape::of(decoder));
+        Self { hosts: Arc::new(hosts), kv_shape, pacer, shape, warnings: Arc::default() }
     }
 
     /// The same, whose blocks leave at the pace of `pacer`.
     pub fn paced(self, pacer: Pacer) -> Self {
         Self { pacer, ..self }
+    }
+
+    /// Logs why a stream of a member has ended: as a warning where the member broke the protocol, unless there were many.
+    pub(super) fn tell(&self, peer: NodeId, stream: &'static str, error: &StreamError) {
+        let node = peer.short();
+        match error {
+            // Whoever is stopped within a frame has ended its stream there.
+            StreamError::Frame(error) if *error != FrameError::Truncated => {
+                if let Some(left_out) = self.warnings.grant(peer, self.pacer.now()) {
+                    tracing::warn!(%node, %error, stream, left_out, "a member broke the protocol; its stream was ended");
+                }
+            }
+            error => tracing::debug!(%node, %error, stream, "a stream has ended"),
+        }
+    }
+}
+
+/// Warnings of members that break the protocol, some for each, so that none hides another.
+#[derive(Debug, Default)]
+struct Warnings(Mutex<BTreeMap<NodeId, Thinned>>);
+
+impl Warnings {
+    fn grant(&self, peer: NodeId, now: Duration) -> Option<u64> {
+        let mut of = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if of.len() >= MAX_WARNED {
+            of.clear();
+        }
+        of.entry(peer).or_default().grant(now)
     }
 }
 
@@ -68,7 +102,7 @@ pub async fn serve_decode(connection: Connection, hosts: LocalHosts) {
             let mut receiver = receiver;
             let mut sender = sender;
             if let Err(error) = serve_stream(&mut sender, &mut receiver, &hosts).await {
-                tracing::debug!(node = %peer.short(), %error, "a decode stream has ended");
+                hosts.tell(peer, "decode", &error);
                 sender.reset(0);
                 receiver.stop(CloseCode::ProtocolViolation);
             }

@@ -11,7 +11,7 @@ use stellate_actors::link::{Fold, HostId, HostLink};
 use stellate_actors::remote::frames::{BLOCK, BlockHead, DONE, Done, FETCH, Fetch, PIECE, Piece};
 use stellate_actors::remote::{FetchError, Landing, PutError, fetch_block, put_block};
 use stellate_model::block::BlockId;
-use stellate_runtime::transport::Connection;
+use stellate_runtime::transport::{Connection, FrameLimits, WIRE_VERSION, encode_head};
 
 use crate::support::{Asked, Asker, HOST, Model, queries, real_node, request};
 
@@ -176,6 +176,57 @@ fn a_copy_that_was_cut_off_goes_on_where_it_stood() {
 }
 
 #[test]
+fn a_copy_that_was_cut_off_within_a_piece_goes_on_within_it() {
+    const PIECE_BYTES: usize = 300_000;
+    const CUT: usize = 200_000;
+    let asker = Asker::new();
+    let model = Model::new(KvFormat::F32);
+    let mut block = KvBudget::new(model.decoder.kv_shape(model.format), usize::MAX).allocate(10_000).unwrap();
+    block.set_len(10_000);
+    block.raw_mut().iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 251) as u8);
+    assert!(block.bytes() > 2 * PIECE_BYTES);
+    let (block, asked) = (Arc::new(block), Arc::new(Mutex::new(Vec::new())));
+    let (served, noted) = (Arc::clone(&block), Arc::clone(&asked));
+    let node = asker.node("cutting", move |connection: Connection| {
+        let (block, noted) = (Arc::clone(&served), Arc::clone(&noted));
+        async move {
+            while let Ok((mut sender, mut receiver)) = connection.accept().await {
+                let fetch: Fetch = receiver.expect().await.unwrap().expect(FETCH).unwrap();
+                noted.lock().unwrap().push(fetch.offset as usize);
+                let head = BlockHead::new(block.shape(), block.len(), fetch.offset);
+                sender.send(BLOCK, &head, &[]).await.unwrap();
+                let raw = block.raw();
+                if fetch.offset == 0 {
+                    let mut cut = Vec::new();
+                    let (piece, limits) = (Piece { offset: 0 }, FrameLimits::default());
+                    encode_head(WIRE_VERSION, PIECE, &piece, PIECE_BYTES, &limits, &mut cut).unwrap();
+                    cut.extend_from_slice(&raw[..CUT]);
+                    let mut stream = sender.into_inner();
+                    stream.write_all(&cut).await.unwrap();
+                    stream.finish().unwrap();
+                    continue;
+                }
+                for at in (fetch.offset as usize..raw.len()).step_by(PIECE_BYTES) {
+                    let piece = &raw[at..(at + PIECE_BYTES).min(raw.len())];
+                    sender.send(PIECE, &Piece { offset: at as u64 }, &[piece]).await.unwrap();
+                }
+                sender.send(DONE, &Done { checksum: Checksum::of(raw) }, &[]).await.unwrap();
+                sender.finish();
+            }
+        }
+    });
+    let (connection, mut landing) = (asker.bulk(&node), landing(&model, &block));
+    asker.runtime.block_on(async {
+        let cut_off = fetch_block(&connection, HOST, model.blocks[0], &mut landing, None).await;
+        assert!(matches!(cut_off, Err(FetchError::Interrupted(_))), "{cut_off:?}");
+        fetch_block(&connection, HOST, model.blocks[0], &mut landing, None).await.unwrap();
+    });
+    assert_eq!(landing.into_block().unwrap().raw(), block.raw());
+    let asked = asked.lock().unwrap();
+    assert!(asked.len() == 2 && (100_000..=CUT).contains(&asked[1]), "{asked:?}");
+}
+
+#[test]
 fn a_copy_of_other_bytes_is_thrown_away_and_made_again() {
     let (asked, _) = copy_with(Fault::OtherBytes, |error| matches!(error, FetchError::Checksum));
     assert_eq!(asked, [0, 0]);
@@ -183,7 +234,7 @@ fn a_copy_of_other_bytes_is_thrown_away_and_made_again() {
 
 #[test]
 fn a_copy_that_leaves_a_piece_out_is_noticed_at_once() {
-    let (asked, bytes) = copy_with(Fault::SkipsAPiece, |error| matches!(error, FetchError::Interrupted(_)));
+    let (asked, bytes) = copy_with(Fault::SkipsAPiece, |error| matches!(error, FetchError::Protocol(_)));
     assert_eq!(asked, [0, bytes / 2]);
 }
 

@@ -18,6 +18,7 @@ use stellate_runtime::transport::{
     encode_head,
 };
 
+use crate::log::Log;
 use crate::support::{Asked, Asker, HOST, Model, PATIENT, queries, real_node, request};
 
 /// Fixed, so that a failure is the same again.
@@ -128,6 +129,27 @@ fn mangled_decode_streams_end_alone_and_others_are_answered() {
 }
 
 #[test]
+fn a_member_that_breaks_the_protocol_is_named_in_the_log_and_cannot_fill_it() {
+    let log = Log::start();
+    let asker = Asker::new();
+    let model = Model::new(KvFormat::F32);
+    let host = asker.runtime.block_on(model.host(HOST));
+    let me = asker.endpoint.credentials().id().short();
+    for (class, stream) in [(ConnectionClass::Decode, "decode"), (ConnectionClass::Bulk, "bulk")] {
+        let node = real_node(&asker, stream, &model, &host);
+        let connection = dial(&asker, &node, class);
+        asker.runtime.block_on(async {
+            for _ in 0..100 {
+                converse(&connection, b"no frame of any kind").await;
+            }
+        });
+        let lines = log.lines_with(&[" WARN ", "broke the protocol", &me, &format!("stream=\"{stream}\"")]);
+        // Twenty in ten seconds, which may pass once or twice meanwhile.
+        assert!((20..=60).contains(&lines), "{lines} lines for 100 {stream} streams");
+    }
+}
+
+#[test]
 fn claims_beyond_the_bounds_of_a_decode_stream_are_refused_before_anything_is_set_aside() {
     let asker = Asker::new();
     let model = Model::new(KvFormat::F32);
@@ -176,7 +198,7 @@ fn mangled_copies_of_blocks_leave_nothing_in_the_store_and_honest_ones_go_throug
     let fetch = frame(FETCH, &of_block(*model.blocks[0].as_bytes(), 0), &[]);
     asker.runtime.block_on(async {
         for _ in 0..200 {
-            // Never with a hash: it ends before the block is whole.
+            // Never with a checksum: it ends before the block is whole.
             let mut bytes = [put(head), piece.clone()].concat();
             mangle(&mut rng, &mut bytes);
             converse(&connection, &bytes).await;
@@ -193,7 +215,7 @@ fn mangled_copies_of_blocks_leave_nothing_in_the_store_and_honest_ones_go_throug
         ] {
             assert_eq!(converse(&connection, &claim).await[0].kind, NO_TRANSFER);
         }
-        assert!(converse(&connection, &fetch).await.len() > 2, "head, pieces and hash");
+        assert!(converse(&connection, &fetch).await.len() > 2, "head, pieces and checksum");
     });
     assert!(connection.is_open());
     // Room that was made for what never came is given back, at the latest when its stream has ended.

@@ -8,5 +8,6 @@ mod bytes;
 mod faults;
 mod guesses;
 mod hostile;
+mod log;
 mod port;
 mod support;

@@ -9,8 +9,8 @@ use stellate_actors::api::{Client, DrainRequest, MoveKind, Moves, NodeState};
 use stellate_actors::manifest::ContextId;
 use stellate_actors::session::SessionId;
 use stellate_actors::{
-    AskOptions, Context, ContextSource, Layout, Model, ModelOptions, ModelSource, Node, NodeOptions, Session,
-    Turn, TurnEvent,
+    Addition, AskOptions, Context, ContextSource, Layout, Model, ModelOptions, ModelSource, Node,
+    NodeOptions, Session, Turn, TurnEvent,
 };
 use stellate_ops::document::Document;
 use stellate_ops::local::{LocalCluster, LocalOptions};
@@ -22,6 +22,10 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 /// The demo's blocks.
 const BLOCK_TOKENS: usize = 1024;
+
+/// Every block is then of four pieces, which go a second apart.
+const LONG_BLOCK_TOKENS: usize = 4096;
+const LONG_DOCUMENT_TOKENS: usize = 7424;
 
 /// The demo's document.
 const DOCUMENT_TOKENS: usize = 6144;
@@ -37,12 +41,14 @@ pub(crate) enum Kind {
     Demo,
     /// Nodes of which two hold one of the demo's contexts, and one does not.
     Tight,
+    /// Nodes between which a block is copied in seconds.
+    Slow,
 }
 
 impl Kind {
     fn capacity(self) -> &'static str {
         match self {
-            Self::Demo => "32MiB",
+            Self::Demo | Self::Slow => "32MiB",
             Self::Tight => "5MiB",
         }
     }
@@ -51,6 +57,23 @@ impl Kind {
         match self {
             Self::Demo => vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS), Layout::exact(BLOCK_TOKENS)],
             Self::Tight => vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS)],
+            Self::Slow => {
+                vec![Layout::star(LONG_BLOCK_TOKENS, BLOCK_TOKENS), Layout::exact(LONG_BLOCK_TOKENS)]
+            }
+        }
+    }
+
+    fn document_tokens(self) -> usize {
+        match self {
+            Self::Demo | Self::Tight => DOCUMENT_TOKENS,
+            Self::Slow => LONG_DOCUMENT_TOKENS,
+        }
+    }
+
+    fn settings(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Demo | Self::Tight => &[],
+            Self::Slow => &[("STELLATE_CLUSTER__COPY_RATE", "1MiB"), ("STELLATE_CLUSTER__REPAIR", "copy")],
         }
     }
 }
@@ -125,7 +148,7 @@ impl Stage {
         let model = Model::load(&ModelSource::Demo, &ModelOptions::default(), &mut |_| {})?;
         let oracle =
             Node::open(&model, NodeOptions { capacity_bytes: 64 << 20, ..NodeOptions::default() }).await?;
-        let document = document(&oracle, 0);
+        let document = document(kind, &oracle, 0);
         Ok(Self {
             kind,
             cluster: None,
@@ -162,6 +185,7 @@ impl Stage {
             Step::AskAt(node) => self.asked = node - 1,
             Step::Encode => self.encode().await?,
             Step::Refused(words) => self.refused(words).await?,
+            Step::AppendRefused(words) => self.append_refused(words).await?,
             Step::Ask => self.ask().await?,
             Step::Remove => self.remove().await?,
             Step::Spread(nodes) => self.spread(nodes).await?,
@@ -175,6 +199,10 @@ impl Stage {
                 let moves = self.drain(node).await?;
                 follow(moves).await?;
                 self.is_drained(node).await?;
+            }
+            Step::Uncordon(node) => {
+                let name = format!("node-{node}");
+                self.client().await?.set_cordon(&name, false).await?;
             }
             Step::DrainRefused(node) => {
                 let moves = self.drain(node).await?;
@@ -212,7 +240,9 @@ impl Stage {
         let serve = ["--threads", "1", "--kv-capacity", self.kind.capacity()].map(str::to_owned).to_vec();
         let mut options = LocalOptions { serve, ..LocalOptions::new(env!("CARGO_BIN_EXE_stellate")) };
         // Blocks move when a step says so.
-        options.settings.push(("STELLATE_CLUSTER__REBALANCE_EVERY_S".to_owned(), "0".to_owned()));
+        let fixed = [("STELLATE_CLUSTER__REBALANCE_EVERY_S", "0")];
+        let settings = fixed.iter().chain(self.kind.settings());
+        options.settings.extend(settings.map(|&(name, value)| (name.to_owned(), value.to_owned())));
         let cluster = LocalCluster::found(options, &mut |_| {}).await?;
         self.cluster = Some(cluster);
         Ok(self.cluster().add(nodes - 1, &mut |_| {}).await?)
@@ -252,6 +282,17 @@ impl Stage {
         let (node, layout) = (self.client().await?.node(), self.kind.layouts()[0]);
         let refused = node.encode(self.source(), layout).await.err().context("it was not refused")?;
         ensure!(refused.to_string().contains(words), "it was refused without {words:?}: {refused}");
+        Ok(())
+    }
+
+    async fn append_refused(&mut self, words: &str) -> anyhow::Result<()> {
+        let (client, text) = (self.client().await?, self.document.text.clone());
+        for told in &self.told {
+            let context = client.context(told.id).await?;
+            let refused =
+                context.append(Addition::Text(text.clone())).await.err().context("it was not refused")?;
+            ensure!(refused.to_string().contains(words), "it was refused without {words:?}: {refused}");
+        }
         Ok(())
     }
 
@@ -337,7 +378,7 @@ impl Stage {
         let client = self.client().await?;
         let begun = match work {
             Work::Encode => {
-                self.document = document(&self.oracle, self.encoded);
+                self.document = document(self.kind, &self.oracle, self.encoded);
                 self.encoded += 1;
                 let (node, source, layouts) = (client.node(), self.source(), self.kind.layouts());
                 // A task of its own: it goes on while other steps are played.
@@ -381,6 +422,11 @@ impl Stage {
             Work::Drain(node) => {
                 let mut moves = self.drain(node).await?;
                 moves.next().await?;
+                Begun::Drain(node, Box::new(moves))
+            }
+            Work::Copy(node) => {
+                let mut moves = self.drain(node).await?;
+                under_way(&mut moves).await?;
                 Begun::Drain(node, Box::new(moves))
             }
         };
@@ -439,15 +485,28 @@ impl Stage {
 }
 
 /// The demo's document; others for other numbers, so that no block of one is found again in another.
-fn document(node: &Node, number: u64) -> Document {
+fn document(kind: Kind, node: &Node, number: u64) -> Document {
     let tokenizer = node.prompter().tokenizer().expect("the demo model has one");
     let count = |text: &str| tokenizer.encode(text, false).map_or(0, |ids| ids.len());
-    Document::generate(1 + number, DOCUMENT_TOKENS, FACTS, count)
+    Document::generate(1 + number, kind.document_tokens(), FACTS, count)
 }
 
 /// The tokens of an answer.
 async fn answer(session: &Session, question: &str) -> anyhow::Result<Vec<u32>> {
     Ok(session.ask(question, AskOptions::default()).finish().await?.ids)
+}
+
+/// Waits until part of a block has come: as many are left as before, and fewer bytes.
+async fn under_way(moves: &mut Moves) -> anyhow::Result<()> {
+    let mut before = None;
+    while let Some(event) = moves.next().await? {
+        let MoveKind::Progress { left, left_bytes, .. } = event.kind else { continue };
+        if before.is_some_and(|(blocks, bytes)| blocks == left && left_bytes < bytes) {
+            return Ok(());
+        }
+        before = Some((left, left_bytes));
+    }
+    bail!("the blocks had moved before one was seen on its way")
 }
 
 /// Waits for the end of moves: how many blocks moved or were encoded again.

@@ -14,6 +14,8 @@ pub(crate) enum Step {
     Encode,
     /// The document is refused, in words that hold these.
     Refused(&'static str),
+    /// The document is appended to each context, and refused in words that hold these.
+    AppendRefused(&'static str),
     /// Every question is asked in new sessions, and the next one in each session that is open.
     Ask,
     /// The sessions are closed and the contexts removed.
@@ -26,6 +28,8 @@ pub(crate) enum Step {
     Rebalance,
     /// This node is drained, and holds nothing then.
     Drain(usize),
+    /// This node takes blocks again.
+    Uncordon(usize),
     /// This node's drain is refused for want of room.
     DrainRefused(usize),
     /// This node is killed, held or not.
@@ -63,4 +67,6 @@ pub(crate) enum Work {
     Decode,
     /// The drain of this node.
     Drain(usize),
+    /// The drain of this node, with part of a block on its way.
+    Copy(usize),
 }

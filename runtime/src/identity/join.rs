@@ -20,6 +20,7 @@ use super::id::{NodeId, NodeName, Role};
 use super::revocation::Revocations;
 use super::token::{TokenId, TokenRecord};
 use crate::clock::Clock;
+use crate::encoding::decode;
 
 /// Longest certificate request: one of an Ed25519 key takes under 200 bytes.
 const MAX_REQUEST_BYTES: usize = 4096;
@@ -234,6 +235,14 @@ impl JoinDesk {
                 JoinReply::Refused(refusal)
             }
         }
+    }
+
+    /// What the join address does with a request, from the bytes of its header on: whether they let a node in; none if they are
+    /// no request. For tests that send any bytes.
+    #[doc(hidden)]
+    pub fn lets_in(&self, header: &[u8], exported: &[u8; 32]) -> Option<bool> {
+        let request: JoinRequest = decode(header).ok()?;
+        Some(matches!(self.admit(&request, exported, &[]), JoinReply::Accepted { .. }))
     }
 
     fn try_admit(

@@ -57,4 +57,5 @@ pub use registry::IncompatiblePeer;
 pub use renewal::RenewError;
 pub(crate) use renewal::{decode_revocations, encode_revocations};
 pub use stream::{FrameReceiver, FrameSender, StreamError};
+pub use thinned::Thinned;
 pub use thread::{NetworkHandle, NetworkThread};

@@ -1,4 +1,4 @@
-//! Warnings that strangers can cause: so many in a while, and how many were left out, so that nobody fills the log.
+//! Warnings that others can cause: so many in a while, and how many were left out, so that nobody fills the log.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,7 +9,7 @@ const PERIOD: Duration = Duration::from_secs(10);
 
 /// Says which warnings are written.
 #[derive(Debug, Default)]
-pub(super) struct Thinned(Mutex<Window>);
+pub struct Thinned(Mutex<Window>);
 
 #[derive(Debug, Default)]
 struct Window {
@@ -20,7 +20,7 @@ struct Window {
 
 impl Thinned {
     /// Whether a warning is to be written now; if so, how many were left out since the one before.
-    pub(super) fn grant(&self, now: Duration) -> Option<u64> {
+    pub fn grant(&self, now: Duration) -> Option<u64> {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_sub(window.began) >= PERIOD {
             (window.began, window.written) = (now, 0);

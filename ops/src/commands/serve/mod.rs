@@ -1,6 +1,6 @@
 //! `stellate serve`: a node until it is told to stop. Who it is comes from `identity.rs`, what runs is put together in
 //! `daemon.rs`, its place in the cluster is held in `place.rs` and given up by `departure.rs`, what administrators are told
-//! is in `cluster`, and what outlives the process in `durable.rs`.
+//! is in `cluster`, what outlives the process in `durable.rs`, and how it is told that the node can be asked in `readiness.rs`.
 
 mod cluster;
 mod daemon;
@@ -8,25 +8,26 @@ mod departure;
 mod durable;
 mod identity;
 mod place;
+mod readiness;
 mod signals;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use serde::Serialize;
 use stellate_runtime::identity::NodeName;
-use stellate_runtime::substrate::{StartError, Substrate};
+use stellate_runtime::substrate::StartError;
 
 use self::daemon::Daemon;
 use self::durable::Durable;
+use self::readiness::ReadyFile;
 use self::signals::Signals;
 use crate::app::App;
 use crate::settings::{ModelArgs, NodeArgs, Overrides};
-use crate::{open, output, paths};
+use crate::{open, paths};
 
 const AFTER_HELP: &str = "\
-Once it can be asked, the node prints one line on standard output. SIGTERM or Ctrl-C lets what runs come to its end and takes \
+Once it can be asked, the node prints one line on standard output and tells systemd. SIGTERM or Ctrl-C lets what runs come to its end and takes \
 nothing new; a second one leaves at once.
 
 Examples:
@@ -58,6 +59,9 @@ pub(crate) struct ServeArgs {
     /// Print the line of readiness as JSON: {"ready": {"address", "join_address", "name", "id", "model"}}
     #[arg(long)]
     json: bool,
+    /// A file that is there, with that line of JSON, as long as the node can be asked
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
     /// End at once when standard input does: whoever started this node is gone
     #[arg(long, hide = true)]
     end_with_stdin: bool,
@@ -65,17 +69,6 @@ pub(crate) struct ServeArgs {
     model: ModelArgs,
     #[command(flatten)]
     node: NodeArgs,
-}
-
-/// What a node says once it can be asked.
-#[derive(Clone, Debug, Serialize)]
-struct Ready {
-    address: String,
-    /// `null` where nobody can join.
-    join_address: Option<String>,
-    name: String,
-    id: String,
-    model: String,
 }
 
 impl ServeArgs {
@@ -86,19 +79,6 @@ impl ServeArgs {
         overrides.set("node.data_dir", self.dir.as_ref());
         overrides.set("network.listen", self.listen.as_ref());
         overrides.set("network.join_listen", self.join_listen.as_ref());
-    }
-}
-
-impl Ready {
-    fn of(substrate: &Substrate, model: String) -> Self {
-        let own = &substrate.roster().own;
-        Self {
-            address: own.addresses.first().map(ToString::to_string).unwrap_or_default(),
-            join_address: substrate.join_address().map(|address| address.to_string()),
-            name: own.name.clone(),
-            id: own.node.to_string(),
-            model,
-        }
     }
 }
 
@@ -113,14 +93,17 @@ pub(crate) async fn run(args: ServeArgs, app: &App) -> anyhow::Result<ExitCode> 
     }
     let mut signals = Signals::listen(app)?;
     let identity = signals.or(identity::ready(&args, app)).await??;
-    let model = signals.or(open::load_model(app, open::model_source(&args.model, &app.settings))).await??;
+    // Before a large model is loaded: another process may have the folder.
     let durable = Durable::open(&paths::data_dir(&app.settings)?).await?;
+    let file = ReadyFile::at(args.ready_file.clone())?;
+    let model = signals.or(open::load_model(app, open::model_source(&args.model, &app.settings))).await??;
     let daemon = Daemon::start(app, &args, identity, &model, durable).await?;
-    say_ready(&args, &daemon.ready)?;
+    file.say(&daemon.ready, args.json)?;
     let is_removed = tokio::select! {
         () = signals.asked_to_stop() => false,
         () = daemon.removed() => true,
     };
+    file.leave();
     if is_removed {
         // Nothing that it does counts any more.
         daemon.leave().await;
@@ -132,18 +115,4 @@ pub(crate) async fn run(args: ServeArgs, app: &App) -> anyhow::Result<ExitCode> 
     daemon.leave().await;
     tracing::info!("left");
     Ok(ExitCode::SUCCESS)
-}
-
-fn say_ready(args: &ServeArgs, ready: &Ready) -> anyhow::Result<()> {
-    if args.json {
-        let line = serde_json::to_string(&serde_json::json!({ "ready": ready }))?;
-        return Ok(output::line(&line)?);
-    }
-    let joining = ready.join_address.as_ref().map(|address| format!(", nodes join at {address}"));
-    let Ready { address, name, id, model, .. } = ready;
-    let short = id.get(..12).unwrap_or(id);
-    Ok(output::line(&format!(
-        "ready: node {name} ({short}) at {address} with model {model}{}",
-        joining.unwrap_or_default()
-    ))?)
 }

@@ -1,19 +1,31 @@
-//! A block's way to another node as a migration goes it, beside as many bytes over a bare QUIC stream with the same settings.
+//! A block's way to another node as a migration goes it, beside as many bytes over a bare QUIC stream with the same settings; and
+//! what attention over that block takes meanwhile.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use serde::Serialize;
 use stellate_actors::budget::KvBudget;
+use stellate_actors::cancel::CancelToken;
 use stellate_actors::context_host::Reserved;
+use stellate_actors::context_host::strip::Strip;
 use stellate_actors::link::HostId;
 use stellate_actors::port::HostPort as _;
-use stellate_actors::remote::{BlockServer, Landing, LocalHosts, fetch_block};
+use stellate_actors::remote::{
+    AttendShape, BlockServer, DecodeChannel, DecodeOptions, FetchError, Landing, LocalHosts, NodeDialer,
+    fetch_block, serve_decode,
+};
+use stellate_kernels::KvShape;
 use stellate_model::block::BlockId;
+use stellate_model::decoder::Decoder;
 use stellate_runtime::transport::{Connection, ConnectionClass};
+use tokio::task::JoinHandle;
 
-use super::nodes::{Asker, FORMAT, decoder, start_host};
+use super::fanout::{Micros, fan_out};
+use super::nodes::{Asked, Asker, FORMAT, decoder, start_host};
 use super::quantile;
 use crate::human;
 
@@ -24,6 +36,8 @@ const BLOCK: BlockId = BlockId::from_bytes([2; 32]);
 /// Bytes written at once, as pieces of a block are.
 const WRITE_BYTES: usize = 1 << 20;
 const READ_BYTES: usize = 64 << 10;
+/// Rounds of attention for every copy.
+const ROUNDS_A_COPY: usize = 200;
 
 /// Copies of one block.
 #[derive(Clone, Debug, Serialize)]
@@ -33,17 +47,33 @@ pub(super) struct Copies {
     bare_bytes_per_s: f64,
     copy_bytes_per_s: f64,
     ratio: f64,
+    attention: Attention,
+}
+
+/// One layer's attention of one token over the block, asked from another node.
+#[derive(Clone, Debug, Serialize)]
+struct Attention {
+    alone: Micros,
+    /// While the block is copied again and again.
+    beside_copies: Micros,
+    /// Of those copies.
+    copy_bytes_per_s: f64,
 }
 
 impl Copies {
     pub(super) fn to_text(&self) -> String {
         let rate = |rate: f64| format!("{}/s", human::bytes(rate as usize));
+        let Attention { alone, beside_copies, copy_bytes_per_s } = &self.attention;
+        let ([alone, alone_p99], [beside, beside_p99]) = (alone.words(), beside_copies.words());
         format!(
-            "A block of {} to another node, hashed on both: {}; bare bytes {}: {:.2} ×",
+            "A block of {} to another node, summed on both: {}; bare bytes {}: {:.2} ×.\n\
+             A layer's attention over it from another node: p50 {alone}, p99 {alone_p99}; while it is copied, held back to {}: \
+             p50 {beside}, p99 {beside_p99}.",
             human::bytes(self.block_bytes),
             rate(self.copy_bytes_per_s),
             rate(self.bare_bytes_per_s),
-            self.ratio
+            self.ratio,
+            rate(*copy_bytes_per_s),
         )
     }
 }
@@ -55,18 +85,27 @@ pub(super) async fn measure(copies: usize) -> anyhow::Result<Copies> {
     let Reserved::Room(mut block) = host.reserve(BLOCK, BLOCK_TOKENS).await? else {
         bail!("a new host holds no block");
     };
-    block.raw_mut().iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 251) as u8);
+    // Small numbers, all of which are different from their neighbours.
+    block
+        .raw_mut()
+        .as_chunks_mut()
+        .0
+        .iter_mut()
+        .enumerate()
+        .for_each(|(at, pair)| *pair = [(at % 251) as u8, 0x3c]);
     block.set_len(BLOCK_TOKENS);
     let block_bytes = block.bytes();
     host.seal(BLOCK, block).await?;
     let asker = Asker::new()?;
-    let blocks = BlockServer::new(LocalHosts::new([host], &decoder, shape));
+    let hosts = LocalHosts::new([host], &decoder, shape);
+    let blocks = BlockServer::new(hosts.clone());
     let bytes = Bytes::from(vec![7; block_bytes]);
     let node = asker.node("source", move |connection| {
-        let (blocks, bytes) = (blocks.clone(), bytes.clone());
+        let (blocks, hosts, bytes) = (blocks.clone(), hosts.clone(), bytes.clone());
         async move {
             match connection.class() {
                 ConnectionClass::Bulk => blocks.serve(connection).await,
+                ConnectionClass::Decode => serve_decode(connection, hosts).await,
                 _ => send_bare(connection, bytes).await,
             }
         }
@@ -97,7 +136,68 @@ pub(super) async fn measure(copies: usize) -> anyhow::Result<Copies> {
         quantile(&rates, 0.5)
     });
     let ratio = copy_bytes_per_s / bare_bytes_per_s;
-    Ok(Copies { block_bytes, bare_bytes_per_s, copy_bytes_per_s, ratio })
+    let attention = attention(&asker, &node, bulk, &decoder, ROUNDS_A_COPY * copies).await?;
+    Ok(Copies { block_bytes, bare_bytes_per_s, copy_bytes_per_s, ratio, attention })
+}
+
+/// Asks for attention over the block of `node`, alone and while it is copied.
+async fn attention(
+    asker: &Asker,
+    node: &Asked,
+    bulk: Connection,
+    decoder: &Decoder,
+    rounds: usize,
+) -> anyhow::Result<Attention> {
+    let from = Arc::clone(&asker.endpoint);
+    let dialer = NodeDialer::new(from, node.target()?, ConnectionClass::Decode, Arc::new(|_| {}));
+    let (attend, options) = (AttendShape::of(decoder), DecodeOptions::default());
+    let channel = DecodeChannel::new(&asker.network.handle(), HOST, attend, Arc::new(dialer), options);
+    let ask = || fan_out(vec![channel.link()], attend, BLOCK, rounds);
+    let alone = ask().await?;
+    let copying = Copying::start(asker, bulk, decoder.kv_shape(FORMAT));
+    let asked = ask().await;
+    let copied = copying.end().await?;
+    let [alone, beside_copies] = [alone, asked?].map(|times| Micros::of(&times));
+    Ok(Attention { alone, beside_copies, copy_bytes_per_s: copied })
+}
+
+/// The block, copied again and again.
+struct Copying {
+    start: Instant,
+    stop: CancelToken,
+    /// Bytes of the copies that are done, and of the one under way.
+    bytes: [Arc<AtomicU64>; 2],
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Copying {
+    fn start(asker: &Asker, bulk: Connection, shape: KvShape) -> Self {
+        let (stop, bytes) = (CancelToken::default(), [Arc::default(), Arc::<AtomicU64>::default()]);
+        let (stopped, [done, now]) = (stop.clone(), bytes.clone());
+        let task = asker.network.handle().spawn(async move {
+            loop {
+                let room = Strip::new(KvBudget::new(shape, usize::MAX).allocate(BLOCK_TOKENS)?);
+                let block_bytes = room.bytes() as u64;
+                let mut landing = Landing::on(room, stopped.clone(), Arc::clone(&now));
+                match fetch_block(&bulk, HOST, BLOCK, &mut landing, None).await {
+                    Err(FetchError::Cancelled) => return Ok(()),
+                    fetched => fetched?,
+                }
+                now.store(0, Ordering::Relaxed);
+                done.fetch_add(block_bytes, Ordering::Relaxed);
+            }
+        });
+        Self { start: Instant::now(), stop, bytes, task }
+    }
+
+    /// Ends it. Gives the bytes a second that came.
+    async fn end(self) -> anyhow::Result<f64> {
+        let bytes = self.bytes.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum::<u64>();
+        let seconds = self.start.elapsed().as_secs_f64();
+        self.stop.cancel();
+        self.task.await??;
+        Ok(bytes as f64 / seconds)
+    }
 }
 
 /// Sends these bytes on each stream that the peer opens, as they lie.

@@ -46,16 +46,21 @@ pub(super) struct FanOut {
 
 /// Quantiles in microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Micros {
+pub(super) struct Micros {
     p50_us: f64,
     p99_us: f64,
 }
 
 impl Micros {
-    fn of(times: &[Duration]) -> Self {
+    pub(super) fn of(times: &[Duration]) -> Self {
         let mut micros: Vec<_> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
         micros.sort_by(f64::total_cmp);
         Self { p50_us: quantile(&micros, 0.5), p99_us: quantile(&micros, 0.99) }
+    }
+
+    /// Both, with their unit.
+    pub(super) fn words(self) -> [String; 2] {
+        [self.p50_us, self.p99_us].map(|us| format!("{us:.0} µs"))
     }
 }
 
@@ -83,9 +88,9 @@ pub(super) async fn measure(rounds: usize) -> anyhow::Result<Vec<FanOut>> {
             let echoing = asker.network.handle().spawn(bare_echo(connections, shape, rounds));
             bare.extend(echoing.await??);
             let links = nodes[..hosts].iter().map(|node| node.host.link()).collect();
-            memory.extend(fan_out(links, shape, rounds).await?);
+            memory.extend(fan_out(links, shape, BLOCK, rounds).await?);
             let links = nodes[..hosts].iter().map(|node| node.channel.link()).collect();
-            network.extend(fan_out(links, shape, rounds).await?);
+            network.extend(fan_out(links, shape, BLOCK, rounds).await?);
         }
         let [bare, memory, network] = [bare, memory, network].map(|times| Micros::of(&times));
         let (request_bytes, reply_bytes) = frame_bytes(shape);
@@ -96,12 +101,11 @@ pub(super) async fn measure(rounds: usize) -> anyhow::Result<Vec<FanOut>> {
 }
 
 pub(super) fn table(measured: &[FanOut]) -> String {
-    let micros = |micros: Micros| [format!("{:.0} µs", micros.p50_us), format!("{:.0} µs", micros.p99_us)];
     let row = |fan_out: &FanOut| {
         let bytes = [fan_out.request_bytes, fan_out.reply_bytes].map(human::count);
         let mut row = vec![fan_out.hosts.to_string(), bytes.join(" + ")];
         for times in [fan_out.bare, fan_out.memory, fan_out.network] {
-            row.extend(micros(times));
+            row.extend(times.words());
         }
         row.push(format!("{:.2} ×", fan_out.ratio));
         row
@@ -195,14 +199,15 @@ async fn bare_echo(
     Ok(times)
 }
 
-/// On a thread that may block, as a query host's device thread does it.
-async fn fan_out<L: HostLink + 'static>(
+/// Asks for attention over `block`, on a thread that may block, as a query host's device thread does it.
+pub(super) async fn fan_out<L: HostLink + 'static>(
     mut links: Vec<L>,
     shape: AttendShape,
+    block: BlockId,
     rounds: usize,
 ) -> anyhow::Result<Vec<Duration>> {
     let asking = tokio::task::spawn_blocking(move || {
-        let blocks: Arc<[BlockId]> = [BLOCK].into();
+        let blocks: Arc<[BlockId]> = [block].into();
         let queries = Arc::new(vec![0.5; shape.heads * shape.head_dim]);
         let mut spare: Vec<Vec<Partial>> = vec![Vec::new(); links.len()];
         let mut times = Vec::with_capacity(rounds);

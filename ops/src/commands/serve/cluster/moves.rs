@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use stellate_actors::api::{ClusterError, DrainRequest, MoveEvent, MoveKind, Planned, RebalancePlan};
 use stellate_actors::cluster::drain::{DrainPlan, DrainProgress, DrainState};
 use stellate_actors::cluster::messages::{NodeKey, SupervisorReply, SupervisorRequest};
+use stellate_actors::cluster::migration::Step;
 use stellate_actors::cluster::plan::{Plan, PlannedMove};
 use stellate_actors::cluster::repair::RepairWay;
 use stellate_actors::cluster::snapshot::{ClusterSnapshot, MoveCounts, MoveRow};
@@ -102,9 +103,11 @@ impl Administration {
         for row in told.news(snapshot).into_iter().filter(|row| NodeKey::of(row.from) == progress.node) {
             tell(events, MoveKind::Block(words.under_way(&row))).await?;
         }
-        if last.as_ref() != Some(progress) {
-            *last = Some(progress.clone());
-            let DrainProgress { moved_blocks, recomputed_blocks, left_blocks, left_bytes, .. } = *progress;
+        let mut progress = progress.clone();
+        progress.left_bytes = progress.left_bytes.saturating_sub(on_their_way(snapshot, progress.node));
+        if last.as_ref() != Some(&progress) {
+            let DrainProgress { moved_blocks, recomputed_blocks, left_blocks, left_bytes, .. } = progress;
+            *last = Some(progress);
             let (moved, recomputed, left) = (moved_blocks, recomputed_blocks, left_blocks);
             tell(events, MoveKind::Progress { moved, recomputed, left, left_bytes }).await?;
         }
@@ -261,6 +264,13 @@ impl Words {
         let why = format!("{why}; {}", row.choice);
         Planned { how, why, ..self.planned(&PlannedMove { block, bytes, from, to, why: row.why }) }
     }
+}
+
+/// Bytes of blocks of a node that have come to their targets while those blocks still count as its own.
+fn on_their_way(snapshot: &ClusterSnapshot, node: NodeKey) -> u64 {
+    let moves =
+        snapshot.moves.iter().filter(|row| NodeKey::of(row.from) == node && row.step < Step::Switching);
+    moves.map(|row| row.done_bytes.min(row.bytes)).sum()
 }
 
 /// Tells whoever watches.
