@@ -275,9 +275,33 @@ pub(super) fn open_socket(
     let _on_network = network.enter();
     UdpSocket::bind(address)
         .and_then(|socket| {
+            widen(&socket);
             quinn::Endpoint::new(options.endpoint(), server, socket, Arc::new(quinn::TokioRuntime))
         })
         .map_err(|source| EndpointError::Socket { address, source })
+}
+
+/// What the kernel may hold of packets that have come and were not read, and the same for those that leave. A copy of a block
+/// comes in bursts of far more than the usual 208 KiB, and what does not fit is lost, frames of attention among it.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// Asks for wide buffers. The system may grant less; then copies are slower, and attention beside them.
+fn widen(socket: &UdpSocket) {
+    let socket = socket2::SockRef::from(socket);
+    let asked = socket
+        .set_recv_buffer_size(SOCKET_BUFFER_BYTES)
+        .and_then(|()| socket.set_send_buffer_size(SOCKET_BUFFER_BYTES))
+        .and_then(|()| socket.recv_buffer_size());
+    match asked {
+        Ok(granted) if granted < SOCKET_BUFFER_BYTES => {
+            tracing::info!(
+                granted,
+                "the system bounds the buffers of sockets; raise net.core.rmem_max to 4194304"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::info!(%error, "the buffers of a socket could not be widened"),
+    }
 }
 
 /// Closes live connections of nodes that a newer list names.

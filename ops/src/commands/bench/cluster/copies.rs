@@ -154,7 +154,7 @@ async fn attention(
     let channel = DecodeChannel::new(&asker.network.handle(), HOST, attend, Arc::new(dialer), options);
     let ask = || fan_out(vec![channel.link()], attend, BLOCK, rounds);
     let alone = ask().await?;
-    let copying = Copying::start(asker, bulk, decoder.kv_shape(FORMAT));
+    let copying = Copying::start(bulk, decoder.kv_shape(FORMAT));
     let asked = ask().await;
     let copied = copying.end().await?;
     let [alone, beside_copies] = [alone, asked?].map(|times| Micros::of(&times));
@@ -171,12 +171,14 @@ struct Copying {
 }
 
 impl Copying {
-    fn start(asker: &Asker, bulk: Connection, shape: KvShape) -> Self {
+    fn start(bulk: Connection, shape: KvShape) -> Self {
         let (stop, bytes) = (CancelToken::default(), [Arc::default(), Arc::<AtomicU64>::default()]);
         let (stopped, [done, now]) = (stop.clone(), bytes.clone());
-        let task = asker.network.handle().spawn(async move {
+        let task = tokio::spawn(async move {
+            // One memory for all: nobody gives a block's back as soon as it has come.
+            let mut block = KvBudget::new(shape, usize::MAX).allocate(BLOCK_TOKENS)?;
             loop {
-                let room = Strip::new(KvBudget::new(shape, usize::MAX).allocate(BLOCK_TOKENS)?);
+                let room = Strip::new(block);
                 let block_bytes = room.bytes() as u64;
                 let mut landing = Landing::on(room, stopped.clone(), Arc::clone(&now));
                 match fetch_block(&bulk, HOST, BLOCK, &mut landing, None).await {
@@ -185,6 +187,7 @@ impl Copying {
                 }
                 now.store(0, Ordering::Relaxed);
                 done.fetch_add(block_bytes, Ordering::Relaxed);
+                block = landing.into_block().context("the block did not arrive whole")?;
             }
         });
         Self { start: Instant::now(), stop, bytes, task }
