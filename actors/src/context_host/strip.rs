@@ -11,13 +11,14 @@ use crate::checksum::{Checksum, Summing};
 pub struct Strip {
     block: BudgetedBlock,
     arrived: usize,
-    summing: Summing,
+    /// Boxed: it is hundreds of bytes of a value that is handed on.
+    summing: Box<Summing>,
 }
 
 impl Strip {
     /// Room of which nothing is filled.
     pub fn new(room: BudgetedBlock) -> Self {
-        Self { block: room, arrived: 0, summing: Summing::default() }
+        Self { block: room, arrived: 0, summing: Box::default() }
     }
 
     /// The shape of the block.
@@ -58,7 +59,7 @@ impl Strip {
     /// Throws away what is there.
     pub fn restart(&mut self) {
         self.arrived = 0;
-        self.summing = Summing::default();
+        *self.summing = Summing::default();
     }
 
     /// The checksum of the bytes that are there.
