@@ -6,6 +6,7 @@ use std::sync::Arc;
 use stellate_kernels::{Backend, KvSpan, Partial};
 use stellate_model::decoder::{Decoder, Pass};
 
+use crate::health::Pulse;
 use crate::link::Fold;
 
 /// A model on a device.
@@ -17,6 +18,8 @@ pub struct Engine {
     pub backend: Box<dyn Backend>,
     /// Tokens that go through the layers together at most; bounds the activations.
     pub chunk_tokens: usize,
+    /// Shows that the thread gets on.
+    pub pulse: Pulse,
     /// Activations of the run under way.
     pub pass: Pass,
     /// Attention over the keys that this host has, of the run under way.
@@ -30,8 +33,8 @@ impl Engine {
     pub fn new(decoder: Arc<Decoder>, backend: Box<dyn Backend>, chunk_tokens: usize) -> Self {
         let empty = || Partial::empty(decoder.partial_shape(0));
         let (attended, merged) = (empty(), empty());
-        let (chunk_tokens, pass) = (chunk_tokens.max(1), Pass::default());
-        Self { decoder, backend, chunk_tokens, pass, attended, merged }
+        let (chunk_tokens, pulse, pass) = (chunk_tokens.max(1), Pulse::default(), Pass::default());
+        Self { decoder, backend, chunk_tokens, pulse, pass, attended, merged }
     }
 
     /// The attention of `queries`, `[tokens, heads, head_dim]`, over `spans`, one for each block, folded as asked, in place

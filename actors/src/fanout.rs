@@ -40,7 +40,11 @@ impl FanoutError {
     /// The host that did not answer, if that is what failed.
     pub fn silent_host(&self) -> Option<HostId> {
         match self {
-            Self::Link(LinkError::HostGone { host } | LinkError::Interrupted { host, .. }) => Some(*host),
+            Self::Link(
+                LinkError::HostGone { host }
+                | LinkError::Interrupted { host, .. }
+                | LinkError::Stuck { host },
+            ) => Some(*host),
             _ => None,
         }
     }

@@ -42,6 +42,7 @@ pub mod error;
 pub mod fanout;
 pub mod fleet;
 pub mod handle;
+pub mod health;
 pub mod journal;
 pub mod lease;
 pub mod link;

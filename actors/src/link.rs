@@ -5,12 +5,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use serde::{Deserialize, Serialize};
 use stellate_kernels::Partial;
 use stellate_model::block::BlockId;
 use tokio::sync::oneshot;
 use wincode::{SchemaRead, SchemaWrite};
+
+use crate::health::{LOOK, Vitals};
 
 /// A context host: which of its node's, and of which node. The low 16 bits number the host in its node; the high 48 bits
 /// are the first of the node's id, or 0 in a process of its own.
@@ -112,6 +114,12 @@ pub enum LinkError {
         /// What happened.
         cause: String,
     },
+    /// The host's device thread makes no progress.
+    #[error("context host {host} is stuck; look at its device; its blocks are encoded elsewhere meanwhile")]
+    Stuck {
+        /// The host.
+        host: HostId,
+    },
     /// The host does not hold a block that it was asked for.
     #[error("context host {host} does not hold block {block}; encode the context again")]
     NoSuchBlock {
@@ -194,16 +202,51 @@ pub struct LocalLink {
     replies: (Sender<Replied>, Receiver<Replied>),
     /// Whether a reply is on its way.
     is_pending: bool,
+    /// How the host does, for one that is not waited for when it is stuck.
+    vitals: Option<Arc<Vitals>>,
 }
 
 impl LocalLink {
     /// A link to `host`, whose device thread takes its attention jobs from the other end of `jobs`.
     pub fn new(host: HostId, jobs: Sender<AttendJob>) -> Self {
-        Self { host, jobs, replies: bounded(1), is_pending: false }
+        Self { host, jobs, replies: bounded(1), is_pending: false, vitals: None }
+    }
+
+    /// The same, which gives up as soon as the host's `vitals` say that it is stuck.
+    pub fn watched(self, vitals: Arc<Vitals>) -> Self {
+        Self { vitals: Some(vitals), ..self }
     }
 
     fn gone(&self) -> LinkError {
         LinkError::HostGone { host: self.host }
+    }
+
+    fn check(&self) -> Result<(), LinkError> {
+        let is_stuck = self.vitals.as_ref().is_some_and(|vitals| vitals.is_stuck());
+        if is_stuck { Err(LinkError::Stuck { host: self.host }) } else { Ok(()) }
+    }
+
+    /// Hands a job over, once there is room for it.
+    fn send(&self, mut job: AttendJob) -> Result<(), LinkError> {
+        loop {
+            self.check()?;
+            job = match self.jobs.send_timeout(job, LOOK) {
+                Ok(()) => return Ok(()),
+                Err(SendTimeoutError::Timeout(job)) => job,
+                // A job that is refused answers by itself.
+                Err(SendTimeoutError::Disconnected(_)) => return Err(self.gone()),
+            };
+        }
+    }
+
+    fn receive(&self) -> Replied {
+        loop {
+            match self.replies.1.recv_timeout(LOOK) {
+                Ok(reply) => return reply,
+                Err(RecvTimeoutError::Timeout) => self.check()?,
+                Err(RecvTimeoutError::Disconnected) => return Err(self.gone()),
+            }
+        }
     }
 }
 
@@ -218,14 +261,18 @@ impl HostLink for LocalLink {
             self.replies = bounded(1);
         }
         let reply = WayBack { host: self.host, way: Some(Way::Thread(self.replies.0.clone())) };
-        // A job that is refused answers by itself.
-        self.jobs.send(AttendJob { request, reply }).map_err(|_| self.gone())
+        self.send(AttendJob { request, reply })
     }
 
     fn wait(&mut self) -> Result<AttendReply, LinkError> {
         if !std::mem::take(&mut self.is_pending) {
             return Err(self.gone());
         }
-        self.replies.1.recv().map_err(|_| self.gone())?
+        let reply = self.receive();
+        if matches!(reply, Err(LinkError::Stuck { .. })) {
+            // Its late reply is dropped with its channel.
+            self.replies = bounded(1);
+        }
+        reply
     }
 }

@@ -7,6 +7,7 @@ mod start;
 mod weak;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ractor::{ActorRef, call};
 use stellate_kernels::KvFormat;
@@ -65,6 +66,8 @@ pub struct NodeOptions {
     pub chunk_tokens: usize,
     /// Jobs that may wait for a host.
     pub queue_jobs: usize,
+    /// How long a host's device thread may stand still at one layer of one piece of work before the host counts as stuck.
+    pub stuck_after: Duration,
     /// Events of an answer that may wait for its listener; at least 2.
     pub queue_events: usize,
     /// Sessions that may be open.
@@ -89,6 +92,7 @@ impl Default for NodeOptions {
             recompute_anchor: false,
             chunk_tokens: 512,
             queue_jobs: 64,
+            stuck_after: Duration::from_secs(30),
             queue_events: 256,
             max_sessions: 64,
             heal_tries: 8,

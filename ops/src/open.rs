@@ -67,6 +67,7 @@ pub(crate) fn node_options(settings: &Settings) -> NodeOptions {
         recompute_anchor: attention.recompute_anchor,
         chunk_tokens: hosts.chunk_tokens,
         queue_jobs: hosts.queue_jobs,
+        stuck_after: Duration::from_secs(hosts.stuck_after_s as u64),
         queue_events: query.queue_events,
         max_sessions: query.max_sessions,
         ..NodeOptions::default()

@@ -188,6 +188,9 @@ impl Cluster {
     fn answer(&mut self, now: Duration, request: SupervisorRequest) -> Result<SupervisorReply, Refusal> {
         match request {
             SupervisorRequest::Inventory(inventory) => self.inventory(now, &inventory),
+            SupervisorRequest::StuckInventory { inventory, stuck } => {
+                self.inventory_with_stuck(now, &inventory, &stuck);
+            }
             SupervisorRequest::Renew { node, announced, seen } => {
                 self.renew(now, node, announced, seen);
                 return Ok(SupervisorReply::Noted(self.term()));
@@ -221,6 +224,9 @@ impl Cluster {
             }
             SupervisorRequest::Snapshot => {
                 return Ok(SupervisorReply::Snapshot(Box::new(self.snapshot(now))));
+            }
+            SupervisorRequest::Overview => {
+                return Ok(SupervisorReply::Snapshot(Box::new(self.overview(now))));
             }
         }
         Ok(SupervisorReply::Done)

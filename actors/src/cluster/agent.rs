@@ -98,6 +98,10 @@ pub trait AgentHosts: Send + Sync + fmt::Debug + 'static {
     fn verify(&self, host: HostId, block: BlockId) -> BoxFuture<'static, Result<Checksum, AgentRefusal>>;
     /// Lets go of blocks, of promised room, and of copies under way. Takes effect before whatever is asked later.
     fn free(&self, host: HostId, blocks: Vec<BlockId>) -> BoxFuture<'static, ()>;
+    /// The hosts whose device thread makes no progress.
+    fn stuck(&self) -> Vec<HostId> {
+        Vec::new()
+    }
     /// What the hosts have.
     fn inventory(&self) -> BoxFuture<'static, Vec<HostInventory>>;
 }
@@ -215,7 +219,13 @@ impl Actor for Agent {
                 // Who asked may have given up.
                 let _ = reply.send(());
             }
-            AgentMsg::Report => state.uplink.send(SupervisorRequest::Inventory(state.inventory().await)),
+            AgentMsg::Report => {
+                let (stuck, inventory) = (state.hosts.stuck(), state.inventory().await);
+                state.uplink.send(match stuck.is_empty() {
+                    true => SupervisorRequest::Inventory(inventory),
+                    false => SupervisorRequest::StuckInventory { inventory, stuck },
+                });
+            }
         }
         Ok(())
     }

@@ -452,6 +452,16 @@ pub enum SupervisorRequest {
     },
     /// Everything the supervisor knows.
     Snapshot,
+    /// As [`Inventory`](Self::Inventory), of a node on which the device threads of some hosts make no progress. Of wire version
+    /// 2, as what follows; see [`super::versions`].
+    StuckInventory {
+        /// What the node has, those hosts among it.
+        inventory: Inventory,
+        /// Those hosts.
+        stuck: Vec<HostId>,
+    },
+    /// As [`Snapshot`](Self::Snapshot), in which hosts that are stuck are said to be so.
+    Overview,
 }
 
 /// What the supervisor answers.

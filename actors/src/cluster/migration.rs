@@ -17,7 +17,7 @@ use super::plan::{MoveReason, PlannedMove};
 use super::repair::{self, RepairChoice, RepairWay};
 use super::snapshot::{EndedMove, MoveCounts, MoveRow};
 use super::supervisor::{Action, Cluster, Pending};
-use super::table::{Hold, HostState};
+use super::table::Hold;
 
 /// Why a copy is not kept even if it is all there is.
 const DIFFERS: &str = "the copy differs from the block";
@@ -120,11 +120,7 @@ impl Cluster {
         let (bytes, tokens) = (entry.bytes, entry.tokens);
         let is_possible = self.table.hold(from, &block) == Some(Hold::Held)
             && self.table.holding(to, &block).is_none()
-            && self
-                .table
-                .hosts
-                .get(&to)
-                .is_some_and(|h| h.state == HostState::Active && h.free_bytes() >= bytes)
+            && self.table.hosts.get(&to).is_some_and(|h| h.takes() && h.free_bytes() >= bytes)
             && !self.is_moving(&block)
             && !self.is_receiving(to);
         if !is_possible {

@@ -18,11 +18,13 @@ pub mod settings;
 #[cfg(test)]
 mod sim;
 pub mod snapshot;
+mod stuck;
 pub mod supervisor;
 mod table;
 pub mod term;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+pub mod versions;
 
 pub use table::HostState;

@@ -13,7 +13,7 @@ use super::drain::{Candidate, pick};
 use super::messages::NodeKey;
 use super::plan::{MoveReason, PlannedMove};
 use super::supervisor::Cluster;
-use super::table::{Hold, HostState};
+use super::table::Hold;
 
 impl Cluster {
     /// Makes copies that are missing, and has routes leave those that are too many. Looks at every block.
@@ -71,7 +71,7 @@ impl Cluster {
         if asked <= 1 {
             return 1;
         }
-        let active = self.table.hosts.iter().filter(|(_, entry)| entry.state == HostState::Active);
+        let active = self.table.hosts.iter().filter(|(_, entry)| entry.takes());
         let mut nodes: BTreeSet<_> = active.map(|(&host, _)| NodeKey::of(host)).collect();
         // Cordoned ones among them.
         nodes.extend(nodes_of(&self.lasting_holders(block)));

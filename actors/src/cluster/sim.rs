@@ -73,6 +73,8 @@ pub(super) fn claim(context: u64, blocks: u64, replicas: u16) -> ContextClaim {
 pub(super) struct SimHost {
     pub(super) capacity: u64,
     pub(super) is_up: bool,
+    /// Whether its device makes no progress: it answers, and computes nothing.
+    pub(super) is_stuck: bool,
     pub(super) blocks: BTreeMap<BlockId, u64>,
     pub(super) reserved: BTreeMap<BlockId, u64>,
     /// Copies that are not committed, as far as the supervisor knows: they count for nothing.
@@ -96,7 +98,7 @@ impl SimHost {
 enum Message {
     Order(HostId, AgentOrder),
     Reply(Term, u64, AgentReply),
-    Inventory(Term, Inventory),
+    Inventory(Term, Inventory, Vec<HostId>),
     Notice(Term, QueryNodeNotice),
     Switched(Term, u64),
     Recomputed(Term, u64, bool),
@@ -165,6 +167,7 @@ impl World {
         let joined = SimHost {
             capacity,
             is_up: true,
+            is_stuck: false,
             blocks,
             reserved,
             unverified,
@@ -304,7 +307,8 @@ impl World {
             let up_ms = (now - host.since).as_millis() as u64;
             let seen = host.fence.highest();
             let inventory = Inventory { node: NodeKey::of(id), at, up_ms, seen, hosts: vec![inventory] };
-            self.send(Message::Inventory(term, inventory));
+            let stuck = host.is_stuck.then_some(id).into_iter().collect();
+            self.send(Message::Inventory(term, inventory, stuck));
         }
     }
 
@@ -336,8 +340,8 @@ impl World {
             Message::Reply(term, order, reply) if term == current => {
                 self.cluster.agent_replied(self.now, order, reply)
             }
-            Message::Inventory(term, inventory) if term == current => {
-                self.cluster.inventory(self.now, &inventory)
+            Message::Inventory(term, inventory, stuck) if term == current => {
+                self.cluster.inventory_with_stuck(self.now, &inventory, &stuck)
             }
             Message::Switched(term, id) if term == current => self.cluster.switched(self.now, QUERY, id),
             Message::Recomputed(term, id, done) if term == current => {
@@ -356,7 +360,8 @@ impl World {
     }
 
     fn encode(&mut self, id: HostId, by: (Term, u64), need: BlockNeed, anchor: Option<AnchorCopy>) -> bool {
-        let Some(host) = self.hosts.get_mut(&id).filter(|host| host.is_up) else { return false };
+        let is_working = |host: &&mut SimHost| host.is_up && !host.is_stuck;
+        let Some(host) = self.hosts.get_mut(&id).filter(is_working) else { return false };
         if host.fence.admit(by.0).is_err() {
             return false;
         }
@@ -472,11 +477,11 @@ impl World {
     /// What a decode step would find: routes to hosts without the block are healed.
     fn heal_routes(&mut self) {
         let is_bad = |id: &BlockId, host: &HostId| {
-            !self.hosts.get(host).is_some_and(|h| h.is_up && h.blocks.contains_key(id))
+            !self.hosts.get(host).is_some_and(|h| h.is_up && !h.is_stuck && h.blocks.contains_key(id))
         };
         for ((context, id), host) in &self.routes {
             if is_bad(id, host) {
-                let is_up = self.hosts.get(host).is_some_and(|h| h.is_up);
+                let is_up = self.hosts.get(host).is_some_and(|h| h.is_up && !h.is_stuck);
                 self.heal.entry(*context).or_default().extend((!is_up).then_some(*host));
             }
         }
@@ -518,7 +523,7 @@ impl World {
     /// Blocks of contexts that are not where their routes lead.
     pub(super) fn missing(&self) -> usize {
         let is_there = |id: &BlockId, host: &HostId| {
-            self.hosts.get(host).is_some_and(|h| h.is_up && h.blocks.contains_key(id))
+            self.hosts.get(host).is_some_and(|h| h.is_up && !h.is_stuck && h.blocks.contains_key(id))
         };
         self.routes.iter().filter(|((_, id), host)| !is_there(id, host)).count()
     }

@@ -149,8 +149,9 @@ impl Cluster {
         self.term
     }
 
-    /// What a node has: registers its hosts, corrects the table, and shows that it lives.
-    pub fn inventory(&mut self, now: Duration, inventory: &Inventory) {
+    /// What a node has: registers its hosts, corrects the table, and shows that it lives. Those of its hosts that are `stuck` are
+    /// not used.
+    pub fn inventory_with_stuck(&mut self, now: Duration, inventory: &Inventory, stuck: &[HostId]) {
         self.hear_of_others(inventory);
         for reported in inventory.hosts.iter().filter(|host| NodeKey::of(host.host) == inventory.node) {
             let host = reported.host;
@@ -172,6 +173,7 @@ impl Cluster {
             entry.at = inventory.at;
             entry.measure(reported);
             self.compare(now, host, reported, has_restarted);
+            self.note_stuck(now, host, stuck.contains(&host));
             if is_back {
                 self.resume_drain(inventory.node);
             }
@@ -370,9 +372,7 @@ impl Cluster {
                 self.table.hosts_of(&id).find(|host| {
                     let is_promised =
                         matches!(self.table.hold(*host, &id), Some(Hold::Promised | Hold::Freeing(_)));
-                    is_promised
-                        && !suspects.contains(host)
-                        && self.table.hosts[host].state == HostState::Active
+                    is_promised && !suspects.contains(host) && self.table.hosts[host].takes()
                 })
             });
             if let Some(host) = holder {
@@ -385,8 +385,7 @@ impl Cluster {
         let hosts =
             self.table.hosts.iter().filter(|(host, entry)| entry.serves() && !suspects.contains(host));
         let load = |(&host, entry): (&HostId, &HostEntry)| {
-            let takes = entry.state == HostState::Active;
-            let capacity = if takes { entry.capacity_bytes } else { entry.used_bytes };
+            let capacity = if entry.takes() { entry.capacity_bytes } else { entry.used_bytes };
             HostLoad {
                 host,
                 capacity_bytes: capacity as usize,

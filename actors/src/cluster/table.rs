@@ -28,6 +28,9 @@ pub enum HostState {
     Drained,
     /// It is silent, or was seen to go.
     Gone,
+    /// Its device makes no progress: it gets nothing, and what it holds does not count. So it is shown only; it may be any of the
+    /// first three as well.
+    Stuck,
 }
 
 /// What a block on a host is. Every state takes the block's bytes of the host.
@@ -62,6 +65,8 @@ pub(crate) struct Holding {
 #[derive(Clone, Debug)]
 pub(crate) struct HostEntry {
     pub(crate) state: HostState,
+    /// Whether its device makes no progress.
+    pub(crate) is_stuck: bool,
     pub(crate) capacity_bytes: u64,
     pub(crate) used_bytes: u64,
     pub(crate) encode_tokens_per_s: u64,
@@ -78,6 +83,7 @@ impl HostEntry {
     pub(crate) fn new(now: Duration) -> Self {
         Self {
             state: HostState::Active,
+            is_stuck: false,
             capacity_bytes: 0,
             used_bytes: 0,
             encode_tokens_per_s: 0,
@@ -95,7 +101,18 @@ impl HostEntry {
 
     /// Whether what it holds can be attended to.
     pub(crate) fn serves(&self) -> bool {
-        matches!(self.state, HostState::Active | HostState::Cordoned | HostState::Draining)
+        !self.is_stuck && matches!(self.state, HostState::Active | HostState::Cordoned | HostState::Draining)
+    }
+
+    /// Whether it takes blocks.
+    pub(crate) fn takes(&self) -> bool {
+        !self.is_stuck && self.state == HostState::Active
+    }
+
+    /// What is shown of it.
+    pub(crate) fn shown(&self) -> HostState {
+        let is_there = !matches!(self.state, HostState::Drained | HostState::Gone);
+        if self.is_stuck && is_there { HostState::Stuck } else { self.state }
     }
 
     /// Notes what its inventory says of the host itself.

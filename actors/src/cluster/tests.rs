@@ -500,7 +500,7 @@ fn cases() -> u32 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
-    /// Deaths, joins, drains, cordons, releases, lost messages and new supervisors at any step of any move. The world
+    /// Deaths, stuck devices, joins, drains, cordons, releases, lost messages and new supervisors at any step of any move. The world
     /// checks after every step that no host is over its capacity and that no block is gone while a holder lives.
     #[test]
     fn no_fault_loses_a_block_that_a_living_host_holds(seed in any::<u64>(), replicas in 1u16..3, loss in 0u64..200) {
@@ -510,7 +510,7 @@ proptest! {
         let mut contexts = 0;
         for _ in 0..60 {
             let number = chance.below(7) as u16;
-            match chance.below(12) {
+            match chance.below(13) {
                 0..=2 => {
                     contexts += 1;
                     let _ = world.place(claim(contexts, 1 + chance.below(12), replicas), &[]);
@@ -523,6 +523,11 @@ proptest! {
                 8 => drop(world.cluster.uncordon(node(number))),
                 9 => drop(world.cluster.cordon(node(number))),
                 10 if chance.below(3) == 0 => world.restart_supervisor(),
+                12 => {
+                    if let Some(host) = world.hosts.get_mut(&host(number)) {
+                        host.is_stuck = !host.is_stuck;
+                    }
+                }
                 _ => drop(world.cluster.rebalance(world.now, true)),
             }
             for _ in 0..=chance.below(16) {
@@ -532,6 +537,7 @@ proptest! {
         world.loss = 0;
         for number in 0..7 {
             let _ = world.cluster.uncordon(node(number));
+            world.hosts.entry(host(number)).and_modify(|host| host.is_stuck = false);
             if !world.hosts.get(&host(number)).is_some_and(|host| host.is_up) {
                 world.join(number, 3000);
             }

@@ -128,7 +128,7 @@ impl Cluster {
         full_permille: u64,
         may_take: impl Fn(HostId) -> bool,
     ) -> Vec<Candidate> {
-        let active = self.table.hosts.iter().filter(|(_, entry)| entry.state == HostState::Active);
+        let active = self.table.hosts.iter().filter(|(_, entry)| entry.takes());
         let candidate = |(&host, entry): (&HostId, &super::table::HostEntry)| Candidate {
             host,
             capacity_bytes: (u128::from(entry.capacity_bytes) * u128::from(full_permille) / 1000) as u64,
@@ -174,7 +174,7 @@ impl Cluster {
                     capacity_bytes: entry.capacity_bytes,
                     used_bytes: entry.used_bytes,
                     share_permille: self.share_permille(now, host),
-                    takes: entry.state == HostState::Active,
+                    takes: entry.takes(),
                     blocks: blocks.map(|(id, h)| (*id, (h.bytes, is_movable(id, h.hold)))).collect(),
                 }
             })
@@ -184,7 +184,7 @@ impl Cluster {
     /// A host is gone, with all it held.
     pub(crate) fn host_gone(&mut self, now: Duration, host: HostId) {
         let Some(entry) = self.table.hosts.get_mut(&host) else { return };
-        entry.state = HostState::Gone;
+        (entry.state, entry.is_stuck) = (HostState::Gone, false);
         for block in entry.blocks.keys().copied().collect::<Vec<_>>() {
             self.forget(now, host, block);
         }
@@ -200,6 +200,7 @@ impl Cluster {
     /// Notes a block that no host holds, and that none is about to, for the contexts that need it.
     pub(crate) fn check_lost(&mut self, block: &BlockId, suspects: &[HostId]) {
         let is_coming = |host| match self.table.hold(host, block) {
+            _ if self.table.hosts[&host].is_stuck => false,
             Some(Hold::Promised) => true,
             Some(Hold::Incoming) => self.is_moving(block),
             _ => false,
@@ -325,7 +326,16 @@ impl Cluster {
         self.order(host, AgentRequest::Free { host, blocks }, pending);
     }
 
-    /// Everything it knows.
+    /// Everything it knows, with hosts that are stuck shown as such.
+    pub fn overview(&self, now: Duration) -> ClusterSnapshot {
+        let mut snapshot = self.snapshot(now);
+        for row in &mut snapshot.hosts {
+            row.state = self.table.hosts[&row.host].shown();
+        }
+        snapshot
+    }
+
+    /// Everything it knows, in the words of wire version 1.
     pub fn snapshot(&self, now: Duration) -> ClusterSnapshot {
         let hosts = self.table.hosts.iter().map(|(&host, entry)| HostRow {
             host,

@@ -135,7 +135,7 @@ impl Device {
                 self.attend(job);
             }
             if let Some(encoding) = self.encoding.take() {
-                self.advance(encoding);
+                self.at_work(|device| device.advance(encoding));
             } else if let Ok(work) = work.try_recv() {
                 self.begin(work);
             } else {
@@ -147,10 +147,19 @@ impl Device {
         }
     }
 
+    /// Does a piece of work, as the pulse shows.
+    fn at_work<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.engine.pulse.begin();
+        let done = work(self);
+        self.engine.pulse.end();
+        done
+    }
+
     /// Answers a decode step: the attention over the blocks that are asked for, or none at all.
     fn attend(&mut self, job: AttendJob) {
         let AttendJob { request, reply } = job;
-        reply.send(self.attention(request));
+        let answer = self.at_work(|device| device.attention(request));
+        reply.send(answer);
     }
 
     fn attention(&mut self, request: AttendRequest) -> Result<AttendReply, LinkError> {

@@ -10,6 +10,7 @@ pub mod rate;
 pub mod strip;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -22,6 +23,7 @@ use crate::budget::{BudgetedBlock, KvBudget, StoreFull};
 use crate::cancel::CancelToken;
 use crate::device_thread::{DeviceThread, Inbox};
 use crate::engine::Engine;
+use crate::health::Vitals;
 use crate::link::{AttendJob, HostId, LocalLink};
 use crate::path::context::Anchor;
 use crate::progress::EncodeMeter;
@@ -57,6 +59,14 @@ pub enum HostError {
         host: HostId,
         /// What happened.
         cause: String,
+    },
+    /// Its device thread makes no progress.
+    #[error(
+        "context host {host} is stuck; look at its device; its blocks are encoded elsewhere when they are needed"
+    )]
+    Stuck {
+        /// The host.
+        host: HostId,
     },
     /// The work was cancelled.
     #[error("the work was cancelled")]
@@ -130,7 +140,9 @@ pub struct ContextHostArgs {
     pub capacity_bytes: usize,
     /// Jobs that may wait for it.
     pub queue_jobs: usize,
-    /// Measures how fast it encodes, and ends promises of room.
+    /// How long its device thread may stand still at one piece of work before the host counts as stuck.
+    pub stuck_after: Duration,
+    /// Measures how fast it encodes, ends promises of room, and tells when it is stuck.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -147,13 +159,15 @@ pub struct ContextHostHandle {
     pub held: Arc<HeldBlocks>,
     /// How fast it works.
     pub rates: Arc<Rates>,
+    /// Whether its device thread gets on.
+    pub vitals: Arc<Vitals>,
     attends: Sender<AttendJob>,
 }
 
 impl ContextHostHandle {
     /// A link for attention over this host's blocks.
     pub fn link(&self) -> LocalLink {
-        LocalLink::new(self.host, self.attends.clone())
+        LocalLink::new(self.host, self.attends.clone()).watched(Arc::clone(&self.vitals))
     }
 
     /// Hands over a job without waiting, or gives it back: the queue is full, or the host has stopped.
@@ -169,9 +183,11 @@ pub async fn start(args: ContextHostArgs) -> Result<ContextHostHandle, ractor::S
     let host = args.host;
     let (held, rates) =
         (HeldBlocks::new(host, Arc::clone(&budget), Arc::clone(&args.clock)), Arc::new(Rates::default()));
+    let (pulse, clock) = (args.engine.pulse.clone(), Arc::clone(&args.clock));
+    let vitals = Arc::new(Vitals::new(host, pulse, args.stuck_after, clock));
     let start = Start { args, held: Arc::clone(&held), rates: Arc::clone(&rates), attend_jobs };
     let (actor, _) = Actor::spawn(None, ContextHost, start).await?;
-    Ok(ContextHostHandle { host, actor, budget, held, rates, attends })
+    Ok(ContextHostHandle { host, actor, budget, held, rates, vitals, attends })
 }
 
 struct Start {

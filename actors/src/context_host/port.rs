@@ -18,6 +18,20 @@ impl ContextHostHandle {
     }
 }
 
+impl ContextHostHandle {
+    /// What is waited for, unless the host is stuck, or comes to be so meanwhile. What was asked may be done all the same, later.
+    async fn unless_stuck<T>(
+        &self,
+        asked: impl Future<Output = Result<T, HostError>>,
+    ) -> Result<T, HostError> {
+        tokio::select! {
+            biased;
+            () = self.vitals.stuck() => Err(HostError::Stuck { host: self.host }),
+            answer = asked => answer,
+        }
+    }
+}
+
 impl HostPort for ContextHostHandle {
     fn host(&self) -> HostId {
         self.host
@@ -28,11 +42,12 @@ impl HostPort for ContextHostHandle {
     }
 
     fn encode(&self, job: EncodeJob) -> BoxFuture<'_, Result<Encoded, HostError>> {
-        Box::pin(async { self.answered(call!(self.actor, ContextHostMsg::Encode, job)) })
+        Box::pin(self.unless_stuck(async { self.answered(call!(self.actor, ContextHostMsg::Encode, job)) }))
     }
 
     fn reserve(&self, id: BlockId, tokens: usize) -> BoxFuture<'_, Result<Reserved, HostError>> {
-        Box::pin(async move { self.answered(call!(self.actor, ContextHostMsg::Reserve, id, tokens)) })
+        let reserve = async move { self.answered(call!(self.actor, ContextHostMsg::Reserve, id, tokens)) };
+        Box::pin(self.unless_stuck(reserve))
     }
 
     fn seal(&self, id: BlockId, block: BudgetedBlock) -> BoxFuture<'_, Result<(), HostError>> {

@@ -118,7 +118,11 @@ impl NodeHosts {
     }
 
     fn promise(&self, host: HostId, block: BlockId, bytes: u64, tokens: u32) -> Result<bool, AgentRefusal> {
-        let held = &self.host(host)?.held;
+        let target = self.host(host)?;
+        if target.vitals.is_stuck() {
+            return Err(refusal(&target.held, HostError::Stuck { host }));
+        }
+        let held = &target.held;
         let needed = held.budget().shape().bytes_for(tokens as usize) as u64;
         if tokens == 0 || needed != bytes {
             let cause = format!(
@@ -194,6 +198,11 @@ impl AgentHosts for NodeHosts {
                 copy.wait().await;
             }
         })
+    }
+
+    fn stuck(&self) -> Vec<HostId> {
+        let stuck = self.hosts.values().filter(|host| host.held.is_open() && host.vitals.is_stuck());
+        stuck.map(|host| host.host).collect()
     }
 
     fn inventory(&self) -> BoxFuture<'static, Vec<HostInventory>> {

@@ -197,7 +197,9 @@ struct Door {
 impl Doorkeeper for Door {
     fn answer(&self, request: &SupervisorRequest) -> Option<SupervisorReply> {
         let node = match request {
-            SupervisorRequest::Inventory(inventory) => inventory.node,
+            SupervisorRequest::Inventory(inventory) | SupervisorRequest::StuckInventory { inventory, .. } => {
+                inventory.node
+            }
             SupervisorRequest::Renew { node, .. } => *node,
             SupervisorRequest::Hold(claim) | SupervisorRequest::Place { claim, .. } => claim.query_node,
             _ => return None,
@@ -206,7 +208,7 @@ impl Doorkeeper for Door {
             tracing::debug!(%node, %cause, "a node that cannot take part");
             return Some(SupervisorReply::Refused(Refusal::Incompatible { cause }));
         }
-        if matches!(request, SupervisorRequest::Inventory(_)) {
+        if matches!(request, SupervisorRequest::Inventory(_) | SupervisorRequest::StuckInventory { .. }) {
             // What is asked because of it comes after it.
             self.reported.send_if_modified(|reported| reported.insert(node));
         }

@@ -35,6 +35,7 @@ pub async fn start_hosts(
             kv_shape: decoder.kv_shape(options.kv_format),
             capacity_bytes: options.capacity_bytes,
             queue_jobs: options.queue_jobs,
+            stuck_after: options.stuck_after,
             clock: Arc::clone(&options.clock),
         };
         let started = context_host::start(args).await;

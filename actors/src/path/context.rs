@@ -415,6 +415,7 @@ fn encode_chunk(
         backend.attend(decoder.queries(pass.query()), spans, attended);
         pass.done(Operation::Attention, || decoder.attention_work(ids.len(), spans));
         decoder.finish(backend, layer, pass, attended);
+        engine.pulse.beat();
     }
     // Of the last layer only keys and values are kept: nothing reads what it would give to a next one.
     decoder.project_keys(backend, last, pass);

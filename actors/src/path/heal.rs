@@ -113,7 +113,7 @@ async fn attempt(
 /// Whether another try can come out better than this one; then `suspects` are those of that try.
 fn find_remedy(error: &EncodeError, is_heal: bool, suspects: &mut Vec<HostId>) -> bool {
     let silent = match error {
-        EncodeError::Host(HostError::Unreachable { host, .. }) => Some(*host),
+        EncodeError::Host(HostError::Unreachable { host, .. } | HostError::Stuck { host }) => Some(*host),
         EncodeError::Fanout(fault) => fault.silent_host(),
         _ => None,
     };

@@ -368,6 +368,8 @@ fn refusal(error: &HostError) -> NoTransfer {
     match error {
         HostError::Full(full) => NoTransfer::Full(full.needed_tokens as u64, full.free_tokens as u64),
         HostError::Overloaded { .. } => NoTransfer::Overloaded,
-        HostError::Unreachable { .. } | HostError::Cancelled => NoTransfer::HostGone,
+        HostError::Unreachable { .. } | HostError::Stuck { .. } | HostError::Cancelled => {
+            NoTransfer::HostGone
+        }
     }
 }

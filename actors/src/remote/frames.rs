@@ -205,6 +205,8 @@ pub enum Refusal {
     Shape,
     /// The host could not answer for a reason of its own.
     Failed,
+    /// The host's device thread makes no progress. Of version 2: see [`Refusal::lowered`].
+    Stuck,
 }
 
 impl Refusal {
@@ -218,6 +220,15 @@ impl Refusal {
             Self::Overloaded => interrupted("its queue is full"),
             Self::Shape => interrupted("it runs a model of another shape"),
             Self::Failed => interrupted("it could not compute the attention"),
+            Self::Stuck => LinkError::Stuck { host },
+        }
+    }
+
+    /// As a peer that speaks wire version `version` knows it.
+    pub fn lowered(self, version: u16) -> Self {
+        match self {
+            Self::Stuck if version < 2 => Self::Failed,
+            reason => reason,
         }
     }
 }
@@ -228,6 +239,7 @@ impl From<LinkError> for Refusal {
             LinkError::HostGone { .. } => Self::HostGone,
             LinkError::NoSuchBlock { block, .. } => Self::NoSuchBlock(*block.as_bytes()),
             LinkError::Interrupted { .. } => Self::Failed,
+            LinkError::Stuck { .. } => Self::Stuck,
         }
     }
 }

@@ -201,6 +201,9 @@ impl Stream<'_> {
 
     fn hand_over(&mut self, header: &Attend, known: &Known, frame: &Frame) -> Reply {
         let Some(handle) = self.hosts.hosts.get(&self.host) else { return Reply::Refused(Refusal::HostGone) };
+        if handle.vitals.is_stuck() {
+            return Reply::Refused(Refusal::Stuck);
+        }
         let Ok(values) = frame.payload.as_slice_of::<f32>() else { return Reply::Refused(Refusal::Shape) };
         self.hosts.pacer.decoded();
         let mut queries = std::mem::take(&mut self.queries);
@@ -234,7 +237,7 @@ impl Stream<'_> {
         (asked, reply): (UnderWay, Result<AttendReply, Refusal>),
     ) -> Result<(), StreamError> {
         let UnderWay { request, route, asked, tokens, .. } = asked;
-        let refused = |reason| Refused { request, reason };
+        let refused = |reason: Refusal| Refused { request, reason: reason.lowered(sender.version()) };
         let reply = match reply {
             Err(reason) => return sender.send(REFUSED, &refused(reason), &[]).await,
             Ok(reply) => reply,

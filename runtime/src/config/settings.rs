@@ -97,6 +97,8 @@ pub struct HostSettings {
     pub queue_jobs: usize,
     /// Tokens in one step of encoding, at least 1.
     pub chunk_tokens: usize,
+    /// Seconds that a host may stand still at one layer of one step before it counts as stuck, 1 to 86400.
+    pub stuck_after_s: usize,
 }
 
 impl HostSettings {

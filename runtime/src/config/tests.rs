@@ -39,7 +39,14 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
             recompute_anchor: false,
         },
         kv: KvSettings { format: KvFormat::Bf16, capacity_bytes: Bytes::new(4 << 30) },
-        hosts: HostSettings { count: 1, threads: 0, cpus: vec![], queue_jobs: 64, chunk_tokens: 512 },
+        hosts: HostSettings {
+            count: 1,
+            threads: 0,
+            cpus: vec![],
+            queue_jobs: 64,
+            chunk_tokens: 512,
+            stuck_after_s: 30,
+        },
         query: QuerySettings {
             threads: 0,
             cpus: vec![],
@@ -283,6 +290,7 @@ fn a_value_that_breaks_a_rule_is_named_with_what_is_expected() {
         (vec![("hosts.count", "0")], vec!["`hosts.count`", "from 1 to 256"]),
         (vec![("hosts.queue_jobs", "0")], vec!["`hosts.queue_jobs`"]),
         (vec![("hosts.chunk_tokens", "0")], vec!["`hosts.chunk_tokens`"]),
+        (vec![("hosts.stuck_after_s", "0")], vec!["`hosts.stuck_after_s`", "from 1 to 86400"]),
         (
             vec![("hosts.count", "3"), ("hosts.cpus", "[[0], [1]]")],
             vec!["`hosts.cpus`", "2 lists", "hosts.count = 3"],

@@ -43,12 +43,13 @@ struct Count {
 }
 
 /// The settings that count something and have a bound; 0 threads stand for as many as there are cores.
-const COUNTS: [Count; 14] = [
+const COUNTS: [Count; 15] = [
     Count { key: "attention.block_tokens", of: |s| s.attention.block_tokens, least: 1, most: MAX_TOKENS },
     Count { key: "hosts.count", of: |s| s.hosts.count, least: 1, most: MAX_HOSTS },
     Count { key: "hosts.threads", of: |s| s.hosts.threads, least: 0, most: MAX_THREADS },
     Count { key: "hosts.queue_jobs", of: |s| s.hosts.queue_jobs, least: 1, most: MAX_QUEUE },
     Count { key: "hosts.chunk_tokens", of: |s| s.hosts.chunk_tokens, least: 1, most: MAX_TOKENS },
+    Count { key: "hosts.stuck_after_s", of: |s| s.hosts.stuck_after_s, least: 1, most: MAX_PERIOD_S },
     Count { key: "query.threads", of: |s| s.query.threads, least: 0, most: MAX_THREADS },
     Count { key: "query.max_sessions", of: |s| s.query.max_sessions, least: 1, most: MAX_QUEUE },
     Count { key: "query.queue_events", of: |s| s.query.queue_events, least: 1, most: MAX_QUEUE },

@@ -79,6 +79,11 @@ impl FrameSender {
         self.write(&mut [head.into(), payload]).await
     }
 
+    /// The wire version that both sides speak here.
+    pub fn version(&self) -> u16 {
+        self.version
+    }
+
     /// No more frames follow. What was sent still arrives.
     pub fn finish(&mut self) {
         // The only error is that it was finished or reset before.
