@@ -5,19 +5,23 @@ mod faulty;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use faulty::*;
 use ractor::{call, cast};
+use stellate_actors::cancel::CancelToken;
 use stellate_actors::cluster::messages::NodeKey;
 use stellate_actors::cluster::term::Term;
-use stellate_actors::context_host::{ContextHostMsg, EncodeJob, Encoded};
+use stellate_actors::context_host::{ContextHostMsg, EncodeJob, Encoded, HostError};
 use stellate_actors::error::EncodeError;
 use stellate_actors::path::context::Anchor;
 use stellate_actors::port::HostPort;
+use stellate_actors::progress::EncodeMeter;
 use stellate_actors::supervisor::SupervisorMsg;
 use stellate_actors::{
     AskError, Context, ContextSource, FinishReason, Layout, Moved, NodeOptions, TurnEvent,
 };
+use stellate_model::block::BlockId;
 
 const TOKENS: usize = 12;
 
@@ -287,4 +291,47 @@ fn some_block() -> Arc<stellate_model::block::BlockId> {
     use stellate_model::fingerprint::Fingerprint;
     let addresser = Addresser::new(&Fingerprint::of(b"none"), stellate_actors::KvFormat::F32);
     Arc::new(addresser.address_all(&layouts()[0], &[1])[0])
+}
+
+#[tokio::test]
+async fn a_host_whose_device_stands_still_changes_no_token_and_is_used_again_when_it_goes_on()
+-> anyhow::Result<()> {
+    let model = model()?;
+    let options = NodeOptions { stuck_after: Duration::from_secs(2), ..options() };
+    for layout in layouts() {
+        let [first, second] = healthy(&model, layout, TOKENS).await?;
+        let world = World::open(&model, options.clone()).await?;
+        let context = context(&world, layout).await?;
+        let session = context.session().await?;
+        let (victim, name) = (world.hosts[1].host.clone(), world.hosts[1].host());
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let meter = EncodeMeter::new(move |_| {
+            let _ = wait.recv();
+        });
+        let stick = async {
+            let job = EncodeJob {
+                id: BlockId::from_bytes([3; 32]),
+                ids: ids(8, 5).into(),
+                position: 0,
+                anchor: None,
+                recompute_anchor: false,
+                meter,
+                cancel: CancelToken::default(),
+            };
+            tokio::spawn(async move { drop(HostPort::encode(&victim, job).await) });
+        };
+        let answer = ask_and(&session, question(0), TOKENS, stick).await?;
+        answer.assert_like(&first, "stuck in the middle");
+        assert!(context.places().placed.iter().all(|placed| placed.host != name), "{layout:?}");
+        // Nothing new is encoded there.
+        let refused = HostPort::reserve(&world.hosts[1].host, BlockId::from_bytes([4; 32]), 8).await;
+        assert_eq!(refused.err(), Some(HostError::Stuck { host: name }));
+        drop(go_on);
+        while world.hosts[1].host.vitals.is_stuck() {
+            tokio::task::yield_now().await;
+        }
+        HostPort::reserve(&world.hosts[1].host, BlockId::from_bytes([4; 32]), 8).await?;
+        ask(&session, question(1), TOKENS).await?.assert_like(&second, "after it went on");
+    }
+    Ok(())
 }

@@ -12,6 +12,7 @@ pub mod discovery;
 pub mod encoding;
 pub mod identity;
 pub mod membership;
+pub mod protocol;
 pub mod store;
 pub mod substrate;
 pub mod telemetry;

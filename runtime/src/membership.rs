@@ -35,11 +35,12 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use crate::protocol::ProtocolRange;
 pub use identity::{Generation, MemberIdentity};
 pub use io::{Event, InputError, Output, Start};
 pub use judge::{Clash, Mismatch, Requirements, Standing, clashes, judge};
 pub use machine::Membership;
 pub use options::MembershipOptions;
 pub use peers::{Liveness, Member};
-pub use record::{Device, ModelFormat, NodeRecord, NodeState, ProtocolRange, RecordError, Roles};
+pub use record::{Device, ModelFormat, NodeRecord, NodeState, RecordError, Roles};
 pub use wire::{MAX_CLAIMED, MAX_ROSTER_BYTES, RefusalReason, WIRE_VERSION};

@@ -8,7 +8,7 @@ use stellate_runtime::identity::{
     NodeKey, RevocationError, RevocationList, Revocations, Role,
 };
 use stellate_runtime::transport::{
-    ConnectionClass, EndpointSetup, JoinError, Joined, Target, TransportOptions, join,
+    ConnectionClass, EndpointSetup, JoinError, Joined, ProtocolRange, Target, TransportOptions, join,
 };
 
 mod support;
@@ -186,10 +186,27 @@ fn a_server_of_another_cluster_learns_nothing_of_the_token() {
 fn another_version_is_told_to_a_node_that_joins() {
     let cluster = Cluster::new();
     run(async {
-        let options = TransportOptions { wire_version: 3, ..TransportOptions::default() };
+        let protocol = ProtocolRange::only(3);
+        let options = TransportOptions { protocol, ..TransportOptions::default() };
         let (_server, address) = cluster.join_server(options);
         let error = try_join(&cluster, address, &cluster.token(DAY, 1), "node").await.unwrap_err();
-        assert!(matches!(error, JoinError::VersionMismatch { ours: 1, theirs: 3, .. }), "{error}");
+        let ours = ProtocolRange::SPOKEN;
+        assert!(
+            matches!(error, JoinError::VersionMismatch { ours: o, theirs, .. } if (o, theirs) == (ours, protocol)),
+            "{error}"
+        );
+        assert_eq!(cluster.store.tokens().unwrap()[0].uses_left(), 1);
+    });
+}
+
+#[test]
+fn a_node_joins_a_cluster_that_speaks_the_version_before() {
+    let cluster = Cluster::new();
+    run(async {
+        let options = TransportOptions { protocol: ProtocolRange::only(1), ..TransportOptions::default() };
+        let (_server, address) = cluster.join_server(options);
+        let joined = try_join(&cluster, address, &cluster.token(DAY, 1), "node").await.unwrap();
+        assert_eq!(joined.credentials.details().name.to_string(), "node");
     });
 }
 

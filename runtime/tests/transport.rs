@@ -6,8 +6,8 @@ use std::time::Duration;
 use stellate_runtime::identity::{NodeKey, Revocations};
 use stellate_runtime::transport::{
     CertificateFault, CloseCode, Closed, Connection, ConnectionClass, DatagramError, DialError, Endpoint,
-    EndpointSetup, Expected, FrameError, FrameKind, FrameLimits, NetworkThread, StreamError, Target,
-    TransportOptions,
+    EndpointSetup, Expected, FrameError, FrameKind, FrameLimits, NetworkThread, ProtocolRange, StreamError,
+    Target, TransportOptions,
 };
 
 mod support;
@@ -183,16 +183,55 @@ fn another_version_is_told_to_both_sides() {
     run(async {
         let (server, _accepted, address) = cluster.endpoint("server");
         let mut setup = cluster.setup(cluster.node("newer"));
-        setup.options.wire_version = 2;
+        setup.options.protocol = ProtocolRange { oldest: 3, newest: 4 };
         let (newer, _keep) = cluster.bind(setup);
         let error = newer.dial(Target::seed(address), ConnectionClass::Control).await.unwrap_err();
-        assert_eq!(error, DialError::VersionMismatch { address, ours: 2, theirs: 1 });
+        let (ours, theirs) = (ProtocolRange { oldest: 3, newest: 4 }, ProtocolRange::SPOKEN);
+        assert_eq!(error, DialError::VersionMismatch { address, ours, theirs });
         assert!(!error.is_transient());
+        let words = error.to_string();
+        assert!(words.contains("speaks wire version 1 to 2 and this node 3 to 4"), "{words}");
+        assert!(words.contains("one version at a time"), "{words}");
         let [known] = &server.incompatible_peers()[..] else { panic!("one peer is known") };
-        assert_eq!((known.id, known.theirs), (newer.credentials().id(), 2));
+        assert_eq!((known.id, known.theirs), (newer.credentials().id(), ProtocolRange::only(4)));
         let [known] = &newer.incompatible_peers()[..] else { panic!("one peer is known") };
-        assert_eq!((known.id, known.theirs), (server.credentials().id(), 1));
+        assert_eq!((known.id, known.theirs), (server.credentials().id(), theirs));
         assert!(server.connections().is_empty() && newer.connections().is_empty());
+    });
+}
+
+#[test]
+fn neighbouring_versions_work_together_in_the_newest_that_both_speak_whoever_dials() {
+    let cluster = Cluster::new();
+    let held = ProtocolRange::only(1);
+    run(async {
+        for (dialer, acceptor, spoken) in [
+            (held, ProtocolRange::SPOKEN, 1),
+            (ProtocolRange::SPOKEN, held, 1),
+            (ProtocolRange::SPOKEN, ProtocolRange::SPOKEN, 2),
+            (ProtocolRange { oldest: 2, newest: 3 }, ProtocolRange::SPOKEN, 2),
+        ] {
+            let mut setup = cluster.setup(cluster.node("acceptor"));
+            setup.options.protocol = acceptor;
+            let (server, mut accepted) = cluster.bind(setup);
+            let address = server.local_address().unwrap();
+            let mut setup = cluster.setup(cluster.node("dialer"));
+            setup.options.protocol = dialer;
+            let (client, _keep) = cluster.bind(setup);
+            let target = Target::node(server.credentials().id(), address);
+            for class in [ConnectionClass::Control, ConnectionClass::Decode] {
+                let ours = client.dial(target.clone(), class).await.unwrap();
+                let theirs = accepted.next().await.unwrap();
+                assert_eq!((ours.version(), theirs.version()), (spoken, spoken), "{dialer} dials {acceptor}");
+                let (mut sender, _receiver) = ours.open().await.unwrap();
+                sender.send(FrameKind::FIRST_FREE, &7_u32, &[]).await.unwrap();
+                let (_sender, mut receiver) = theirs.accept().await.unwrap();
+                let frame = receiver.expect().await.unwrap();
+                assert_eq!(frame.expect(FrameKind::FIRST_FREE), Ok(7_u32));
+            }
+            // Who has come back with a version in common is a stranger no more.
+            assert!(server.incompatible_peers().is_empty() && client.incompatible_peers().is_empty());
+        }
     });
 }
 

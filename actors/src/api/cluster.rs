@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::fault::ErrorCode;
+use crate::cluster::versions::STUCK_HOSTS;
 use crate::link::HostId;
 
 /// The state of a node.
@@ -34,6 +35,8 @@ pub enum NodeState {
     Down,
     /// It runs another model or format, and gets no blocks.
     Incompatible,
+    /// A device of it makes no progress; its host gets no blocks, and what it holds does not count. Of wire version 2.
+    Stuck,
 }
 
 impl NodeState {
@@ -49,6 +52,7 @@ impl NodeState {
             Self::Suspect => "suspect",
             Self::Down => "down",
             Self::Incompatible => "incompatible",
+            Self::Stuck => "stuck",
         }
     }
 }
@@ -88,6 +92,16 @@ pub struct NodeInfo {
     pub sessions: Option<u64>,
     /// Round-trip time from the node that was asked, in microseconds; none to itself.
     pub rtt_us: Option<u64>,
+}
+
+impl NodeInfo {
+    /// As a client that speaks wire version `version` knows it: the reason still says what the state does not.
+    pub(super) fn lowered(mut self, version: u16) -> Self {
+        if version < STUCK_HOSTS && self.state == NodeState::Stuck {
+            self.state = NodeState::Active;
+        }
+        self
+    }
 }
 
 /// A node to be emptied.

@@ -292,7 +292,7 @@ impl Served {
                 let revoked = api.0.cluster.revoke_token(id).await;
                 self.done(revoked.map_err(|error| Fault::from(&error))).await
             }
-            request => match body(api, request).await {
+            request => match body(api, request, self.sender.version()).await {
                 Ok(bytes) => self.send(&Event::Body, &[&bytes]).await.map(Ok),
                 Err(fault) => Ok(Err(fault)),
             },
@@ -354,13 +354,17 @@ pub(super) async fn given_up(receiver: &mut FrameReceiver) {
     }
 }
 
-/// The answer to a question that takes no time.
-async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
+/// The answer to a question that takes no time, for a client that speaks `version`.
+async fn body(api: &Api, request: Request, version: u16) -> Result<Vec<u8>, Fault> {
     let cluster = &api.0.cluster;
     let refused = |error: super::ClusterError| Fault::from(&error);
     match request {
         Request::About => bytes(&api.about()),
-        Request::Status => bytes(&api.status().await?),
+        Request::Status => {
+            let status = api.status().await?;
+            let nodes = status.nodes.into_iter().map(|node| node.lowered(version)).collect();
+            bytes(&Status { nodes, ..status })
+        }
         Request::Contexts => {
             let contexts = api.0.shelf.contexts();
             bytes(
@@ -378,9 +382,12 @@ async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
             bytes(&infos)
         }
         Request::Turns(id) => bytes(&api.turns(&api.0.shelf.session(id)?.1).await?),
-        Request::Nodes => bytes(&cluster.nodes().await.map_err(refused)?),
+        Request::Nodes => {
+            let nodes = cluster.nodes().await.map_err(refused)?;
+            bytes(&nodes.into_iter().map(|node| node.lowered(version)).collect::<Vec<_>>())
+        }
         Request::Cordon { node, cordoned } => {
-            bytes(&cluster.set_cordon(node, cordoned).await.map_err(refused)?)
+            bytes(&cluster.set_cordon(node, cordoned).await.map_err(refused)?.lowered(version))
         }
         Request::Plan => bytes(&cluster.plan().await.map_err(refused)?),
         Request::CreateToken { ttl_s, uses } => {

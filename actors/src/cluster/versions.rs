@@ -4,7 +4,7 @@
 
 use super::messages::SupervisorRequest;
 
-/// The wire version in which hosts can be stuck.
+/// The wire version in which hosts can be stuck: in what is told to supervisors, to query hosts and to administrators.
 pub const STUCK_HOSTS: u16 = 2;
 
 impl SupervisorRequest {

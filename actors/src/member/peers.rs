@@ -10,7 +10,9 @@ use ractor::{ActorCell, ActorRef, ActorStatus};
 use stellate_runtime::control::{ControlEvent, Wire};
 use stellate_runtime::identity::NodeId;
 use stellate_runtime::membership::{NodeRecord, Standing};
+use stellate_runtime::protocol::{OLDEST_WIRE_VERSION, WIRE_VERSION};
 use stellate_runtime::substrate::SubstrateHandle;
+use stellate_runtime::transport::ConnectionClass;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::calls::{AGENTS, AgentCall, QUERY_NODES, QueryCall, SUPERVISORS, SupervisorCall};
@@ -137,13 +139,23 @@ impl Peers {
         self.members(group).into_iter().find(|(node, _)| key_of(*node) == key)
     }
 
-    /// Asks a supervisor once.
+    /// The wire version that is spoken with a node: what is newer is not sent to it.
+    pub(super) fn version(&self, node: NodeId) -> u16 {
+        if node == self.substrate.id() {
+            return WIRE_VERSION;
+        }
+        let connection = self.substrate.endpoint().connection(node, ConnectionClass::Control);
+        connection.map_or(OLDEST_WIRE_VERSION, |connection| connection.version())
+    }
+
+    /// Asks the supervisor on a node once, in words that it knows.
     pub(super) async fn ask(
         &self,
-        supervisor: &ActorRef<SupervisorCall>,
+        (node, supervisor): &(NodeId, ActorRef<SupervisorCall>),
         request: SupervisorRequest,
         limit: Duration,
     ) -> Result<SupervisorReply, String> {
+        let request = request.lowered(self.version(*node));
         let asked = supervisor.call(|reply| SupervisorCall::Ask(Wire::new(request), reply), Some(limit));
         answer(asked.await)
     }

@@ -125,8 +125,8 @@ impl Way {
             let left = PATIENCE.saturating_sub(start.elapsed());
             let waited_s = PATIENCE.as_secs();
             match self.peers.supervisor() {
-                Some((node, supervisor)) => {
-                    let limit = ANSWER.min(left.max(POLL));
+                Some(supervisor) => {
+                    let (node, limit) = (supervisor.0, ANSWER.min(left.max(POLL)));
                     match self.peers.ask(&supervisor, request.clone(), limit).await {
                         Ok(SupervisorReply::Refused(Refusal::Settling { .. } | Refusal::Replaced))
                             if !left.is_zero() =>
@@ -161,7 +161,7 @@ impl Way {
 
     /// Asks the supervisor once, if one is there.
     async fn ask_once(&self, request: SupervisorRequest) -> Option<SupervisorReply> {
-        let (_, supervisor) = self.peers.supervisor()?;
+        let supervisor = self.peers.supervisor()?;
         let asked = self.peers.ask(&supervisor, request, ANSWER).await;
         asked.inspect_err(|cause| tracing::debug!(%cause, "the supervisor did not answer")).ok()
     }

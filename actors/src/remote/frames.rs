@@ -7,6 +7,7 @@ use stellate_runtime::transport::FrameKind;
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::checksum::Checksum;
+use crate::cluster::versions::STUCK_HOSTS;
 use crate::link::{Fold, HostId, LinkError};
 
 const fn kind(offset: u16) -> FrameKind {
@@ -205,7 +206,7 @@ pub enum Refusal {
     Shape,
     /// The host could not answer for a reason of its own.
     Failed,
-    /// The host's device thread makes no progress. Of version 2: see [`Refusal::lowered`].
+    /// The host's device thread makes no progress. Of wire version 2: see [`Refusal::lowered`].
     Stuck,
 }
 
@@ -227,7 +228,7 @@ impl Refusal {
     /// As a peer that speaks wire version `version` knows it.
     pub fn lowered(self, version: u16) -> Self {
         match self {
-            Self::Stuck if version < 2 => Self::Failed,
+            Self::Stuck if version < STUCK_HOSTS => Self::Failed,
             reason => reason,
         }
     }

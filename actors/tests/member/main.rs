@@ -3,6 +3,7 @@
 //! task in its environment.
 
 mod node;
+mod stuck;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -72,6 +73,8 @@ impl Cluster {
             replicas: 1,
             recomputes: false,
             grace_ms: None,
+            stuck_after_s: None,
+            max_protocol: 0,
         }
     }
 

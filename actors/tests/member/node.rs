@@ -9,19 +9,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use stellate_actors::cancel::CancelToken;
 use stellate_actors::cluster::messages::{NodeKey, SupervisorReply, SupervisorRequest};
 use stellate_actors::cluster::settings::{ClusterSettings, RepairPolicy};
+use stellate_actors::context_host::{ContextHostHandle, EncodeJob};
 use stellate_actors::member::{Member, MemberSetup};
+use stellate_actors::port::HostPort;
+use stellate_actors::progress::EncodeMeter;
 use stellate_actors::{
     AskOptions, Context, ContextSource, KvFormat, Layout, Model, ModelOptions, ModelSource, Node,
     NodeOptions, QueryInput, Session, TurnEvent, WeightChoice,
 };
+use stellate_model::block::BlockId;
 use stellate_runtime::config::{LogFormat, LogSettings};
 use stellate_runtime::identity::Credentials;
 use stellate_runtime::membership::{ModelFormat, NodeState, Roles};
 use stellate_runtime::store::{Store, StoreHandle, StoreOptions};
 use stellate_runtime::substrate::{Substrate, SubstrateSetup};
-use stellate_runtime::transport::TransportOptions;
+use stellate_runtime::transport::{ProtocolRange, TransportOptions};
 use tokio::sync::mpsc;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -48,6 +53,10 @@ pub(crate) struct Spec {
     pub(crate) recomputes: bool,
     /// How long a new supervisor keeps what nobody claims, if not as usual.
     pub(crate) grace_ms: Option<u64>,
+    /// After how long a host that stands still is stuck, if not as usual.
+    pub(crate) stuck_after_s: Option<u64>,
+    /// The newest version of the protocol that it speaks; 0 for the newest of all.
+    pub(crate) max_protocol: u16,
 }
 
 pub(crate) fn model() -> Model {
@@ -162,9 +171,12 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
     setup.profile.model = Some(ModelFormat { fingerprint: "tiny 7".into(), kv_format: "f32".into() });
     setup.discovery.seeds.clone_from(&spec.seeds);
     // The test machine may be busy for longer than a network thread may be.
-    setup.transport = TransportOptions { idle: Duration::from_secs(4), ..TransportOptions::default() };
+    let protocol = ProtocolRange::held_to(spec.max_protocol);
+    setup.transport =
+        TransportOptions { idle: Duration::from_secs(4), protocol, ..TransportOptions::default() };
     let (substrate, incoming) = Substrate::start(setup).await.unwrap();
-    let (model, options) = (model(), options(spec.capacity_bytes));
+    let (model, mut options) = (model(), options(spec.capacity_bytes));
+    options.stuck_after = spec.stuck_after_s.map_or(options.stuck_after, Duration::from_secs);
     let setup = MemberSetup {
         substrate: substrate.handle(),
         store,
@@ -195,6 +207,7 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
     let (substrate, member, node) = start(&spec).await;
     say(format!("started {} {}", substrate.local_address().unwrap(), substrate.id().short()));
     let mut contexts: Vec<(Context, Session)> = Vec::new();
+    let mut stuck = None;
     while let Some(line) = lines.recv().await {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
@@ -224,6 +237,14 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
                 say(format!("healed {heals} encoded {encoded}"));
             }
             ["anchors"] => say(format!("anchors {}", ANCHORS.load(Ordering::SeqCst))),
+            ["stick"] => {
+                stuck = Some(stick(&member.surroundings().own[0]).await);
+                say("stuck");
+            }
+            ["go", "on"] => {
+                drop(stuck.take());
+                say("goes on");
+            }
             ["release"] => {
                 contexts.clear();
                 say("released");
@@ -231,7 +252,7 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
             ["snapshot"] => {
                 // Asked again until something is so: not without a pause.
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                told(member.ask(SupervisorRequest::Snapshot).await.unwrap());
+                told(member.ask(SupervisorRequest::Overview).await.unwrap());
             }
             ["rebalance"] => told(member.ask(SupervisorRequest::Rebalance { apply: true }).await.unwrap()),
             ["uncordon", key] => {
@@ -249,6 +270,30 @@ async fn serve(spec: Spec, mut lines: mpsc::Receiver<String>) {
     node.close().await;
     member.stop().await;
     substrate.leave().await;
+}
+
+/// Has the device thread of a host stand still until what is returned is dropped: it is given a block to encode, and whoever
+/// listens to the progress does not return.
+async fn stick(host: &ContextHostHandle) -> std::sync::mpsc::Sender<()> {
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let (begun, mut stands) = mpsc::channel(1);
+    let meter = EncodeMeter::new(move |_| {
+        let _ = begun.try_send(());
+        let _ = wait.recv();
+    });
+    let job = EncodeJob {
+        id: BlockId::from_bytes([0xee; 32]),
+        ids: ids(BLOCK_TOKENS, 9).into(),
+        position: 0,
+        anchor: None,
+        recompute_anchor: false,
+        meter,
+        cancel: CancelToken::default(),
+    };
+    let host = host.clone();
+    tokio::spawn(async move { drop(HostPort::encode(&host, job).await) });
+    stands.recv().await.unwrap();
+    go_on
 }
 
 /// Gives an encoding up once the supervisor has placed it.

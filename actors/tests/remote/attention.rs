@@ -1,10 +1,16 @@
 //! Attention by a real context host of another node.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use stellate_actors::KvFormat;
+use stellate_actors::context_host::{EncodeJob, HostError};
 use stellate_actors::link::{Fold, HostId, HostLink, LinkError};
+use stellate_actors::port::HostPort;
+use stellate_actors::progress::EncodeMeter;
+use stellate_actors::remote::DecodeOptions;
 use stellate_model::block::BlockId;
+use stellate_runtime::transport::ProtocolRange;
 
 use crate::support::{Asker, HOST, Model, PATIENT, queries, real_node, request};
 
@@ -95,4 +101,48 @@ fn a_request_that_was_given_up_does_not_answer_the_next_one() {
     near.post(ask(11)).unwrap();
     assert_eq!(far.wait().unwrap().partials, near.wait().unwrap().partials);
     assert!(matches!(far.wait().unwrap_err(), LinkError::Interrupted { .. }), "nothing was asked");
+}
+
+#[test]
+fn a_stuck_host_refuses_at_once_and_by_name_or_as_the_version_before_would() {
+    for (version, is_by_name) in [(2, true), (1, false)] {
+        let asker = Asker::speaking(ProtocolRange::only(version));
+        let model = Model::new(KvFormat::F32);
+        let host = asker.runtime.block_on(model.host_stuck_after(HOST, Duration::from_secs(2)));
+        asker.runtime.block_on(model.encode(&host));
+        let node = real_node(&asker, "asked", &model, &host);
+        let all: Arc<[BlockId]> = model.blocks.clone().into();
+        // Long enough that whoever waits for it fails the test.
+        let options = DecodeOptions { reply_timeout: Duration::from_secs(600) };
+        let (mut near, mut far) = (host.link(), asker.channel(&node, HOST, model.shape(), options).link());
+        let ask = || request(&all, 0, Fold::ByHost, queries(model.shape(), 2, 1));
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let (begun, stands) = std::sync::mpsc::channel();
+        let meter = EncodeMeter::new(move |_| {
+            let _ = begun.send(());
+            let _ = wait.recv();
+        });
+        let further = BlockId::from_bytes([3; 32]);
+        let stuck = host.clone();
+        let job = EncodeJob { id: further, meter, ..model.job(0) };
+        let encoding = asker.runtime.spawn(async move { HostPort::encode(&stuck, job).await });
+        stands.recv().unwrap();
+        // Whoever waits in this process finds out.
+        near.post(ask()).unwrap();
+        assert_eq!(near.wait().unwrap_err(), LinkError::Stuck { host: HOST });
+        assert_eq!(near.post(ask()).unwrap_err(), LinkError::Stuck { host: HOST });
+        let ended = asker.runtime.block_on(encoding).unwrap();
+        assert_eq!(ended, Err(HostError::Stuck { host: HOST }));
+        far.post(ask()).unwrap();
+        let refused = far.wait().unwrap_err();
+        assert_eq!(refused == LinkError::Stuck { host: HOST }, is_by_name, "{refused}");
+        assert!(is_by_name || matches!(refused, LinkError::Interrupted { .. }), "{refused}");
+        drop(go_on);
+        while host.vitals.is_stuck() {
+            std::thread::yield_now();
+        }
+        near.post(ask()).unwrap();
+        far.post(ask()).unwrap();
+        assert_eq!(near.wait().unwrap().partials, far.wait().unwrap().partials);
+    }
 }

@@ -23,7 +23,7 @@ use stellate_model::random::{RandomModel, random_weights};
 use stellate_runtime::clock::SystemClock;
 use stellate_runtime::identity::{CertificateAuthority, Credentials, Revocations};
 use stellate_runtime::transport::{
-    Accepted, Connection, ConnectionClass, Endpoint, EndpointSetup, NetworkThread, Target,
+    Accepted, Connection, ConnectionClass, Endpoint, EndpointSetup, NetworkThread, ProtocolRange, Target,
 };
 use tokio::runtime::Runtime;
 
@@ -50,9 +50,14 @@ pub(crate) struct Asked {
 
 impl Asker {
     pub(crate) fn new() -> Self {
+        Self::speaking(ProtocolRange::SPOKEN)
+    }
+
+    /// One that speaks these versions.
+    pub(crate) fn speaking(protocol: ProtocolRange) -> Self {
         let authority = CertificateAuthority::create(SystemTime::now()).unwrap();
         let network = NetworkThread::start("asker").unwrap();
-        let (endpoint, _) = open(&network, &authority, "asker");
+        let (endpoint, _) = open(&network, &authority, "asker", protocol);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         Self { runtime, endpoint: Arc::new(endpoint), authority, network }
@@ -64,7 +69,7 @@ impl Asker {
         F: Future<Output = ()> + Send + 'static,
     {
         let network = NetworkThread::start(name).unwrap();
-        let (endpoint, mut accepted) = open(&network, &self.authority, name);
+        let (endpoint, mut accepted) = open(&network, &self.authority, name, ProtocolRange::SPOKEN);
         network.handle().spawn(async move {
             while let Some(connection) = accepted.next().await {
                 tokio::spawn(serve(connection));
@@ -98,11 +103,17 @@ impl Asker {
     }
 }
 
-fn open(network: &NetworkThread, authority: &CertificateAuthority, name: &str) -> (Endpoint, Accepted) {
+fn open(
+    network: &NetworkThread,
+    authority: &CertificateAuthority,
+    name: &str,
+    protocol: ProtocolRange,
+) -> (Endpoint, Accepted) {
     let credentials: Arc<Credentials> =
         authority.issue_node(&name.parse().unwrap(), SystemTime::now()).unwrap().into();
     let revocations = Revocations::new(authority.certificate()).unwrap();
-    let setup = EndpointSetup::new((Ipv4Addr::LOCALHOST, 0).into(), credentials, revocations);
+    let mut setup = EndpointSetup::new((Ipv4Addr::LOCALHOST, 0).into(), credentials, revocations);
+    setup.options.protocol = protocol;
     Endpoint::bind(&network.handle(), setup).unwrap()
 }
 
@@ -130,12 +141,18 @@ impl Model {
     }
 
     pub(crate) async fn host(&self, host: HostId) -> ContextHostHandle {
+        self.host_stuck_after(host, Duration::from_secs(30)).await
+    }
+
+    /// A host that is stuck when its device thread has stood still for so long.
+    pub(crate) async fn host_stuck_after(&self, host: HostId, stuck_after: Duration) -> ContextHostHandle {
         let options = CpuOptions { name: format!("test-{host}"), threads: 1, cpus: Vec::new() };
         let engine = Engine::new(Arc::clone(&self.decoder), Box::new(Cpu::new(&options).unwrap()), 32);
         let kv_shape = self.decoder.kv_shape(self.format);
         let capacity_bytes = kv_shape.bytes_for(8 * BLOCK_TOKENS);
         let clock = Arc::new(SystemClock::new());
-        let args = ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 16, clock };
+        let args =
+            ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 16, stuck_after, clock };
         context_host::start(args).await.unwrap()
     }
 

@@ -22,7 +22,7 @@ fuzz_target!(|inputs: Vec<(bool, u8, Vec<u8>)>| {
         name: "one".to_owned(),
         program: "1.0.0".to_owned(),
         addresses: vec![(Ipv4Addr::LOCALHOST, 7400).into()],
-        protocol: ProtocolRange { oldest: 1, newest: 1 },
+        protocol: ProtocolRange::only(1),
         roles: Roles::default(),
         state: NodeState::Active,
         model: None,

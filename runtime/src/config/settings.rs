@@ -208,6 +208,8 @@ pub struct NetworkSettings {
     pub dns: Vec<String>,
     /// Whether to use multicast DNS.
     pub mdns: bool,
+    /// The newest version of the protocol to speak; 0 for the program's newest.
+    pub max_protocol: usize,
 }
 
 /// `[cluster]`

@@ -76,6 +76,7 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
             seeds: vec![],
             dns: vec![],
             mdns: false,
+            max_protocol: 0,
         },
         cluster: ClusterSettings {
             supervisor: String::new(),
@@ -290,6 +291,7 @@ fn a_value_that_breaks_a_rule_is_named_with_what_is_expected() {
         (vec![("hosts.count", "0")], vec!["`hosts.count`", "from 1 to 256"]),
         (vec![("hosts.queue_jobs", "0")], vec!["`hosts.queue_jobs`"]),
         (vec![("hosts.chunk_tokens", "0")], vec!["`hosts.chunk_tokens`"]),
+        (vec![("network.max_protocol", "3")], vec!["`network.max_protocol`", "from 0 to 2"]),
         (vec![("hosts.stuck_after_s", "0")], vec!["`hosts.stuck_after_s`", "from 1 to 86400"]),
         (
             vec![("hosts.count", "3"), ("hosts.cpus", "[[0], [1]]")],

@@ -5,6 +5,7 @@ use tracing_subscriber::EnvFilter;
 use super::error::SettingsError;
 use super::settings::Settings;
 use crate::identity::NodeName;
+use crate::protocol::WIRE_VERSION;
 
 /// More context hosts in one process than this is surely a slip: each has its own thread pool and reserves memory.
 const MAX_HOSTS: usize = 256;
@@ -43,7 +44,7 @@ struct Count {
 }
 
 /// The settings that count something and have a bound; 0 threads stand for as many as there are cores.
-const COUNTS: [Count; 15] = [
+const COUNTS: [Count; 16] = [
     Count { key: "attention.block_tokens", of: |s| s.attention.block_tokens, least: 1, most: MAX_TOKENS },
     Count { key: "hosts.count", of: |s| s.hosts.count, least: 1, most: MAX_HOSTS },
     Count { key: "hosts.threads", of: |s| s.hosts.threads, least: 0, most: MAX_THREADS },
@@ -54,6 +55,13 @@ const COUNTS: [Count; 15] = [
     Count { key: "query.max_sessions", of: |s| s.query.max_sessions, least: 1, most: MAX_QUEUE },
     Count { key: "query.queue_events", of: |s| s.query.queue_events, least: 1, most: MAX_QUEUE },
     Count { key: "query.guess_tokens", of: |s| s.query.guess_tokens, least: 0, most: MAX_GUESS },
+    // Every version up to the newest; one that is too old is what the program was held to before, and raised to its oldest.
+    Count {
+        key: "network.max_protocol",
+        of: |s| s.network.max_protocol,
+        least: 0,
+        most: WIRE_VERSION as usize,
+    },
     Count { key: "cluster.replicas", of: |s| s.cluster.replicas, least: 1, most: MAX_REPLICAS },
     Count {
         key: "cluster.rebalance_every_s",

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::identity::NodeId;
-use super::record::{ModelFormat, NodeRecord, ProtocolRange};
+use super::record::{ModelFormat, NodeRecord};
+use crate::protocol::ProtocolRange;
 
 /// What the cluster asks of its nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +59,7 @@ impl fmt::Display for Mismatch {
         match self {
             Self::Protocol { theirs, ours } => write!(
                 out,
-                "speaks protocol {} to {}, the cluster {} to {}: upgrade the older",
-                theirs.oldest, theirs.newest, ours.oldest, ours.newest
+                "speaks protocol {theirs}, the cluster {ours}: upgrade the older one, one version at a time"
             ),
             Self::Model { theirs, ours } => {
                 // Fingerprints: their first digits tell them apart.

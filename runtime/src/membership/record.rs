@@ -7,6 +7,7 @@ use wincode::{SchemaRead, SchemaWrite};
 use super::identity::NodeId;
 use crate::encoding::{DecodeError, encode};
 use crate::identity::{BadNodeName, NodeName};
+use crate::protocol::ProtocolRange;
 
 /// A record has at most this many bytes, so that one always fits a datagram of the smallest path that QUIC allows.
 pub(super) const MAX_RECORD_BYTES: usize = 800;
@@ -40,23 +41,6 @@ pub struct NodeRecord {
     pub devices: Vec<Device>,
     /// Bytes for blocks.
     pub capacity_bytes: u64,
-}
-
-/// Versions of the cluster's protocol, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
-pub struct ProtocolRange {
-    /// The oldest.
-    pub oldest: u16,
-    /// The newest.
-    pub newest: u16,
-}
-
-impl ProtocolRange {
-    /// The newest version that both speak.
-    pub fn common(self, other: Self) -> Option<u16> {
-        let newest = self.newest.min(other.newest);
-        (newest >= self.oldest.max(other.oldest)).then_some(newest)
-    }
 }
 
 /// What blocks are made with. Opaque here: equal or not.

@@ -415,7 +415,7 @@ impl Opening {
             _ => None,
         };
         let membership = self.membership(&setup, addresses, desk.is_some())?;
-        let own = Requirements { protocol: setup.profile.protocol, model: setup.profile.model.clone() };
+        let own = Requirements { protocol: setup.transport.protocol, model: setup.profile.model.clone() };
         let requirements = setup.requirements.take().unwrap_or(own);
         let incarnation = u64::from(self.remembered.boot);
         let plane = ControlSetup { node: self.own, incarnation, ca: setup.credentials.ca_hash() };
@@ -492,7 +492,7 @@ impl Opening {
             name: setup.credentials.details().name.to_string(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
             addresses,
-            protocol: profile.protocol,
+            protocol: setup.transport.protocol,
             roles: Roles { issuer: is_issuer, ..profile.roles },
             state: self.remembered.state.unwrap_or(profile.state),
             model: profile.model,

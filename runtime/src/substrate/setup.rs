@@ -13,10 +13,11 @@ use crate::control::ControlError;
 use crate::discovery::{Announcement, DiscoveryError, DiscoveryOptions, MdnsOptions};
 use crate::identity::{CertificateAuthority, Credentials, IssuingStoreError, RevocationError, Revocations};
 use crate::membership::{
-    Device, MembershipOptions, ModelFormat, NodeState, ProtocolRange, RecordError, Requirements, Roles,
+    Device, MembershipOptions, ModelFormat, NodeState, RecordError, Requirements, Roles,
 };
+use crate::protocol::ProtocolRange;
 use crate::store::StoreHandle;
-use crate::transport::{Connection, EndpointError, TransportOptions, WIRE_VERSION};
+use crate::transport::{Connection, EndpointError, TransportOptions};
 
 /// What a node says of itself at its start, beside its identity and its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +32,10 @@ pub struct NodeProfile {
     pub devices: Vec<Device>,
     /// Bytes for blocks.
     pub capacity_bytes: u64,
-    /// The versions of the cluster's protocol that it speaks.
-    pub protocol: ProtocolRange,
 }
 
 impl Default for NodeProfile {
-    /// A node that computes nothing and speaks this program's version.
+    /// A node that computes nothing.
     fn default() -> Self {
         Self {
             roles: Roles::default(),
@@ -44,7 +43,6 @@ impl Default for NodeProfile {
             model: None,
             devices: Vec::new(),
             capacity_bytes: 0,
-            protocol: ProtocolRange { oldest: WIRE_VERSION, newest: WIRE_VERSION },
         }
     }
 }
@@ -140,6 +138,7 @@ impl SubstrateSetup {
             setup.profile.capacity_bytes =
                 settings.kv.capacity_bytes.get().saturating_mul(settings.hosts.count as u64);
         }
+        setup.transport.protocol = ProtocolRange::held_to(network.max_protocol as u16);
         setup.discovery.seeds = network.seeds.clone();
         setup.discovery.dns = network.dns.clone();
         if network.mdns {

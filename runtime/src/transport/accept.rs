@@ -16,6 +16,7 @@ use super::registry::IncompatiblePeer;
 use super::renewal::serve_identity;
 use super::stream::{FrameReceiver, FrameSender, StreamError};
 use crate::identity::CertificateDetails;
+use crate::protocol::ProtocolRange;
 
 /// Takes what comes until the endpoint is closed.
 pub(super) async fn accept_peers(shared: Arc<Shared>, accepted: Sender<Connection>) {
@@ -67,9 +68,9 @@ async fn take_up(
     details: &CertificateDetails,
 ) -> Result<Connection, Refusal> {
     let (send, receive) = quic.accept_bi().await.map_err(Closed::from).map_err(StreamError::from)?;
-    let (version, limits) = (shared.options.wire_version, HELLO_LIMITS);
-    let mut sender = FrameSender::new(send, version, limits);
-    let hello = hear(&mut FrameReceiver::new(receive, version, limits)).await?;
+    let mut receiver = FrameReceiver::any_of(receive, shared.options.protocol, HELLO_LIMITS);
+    let (hello, version) = hear(&mut receiver).await?;
+    let mut sender = FrameSender::new(send, version, HELLO_LIMITS);
     if !hello.class.allows(details.role) {
         return Err(Refusal::Code(CloseCode::NotAllowed));
     }
@@ -78,7 +79,7 @@ async fn take_up(
     }
     let CertificateDetails { id, name, role, .. } = details.clone();
     let peer = Peer { id, name, role, incarnation: hello.incarnation };
-    let connection = Connection::new(quic.clone(), peer, hello.class, false, &shared.options);
+    let connection = Connection::new(quic.clone(), peer, hello.class, false, (version, &shared.options));
     shared.registry.register(&connection).map_err(Refusal::Code)?;
     // From here on it is in the registry, whatever happens.
     shared.watch(connection.clone());
@@ -127,14 +128,16 @@ impl Refusal {
                 Closing { code, reason: Vec::new() }
             }
             Self::Stream(error) => {
-                tracing::warn!(node = %id, %name, %address, %error, "a hello was refused");
                 let code = code_of(&error);
-                let mut reason = Vec::new();
-                if let StreamError::Frame(FrameError::Version { ours, theirs }) = error {
-                    reason = version_reason(ours).to_vec();
-                    shared.registry.note_incompatible(IncompatiblePeer { id, name, address, theirs });
-                }
-                Closing { code, reason }
+                let StreamError::Frame(FrameError::Version { ours, theirs }) = error else {
+                    tracing::warn!(node = %id, %name, %address, %error, "a hello was refused");
+                    return Closing { code, reason: Vec::new() };
+                };
+                // One that speaks newer versions comes again with an older one, if it speaks any that this node does.
+                tracing::info!(node = %id, %name, %address, %error, "a hello of another version was refused");
+                let theirs = ProtocolRange::only(theirs);
+                shared.registry.note_incompatible(IncompatiblePeer { id, name, address, theirs });
+                Closing { code, reason: version_reason(ours) }
             }
         }
     }

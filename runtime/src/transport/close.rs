@@ -5,12 +5,15 @@ use std::fmt;
 
 use quinn::{ConnectionError, VarInt};
 
+use crate::protocol::ProtocolRange;
+
 /// What a node says when it closes a connection. The numbers are part of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseCode {
     /// Nothing is wrong: the node stops, or needs the connection no more.
     Done,
-    /// The other side speaks another version; the reason holds the closer's version, two bytes, little-endian.
+    /// The other side speaks none of the closer's versions; the reason holds these, oldest and newest, two bytes each, or the one
+    /// that it speaks; little-endian.
     VersionMismatch,
     /// The other side was removed from the cluster.
     Revoked,
@@ -152,11 +155,11 @@ pub enum Closed {
 
     /// The peer speaks another version.
     #[error(
-        "the peer speaks wire version {theirs}, another one than this node; run the same version of `stellate` on both"
+        "the peer speaks wire version {theirs}, and this node none of that; upgrade the older one, one version at a time"
     )]
     OtherVersion {
         /// What it speaks.
-        theirs: u16,
+        theirs: ProtocolRange,
     },
 
     /// The peer did not accept this side's certificate.
@@ -192,10 +195,10 @@ impl From<ConnectionError> for Closed {
             ConnectionError::TimedOut => Self::TimedOut,
             ConnectionError::Reset => Self::Reset,
             ConnectionError::ApplicationClosed(close) => match CloseCode::of(close.error_code) {
-                CloseCode::VersionMismatch if close.reason.len() == 2 => {
-                    Self::OtherVersion { theirs: u16::from_le_bytes([close.reason[0], close.reason[1]]) }
-                }
-                code => Self::ByPeer { code },
+                code => match versions_of(&close.reason).filter(|_| code == CloseCode::VersionMismatch) {
+                    Some(theirs) => Self::OtherVersion { theirs },
+                    None => Self::ByPeer { code },
+                },
             },
             ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code) {
                 REFUSED => Self::Refused,
@@ -218,14 +221,39 @@ fn fault(code: u64) -> Option<CertificateFault> {
     CertificateFault::of_alert(alert)
 }
 
-/// The reason that goes with [`CloseCode::VersionMismatch`].
-pub(super) fn version_reason(ours: u16) -> [u8; 2] {
-    ours.to_le_bytes()
+/// The reason that goes with [`CloseCode::VersionMismatch`]: version 1 knew one number only.
+pub(super) fn version_reason(ours: ProtocolRange) -> Vec<u8> {
+    let ProtocolRange { oldest, newest } = ours;
+    let numbers = if oldest == newest { vec![oldest] } else { vec![oldest, newest] };
+    numbers.into_iter().flat_map(u16::to_le_bytes).collect()
+}
+
+/// What such a reason says, if it is one.
+fn versions_of(reason: &[u8]) -> Option<ProtocolRange> {
+    match *reason {
+        [a, b] => Some(ProtocolRange::only(u16::from_le_bytes([a, b]))),
+        [a, b, c, d] => {
+            let (oldest, newest) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
+            (oldest <= newest).then_some(ProtocolRange { oldest, newest })
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_says_one_version_or_a_range_and_nothing_else_is_one() {
+        for versions in [ProtocolRange::only(1), ProtocolRange { oldest: 2, newest: 3 }] {
+            assert_eq!(versions_of(&version_reason(versions)), Some(versions));
+        }
+        assert_eq!(version_reason(ProtocolRange::only(1)), [1, 0], "as version 1 says it");
+        for bytes in [&[][..], &[1], &[1, 0, 2], &[3, 0, 2, 0], &[1, 0, 2, 0, 3, 0]] {
+            assert_eq!(versions_of(bytes), None, "{bytes:?}");
+        }
+    }
 
     #[test]
     fn codes_keep_their_numbers_and_come_back_from_them() {

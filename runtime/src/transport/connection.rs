@@ -74,12 +74,12 @@ impl Connection {
         peer: Peer,
         class: ConnectionClass,
         dialled: bool,
-        options: &super::TransportOptions,
+        (version, options): (u16, &super::TransportOptions),
     ) -> Self {
         // Only now: before the hello, a peer has one stream.
         quic.set_max_concurrent_bi_streams(VarInt::from_u32(options.max_streams));
         quic.set_max_concurrent_uni_streams(VarInt::from_u32(options.max_streams));
-        let (version, limits) = (options.wire_version, options.frames);
+        let limits = options.frames;
         Self { quic, peer: peer.into(), class, dialled, version, limits }
     }
 
@@ -91,6 +91,11 @@ impl Connection {
     /// What the connection is for.
     pub fn class(&self) -> ConnectionClass {
         self.class
+    }
+
+    /// The wire version that both sides speak on it.
+    pub fn version(&self) -> u16 {
+        self.version
     }
 
     /// Whether this side has dialled.

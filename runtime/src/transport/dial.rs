@@ -13,6 +13,7 @@ use super::hello::{ConnectionClass, HELLO_LIMITS, Hello, greet};
 use super::registry::IncompatiblePeer;
 use super::stream::{FrameReceiver, FrameSender, StreamError};
 use crate::identity::{CertificateDetails, NodeId, NodeName};
+use crate::protocol::ProtocolRange;
 
 /// The name in the TLS handshake. Nodes are known by key and certificate, so it says nothing.
 pub(super) const TLS_NAME: &str = "stellate";
@@ -54,15 +55,16 @@ impl Target {
 pub enum DialError {
     /// The peer speaks another version; it was told so as well.
     #[error(
-        "{address} speaks wire version {theirs} and this node {ours}; run the same version of `stellate` on both"
+        "{address} speaks wire version {theirs} and this node {ours}; nodes that are one version apart work together: upgrade \
+         the older one, one version at a time"
     )]
     VersionMismatch {
         /// Where.
         address: SocketAddr,
         /// What this node speaks.
-        ours: u16,
+        ours: ProtocolRange,
         /// What the peer speaks.
-        theirs: u16,
+        theirs: ProtocolRange,
     },
 
     /// The peer did not accept this node's certificate.
@@ -154,7 +156,7 @@ impl DialError {
         }
     }
 
-    fn of(closed: Closed, address: SocketAddr, ours: u16) -> Self {
+    fn of(closed: Closed, address: SocketAddr, ours: ProtocolRange) -> Self {
         match closed {
             Closed::OtherVersion { theirs } => Self::VersionMismatch { address, ours, theirs },
             Closed::RefusedByPeer(fault) => Self::RefusedByPeer { address, fault },
@@ -199,36 +201,66 @@ pub(super) async fn dial(
     }
 }
 
+/// Dials in the newest version that this node speaks, or in the one that the peer is known to; and in the newest that both
+/// speak, if the peer refuses that.
 async fn dial_now(
     shared: &Arc<Shared>,
     target: Target,
     class: ConnectionClass,
 ) -> Result<Connection, DialError> {
-    let address = target.address;
-    let (version, limits) = (shared.options.wire_version, HELLO_LIMITS);
-    let fail = |closed: Closed| DialError::of(closed, address, version);
+    let ours = shared.options.protocol;
+    let known = match target.expected {
+        Expected::Id(id) => shared.registry.version_of(id),
+        Expected::AnyNode | Expected::Name(_) => None,
+    };
+    let version = known.unwrap_or(ours.newest);
+    match dial_in(shared, &target, class, version).await {
+        Err((DialError::VersionMismatch { theirs, .. }, _))
+            if let Some(common) = ours.common(theirs).filter(|common| *common != version) =>
+        {
+            dial_in(shared, &target, class, common).await
+        }
+        result => result,
+    }
+    .map_err(|(error, peer)| {
+        if let (DialError::VersionMismatch { address, theirs, .. }, Some(details)) = (&error, peer) {
+            let CertificateDetails { id, name, .. } = *details;
+            let (address, theirs) = (*address, *theirs);
+            shared.registry.note_incompatible(IncompatiblePeer { id, name, address, theirs });
+        }
+        error
+    })
+}
+
+/// Why there is no connection, and who is there, if that is known.
+type Failed = (DialError, Option<Box<CertificateDetails>>);
+
+async fn dial_in(
+    shared: &Arc<Shared>,
+    target: &Target,
+    class: ConnectionClass,
+    version: u16,
+) -> Result<Connection, Failed> {
+    let (address, limits, ours) = (target.address, HELLO_LIMITS, shared.options.protocol);
+    let fail = |closed: Closed| DialError::of(closed, address, ours);
     let connecting =
         shared.quic.connect_with(shared.client_config(), address, TLS_NAME).map_err(|error| match error {
             quinn::ConnectError::EndpointStopping => DialError::Stopped,
             error => DialError::Failed { address, problem: error.to_string() },
-        })?;
-    let quic = connecting.await.map_err(|error| fail(error.into()))?;
-    let details = check_peer(shared, &target, &quic)?;
-    let (send, receive) = quic.open_bi().await.map_err(|error| fail(error.into()))?;
+        });
+    let connecting = connecting.map_err(|error| (error, None))?;
+    let quic = connecting.await.map_err(|error| (fail(error.into()), None))?;
+    let details = check_peer(shared, target, &quic).map_err(|error| (error, None))?;
+    let (send, receive) = quic.open_bi().await.map_err(|error| (fail(error.into()), None))?;
     let mut sender = FrameSender::new(send, version, limits);
     let mut receiver = FrameReceiver::new(receive, version, limits);
     let hello = Hello { class, incarnation: shared.incarnation };
     let greeted = greet(&mut sender, &mut receiver, hello).await;
-    let welcome =
-        greeted.map_err(|error| refuse_answer(error, &quic, address, version)).inspect_err(|error| {
-            if let DialError::VersionMismatch { theirs, .. } = *error {
-                let (id, name) = (details.id, details.name.clone());
-                shared.registry.note_incompatible(IncompatiblePeer { id, name, address, theirs });
-            }
-        })?;
+    let welcome = greeted
+        .map_err(|error| (refuse_answer(error, &quic, address, ours), Some(Box::new(details.clone()))))?;
     let CertificateDetails { id, name, role, .. } = details;
     let peer = Peer { id, name, role, incarnation: welcome.incarnation };
-    let connection = Connection::new(quic, peer, class, true, &shared.options);
+    let connection = Connection::new(quic, peer, class, true, (version, &shared.options));
     match shared.registry.register(&connection) {
         Ok(()) => {
             shared.watch(connection.clone());
@@ -238,7 +270,7 @@ async fn dial_now(
             connection.close(code);
             // The peer's own dial may have come first.
             let live = (code == CloseCode::Superseded).then(|| shared.registry.get(id, class)).flatten();
-            live.ok_or(DialError::Rejected { address, code })
+            live.ok_or((DialError::Rejected { address, code }, None))
         }
     }
 }
@@ -276,15 +308,15 @@ fn refuse_answer(
     error: StreamError,
     quic: &quinn::Connection,
     address: SocketAddr,
-    version: u16,
+    ours: ProtocolRange,
 ) -> DialError {
     // A close that arrives together with the end of the stream says more than that end.
     let closed = quic.close_reason().map(Closed::from);
     match (error, closed) {
-        (StreamError::Closed(closed), _) | (_, Some(closed)) => DialError::of(closed, address, version),
-        (StreamError::Frame(FrameError::Version { ours, theirs }), None) => {
+        (StreamError::Closed(closed), _) | (_, Some(closed)) => DialError::of(closed, address, ours),
+        (StreamError::Frame(FrameError::Version { theirs, .. }), None) => {
             quic.close(CloseCode::VersionMismatch.into(), &version_reason(ours));
-            DialError::VersionMismatch { address, ours, theirs }
+            DialError::VersionMismatch { address, ours, theirs: ProtocolRange::only(theirs) }
         }
         (StreamError::Frame(error), None) => {
             quic.close(CloseCode::ProtocolViolation.into(), b"");

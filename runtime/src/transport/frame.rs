@@ -18,9 +18,7 @@ use wincode::config::DefaultConfig;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::payload::{Filling, Payload};
-
-/// The version of all frames and headers that this program speaks.
-pub const WIRE_VERSION: u16 = 1;
+use crate::protocol::ProtocolRange;
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"STLF";
@@ -93,11 +91,11 @@ pub enum FrameError {
 
     /// A frame of another version.
     #[error(
-        "the peer speaks wire version {theirs} and this node {ours}; run the same version of `stellate` on both"
+        "the peer speaks wire version {theirs} and this node {ours}; upgrade the older one, one version at a time"
     )]
     Version {
-        /// What this side speaks.
-        ours: u16,
+        /// What this side speaks here.
+        ours: ProtocolRange,
         /// What the peer speaks.
         theirs: u16,
     },
@@ -243,7 +241,8 @@ fn check_header_length(bytes: u64, limits: &FrameLimits) -> Result<u32, FrameErr
 /// Makes frames of the bytes of one stream, in whatever pieces they come.
 #[derive(Debug)]
 pub struct FrameDecoder {
-    version: u16,
+    /// One, once a frame has come.
+    versions: ProtocolRange,
     limits: FrameLimits,
     state: State,
     /// Memory of a payload that is no longer needed, for the next one.
@@ -280,9 +279,20 @@ impl State {
 }
 
 impl FrameDecoder {
-    /// A decoder at the start of a stream.
+    /// A decoder at the start of a stream of one version.
     pub fn new(version: u16, limits: FrameLimits) -> Self {
-        Self { version, limits, state: State::START, spare: Payload::default() }
+        Self::any_of(ProtocolRange::only(version), limits)
+    }
+
+    /// A decoder at the start of a stream whose first frame says which of `versions` all of it is.
+    pub fn any_of(versions: ProtocolRange, limits: FrameLimits) -> Self {
+        Self { versions, limits, state: State::START, spare: Payload::default() }
+    }
+
+    /// The version of the stream, once its first frame has said so.
+    pub fn version(&self) -> Option<u16> {
+        let ProtocolRange { oldest, newest } = self.versions;
+        (oldest == newest).then_some(newest)
     }
 
     /// Takes bytes off the front of `input` until a frame is whole or the input is used up. Call it again with what is
@@ -367,7 +377,8 @@ impl FrameDecoder {
                         check_magic(&bytes[..*filled])?;
                         return Ok(None);
                     }
-                    self.state = Self::open(bytes, self.version, &self.limits)?;
+                    let (version, state) = Self::open(bytes, self.versions, &self.limits)?;
+                    (self.versions, self.state) = (ProtocolRange::only(version), state);
                 }
                 State::Header { kind, header, header_bytes, payload_bytes } => {
                     let missing = *header_bytes - header.len();
@@ -389,13 +400,17 @@ impl FrameDecoder {
         }
     }
 
-    /// Checks a whole preamble and makes room for its header.
-    fn open(bytes: &[u8; PREAMBLE_BYTES], version: u16, limits: &FrameLimits) -> Result<State, FrameError> {
+    /// Checks a whole preamble and makes room for its header. The version is the frame's.
+    fn open(
+        bytes: &[u8; PREAMBLE_BYTES],
+        ours: ProtocolRange,
+        limits: &FrameLimits,
+    ) -> Result<(u16, State), FrameError> {
         check_magic(bytes)?;
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let theirs = u16_at(4);
-        if theirs != version {
-            return Err(FrameError::Version { ours: version, theirs });
+        if !ours.contains(theirs) {
+            return Err(FrameError::Version { ours, theirs });
         }
         let (header, rest) = bytes[8..].split_at(4);
         let (reserved, payload) = rest.split_at(4);
@@ -411,7 +426,7 @@ impl FrameDecoder {
             .ok_or(FrameError::PayloadTooLong { bytes: payload_bytes, limit: limits.payload_bytes })?;
         let header_bytes = header_bytes as usize;
         let header = Vec::with_capacity(header_bytes.min(HEADER_RESERVED_ON_CLAIM_BYTES));
-        Ok(State::Header { kind: FrameKind(u16_at(6)), header, header_bytes, payload_bytes })
+        Ok((theirs, State::Header { kind: FrameKind(u16_at(6)), header, header_bytes, payload_bytes }))
     }
 }
 

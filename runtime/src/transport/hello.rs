@@ -1,5 +1,6 @@
 //! The first frames of a connection, once TLS has told who is there: what it is for, and in which life of the process. The
-//! version stands in the preamble of the frame itself; one who speaks another is told in the close reason.
+//! version of the connection stands in the preamble of the hello: the newest that the dialer speaks, and then, if the acceptor
+//! closes for that, the newest that both do. Whoever speaks none of it is told in the close reason what this side does.
 
 use std::fmt;
 
@@ -79,9 +80,10 @@ pub(super) async fn greet(
     Ok(receiver.expect().await?.expect(FrameKind::WELCOME)?)
 }
 
-/// Waits for the hello.
-pub(super) async fn hear(receiver: &mut FrameReceiver) -> Result<Hello, StreamError> {
-    Ok(receiver.expect().await?.expect(FrameKind::HELLO)?)
+/// Waits for the hello, and says of which version it is.
+pub(super) async fn hear(receiver: &mut FrameReceiver) -> Result<(Hello, u16), StreamError> {
+    let hello = receiver.expect().await?.expect(FrameKind::HELLO)?;
+    Ok((hello, receiver.version().expect("a frame has come")))
 }
 
 /// Answers it.

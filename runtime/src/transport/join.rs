@@ -20,6 +20,7 @@ use crate::identity::{
     CaHash, CertificateProblem, Credentials, JoinRefusal, JoinReply, JoinRequest, JoinToken, NodeKey,
     NodeName, Pinned, PinnedVerifier, Revocations, SignedRevocations, tls,
 };
+use crate::protocol::ProtocolRange;
 
 /// Frames of the exchange: a request of some hundred bytes; an answer with two certificates and the list of the revoked.
 pub(super) const JOIN_LIMITS: FrameLimits = FrameLimits { header_bytes: 16 << 10, payload_bytes: 4 << 20 };
@@ -76,15 +77,16 @@ pub enum JoinError {
 
     /// The cluster speaks another version.
     #[error(
-        "{address} speaks wire version {theirs} and this node {ours}; run the same version of `stellate` on both"
+        "{address} speaks wire version {theirs} and this node {ours}; install the version of `stellate` that the cluster runs, or \
+         one that is one step newer"
     )]
     VersionMismatch {
         /// Where.
         address: SocketAddr,
         /// What this node speaks.
-        ours: u16,
+        ours: ProtocolRange,
         /// What the cluster speaks.
-        theirs: u16,
+        theirs: ProtocolRange,
     },
 
     /// Nothing was heard in time.
@@ -149,12 +151,12 @@ pub async fn join(
         token: token.clone(),
         name: name.clone(),
         request_der: key.certificate_request()?,
-        version: options.wire_version,
+        protocol: options.protocol,
         verifier,
     };
     let limit = options.handshake_timeout;
     let exchanged = network.run(async move {
-        let result = timeout(limit, attempt.exchange(&socket, config)).await;
+        let result = timeout(limit, attempt.run(&socket, config)).await;
         socket.close(CloseCode::Done.into(), b"");
         result.unwrap_or(Err(JoinError::Silent { address }))
     });
@@ -185,7 +187,7 @@ struct Attempt {
     token: JoinToken,
     name: NodeName,
     request_der: Vec<u8>,
-    version: u16,
+    protocol: ProtocolRange,
     verifier: Arc<PinnedVerifier>,
 }
 
@@ -197,21 +199,36 @@ struct Issued {
 }
 
 impl Attempt {
+    /// In the newest version that this node speaks, and then in the newest that the server speaks as well.
+    async fn run(self, socket: &quinn::Endpoint, config: quinn::ClientConfig) -> Result<Issued, JoinError> {
+        let newest = self.protocol.newest;
+        match self.exchange(socket, config.clone(), newest).await {
+            Err(JoinError::VersionMismatch { theirs, .. })
+                if let Some(common) = self.protocol.common(theirs).filter(|common| *common != newest) =>
+            {
+                self.exchange(socket, config, common).await
+            }
+            result => result,
+        }
+    }
+
     async fn exchange(
-        self,
+        &self,
         socket: &quinn::Endpoint,
         config: quinn::ClientConfig,
+        version: u16,
     ) -> Result<Issued, JoinError> {
         let address = self.address;
         let connecting = socket
             .connect_with(config, address, TLS_NAME)
             .map_err(|error| JoinError::Failed { address, problem: error.to_string() })?;
         let quic = connecting.await.map_err(|error| self.explain(error.into()))?;
-        let result = self.ask(&quic).await;
+        let result = self.ask(&quic, version).await;
         result.map_err(|error| match (error, quic.close_reason()) {
             (StreamError::Closed(closed), _) => self.explain(closed),
             (_, Some(closed)) => self.explain(closed.into()),
-            (StreamError::Frame(FrameError::Version { ours, theirs }), None) => {
+            (StreamError::Frame(FrameError::Version { theirs, .. }), None) => {
+                let (ours, theirs) = (self.protocol, ProtocolRange::only(theirs));
                 quic.close(CloseCode::VersionMismatch.into(), &version_reason(ours));
                 JoinError::VersionMismatch { address, ours, theirs }
             }
@@ -220,14 +237,18 @@ impl Attempt {
     }
 
     /// Proves the token over this connection and reads the answer.
-    async fn ask(&self, quic: &quinn::Connection) -> Result<Result<Issued, JoinError>, StreamError> {
+    async fn ask(
+        &self,
+        quic: &quinn::Connection,
+        version: u16,
+    ) -> Result<Result<Issued, JoinError>, StreamError> {
         let mut exported = [0; 32];
         if quic.export_keying_material(&mut exported, EXPORT_LABEL, b"").is_err() {
             return Err(StreamError::Ended);
         }
         let (send, receive) = quic.open_bi().await.map_err(Closed::from)?;
-        let mut sender = FrameSender::new(send, self.version, JOIN_LIMITS);
-        let mut receiver = FrameReceiver::new(receive, self.version, JOIN_LIMITS);
+        let mut sender = FrameSender::new(send, version, JOIN_LIMITS);
+        let mut receiver = FrameReceiver::new(receive, version, JOIN_LIMITS);
         let request = JoinRequest {
             token: self.token.id(),
             name: self.name.to_string(),
@@ -256,7 +277,7 @@ impl Attempt {
         }
         match closed {
             Closed::OtherVersion { theirs } => {
-                JoinError::VersionMismatch { address, ours: self.version, theirs }
+                JoinError::VersionMismatch { address, ours: self.protocol, theirs }
             }
             Closed::PeerRefused(fault) => JoinError::BadServer { address, problem: fault.to_string() },
             Closed::Refused => JoinRefusal::TooMany.into(),

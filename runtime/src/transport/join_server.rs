@@ -156,15 +156,14 @@ async fn serve(socket: quinn::Endpoint, shared: Arc<Shared>) {
 /// Hears one request and answers it.
 async fn answer(shared: &Shared, incoming: Incoming) -> Result<(), StreamError> {
     let quic = incoming.await.map_err(Closed::from)?;
-    let version = shared.options.wire_version;
     let (send, receive) = quic.accept_bi().await.map_err(Closed::from)?;
-    let mut receiver = FrameReceiver::new(receive, version, REQUEST_LIMITS);
-    let request: JoinRequest = match hear(&mut receiver).await {
+    let mut receiver = FrameReceiver::any_of(receive, shared.options.protocol, REQUEST_LIMITS);
+    let (request, version) = match hear(&mut receiver).await {
         Ok(request) => request,
         Err(error) => {
             let mut reason = Vec::new();
             if let StreamError::Frame(FrameError::Version { ours, .. }) = error {
-                reason = version_reason(ours).to_vec();
+                reason = version_reason(ours);
             }
             quic.close(code_of(&error).into(), &reason);
             return Err(error);
@@ -189,6 +188,8 @@ async fn answer(shared: &Shared, incoming: Incoming) -> Result<(), StreamError> 
     Ok(())
 }
 
-async fn hear(receiver: &mut FrameReceiver) -> Result<JoinRequest, StreamError> {
-    Ok(receiver.expect().await?.expect(FrameKind::JOIN)?)
+/// The request, and the version that it is of.
+async fn hear(receiver: &mut FrameReceiver) -> Result<(JoinRequest, u16), StreamError> {
+    let request = receiver.expect().await?.expect(FrameKind::JOIN)?;
+    Ok((request, receiver.version().expect("a frame has come")))
 }

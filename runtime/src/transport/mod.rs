@@ -46,7 +46,7 @@ pub use dial::{DialError, Expected, Target};
 pub use endpoint::{Accepted, Endpoint, EndpointError, EndpointSetup};
 pub use frame::{
     Frame, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, MAGIC, OpenFrame, PREAMBLE_BYTES,
-    WIRE_VERSION, encode_head,
+    encode_head,
 };
 pub use hello::ConnectionClass;
 pub use join::{JoinError, Joined, join};
@@ -59,3 +59,5 @@ pub(crate) use renewal::{decode_revocations, encode_revocations};
 pub use stream::{FrameReceiver, FrameSender, StreamError};
 pub use thinned::Thinned;
 pub use thread::{NetworkHandle, NetworkThread};
+
+pub use crate::protocol::{ProtocolRange, WIRE_VERSION};

@@ -6,7 +6,8 @@ use std::time::Duration;
 use quinn::congestion::CubicConfig;
 use quinn::{AckFrequencyConfig, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::frame::{FrameLimits, WIRE_VERSION};
+use super::frame::FrameLimits;
+use crate::protocol::ProtocolRange;
 
 /// Smallest path MTU that QUIC allows to count on.
 const MIN_MTU_BYTES: u16 = 1200;
@@ -57,8 +58,8 @@ pub struct TransportOptions {
     pub joins_per_minute_and_address: u32,
     /// … and from all together.
     pub joins_per_minute: u32,
-    /// The wire version to speak. For tests of the mismatch; a program has one.
-    pub wire_version: u16,
+    /// The wire versions to speak: those of the program, or fewer, for as long as a cluster has nodes that know only those.
+    pub protocol: ProtocolRange,
 }
 
 impl Default for TransportOptions {
@@ -81,7 +82,7 @@ impl Default for TransportOptions {
             frames: FrameLimits::default(),
             joins_per_minute_and_address: 10,
             joins_per_minute: 120,
-            wire_version: WIRE_VERSION,
+            protocol: ProtocolRange::SPOKEN,
         }
     }
 }

@@ -12,6 +12,7 @@ use super::close::CloseCode;
 use super::connection::Connection;
 use super::hello::ConnectionClass;
 use crate::identity::{NodeId, NodeName, Revocations, Role};
+use crate::protocol::ProtocolRange;
 
 /// Most peers of other versions that are remembered for `status`.
 const MAX_INCOMPATIBLE: usize = 256;
@@ -28,8 +29,8 @@ pub struct IncompatiblePeer {
     pub name: NodeName,
     /// Where it is.
     pub address: SocketAddr,
-    /// What it speaks.
-    pub theirs: u16,
+    /// What it speaks, as far as it has said.
+    pub theirs: ProtocolRange,
 }
 
 #[derive(Debug)]
@@ -122,6 +123,14 @@ impl Registry {
             return None;
         }
         self.live().connections.get(&(id, class, 0)).filter(|connection| connection.is_open()).cloned()
+    }
+
+    /// The version of the live connections to a node, if there are any.
+    pub(super) fn version_of(&self, id: NodeId) -> Option<u16> {
+        let live = self.live();
+        let mut of_node =
+            live.connections.iter().filter(|((of, ..), connection)| *of == id && connection.is_open());
+        of_node.next().map(|(_, connection)| connection.version())
     }
 
     /// All live connections, ordered by peer and class.

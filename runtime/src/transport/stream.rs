@@ -6,6 +6,7 @@ use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use super::close::{CloseCode, Closed};
 use super::frame::{Frame, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, OpenFrame, encode_head};
 use super::payload::Payload;
+use crate::protocol::ProtocolRange;
 
 /// Most bytes taken off a stream at once: one batch of the largest packets.
 const READ_BYTES: usize = 64 << 10;
@@ -141,7 +142,17 @@ pub struct FrameReceiver {
 
 impl FrameReceiver {
     pub(super) fn new(stream: RecvStream, version: u16, limits: FrameLimits) -> Self {
-        Self { stream, decoder: FrameDecoder::new(version, limits), pending: Bytes::new() }
+        Self::any_of(stream, ProtocolRange::only(version), limits)
+    }
+
+    /// Of a stream whose first frame says which of `versions` all of it is.
+    pub(super) fn any_of(stream: RecvStream, versions: ProtocolRange, limits: FrameLimits) -> Self {
+        Self { stream, decoder: FrameDecoder::any_of(versions, limits), pending: Bytes::new() }
+    }
+
+    /// The wire version of the stream, once its first frame has come.
+    pub(super) fn version(&self) -> Option<u16> {
+        self.decoder.version()
     }
 
     /// The next frame, or none if the peer has finished the stream after a whole one.

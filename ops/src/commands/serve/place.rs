@@ -39,7 +39,7 @@ impl Place {
 
     /// What the supervisor knows.
     pub(super) async fn snapshot(&self) -> Result<Box<ClusterSnapshot>, ClusterError> {
-        match self.ask(SupervisorRequest::Snapshot).await? {
+        match self.ask(SupervisorRequest::Overview).await? {
             SupervisorReply::Snapshot(snapshot) => Ok(snapshot),
             SupervisorReply::Refused(refusal) => Err(ClusterError::Failed(refusal.to_string())),
             _ => Err(ClusterError::Failed("the supervisor answered something else".to_owned())),

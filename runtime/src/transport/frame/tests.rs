@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::*;
+use crate::protocol::WIRE_VERSION;
 
 #[derive(Clone, Debug, PartialEq, SchemaRead, SchemaWrite)]
 struct Sample {
@@ -176,14 +177,28 @@ fn lengths_beyond_the_limits_are_refused_before_any_memory_is_set_aside() {
 #[test]
 fn other_versions_are_named_and_a_stranger_is_known_by_its_first_byte() {
     let mut bytes = encoded(&sample(), &[]);
-    for theirs in [0, 2, 65_535u16] {
+    for theirs in [0, 1, 65_535u16] {
         bytes[4..6].copy_from_slice(&theirs.to_le_bytes());
-        assert_eq!(decode(&bytes, 5).1, Err(FrameError::Version { ours: 1, theirs }));
+        let ours = ProtocolRange::only(WIRE_VERSION);
+        assert_eq!(decode(&bytes, 5).1, Err(FrameError::Version { ours, theirs }));
     }
     assert_eq!(decode(b"G", 1).1, Err(FrameError::Magic { found: [b'G', 0, 0, 0] }));
     bytes[4..6].copy_from_slice(&WIRE_VERSION.to_le_bytes());
     bytes[12] = 1;
     assert_eq!(decode(&bytes, 5).1, Err(FrameError::Reserved));
+}
+
+#[test]
+fn the_first_frame_of_a_stream_says_of_which_version_all_are() {
+    let mut bytes = [encoded(&sample(), &[]), encoded(&sample(), &[])].concat();
+    let second = bytes.len() / 2;
+    bytes[4..6].copy_from_slice(&1_u16.to_le_bytes());
+    let mut decoder = FrameDecoder::any_of(ProtocolRange::SPOKEN, LIMITS);
+    assert_eq!(decoder.version(), None);
+    assert!(decoder.feed(&mut &bytes[..second]).unwrap().is_some());
+    assert_eq!(decoder.version(), Some(1));
+    let changed = decoder.feed(&mut &bytes[second..]);
+    assert_eq!(changed, Err(FrameError::Version { ours: ProtocolRange::only(1), theirs: 2 }));
 }
 
 #[test]

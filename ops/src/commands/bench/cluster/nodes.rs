@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use stellate_actors::context_host::{self, ContextHostArgs, ContextHostHandle};
@@ -98,6 +98,7 @@ pub(super) async fn start_host(
     let kv_shape = decoder.kv_shape(FORMAT);
     let capacity_bytes = kv_shape.bytes_for(tokens);
     let clock = Arc::new(SystemClock::new());
-    let args = ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 4, clock };
+    let stuck_after = Duration::from_secs(30);
+    let args = ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 4, stuck_after, clock };
     context_host::start(args).await.context("a context host starts")
 }

@@ -11,7 +11,7 @@ use stellate_actors::link::HostId;
 use stellate_runtime::identity::NodeId;
 use stellate_runtime::membership::{self, Liveness, NodeRecord, Standing, judge};
 use stellate_runtime::substrate::{Roster, RosterMember, Substrate};
-use stellate_runtime::transport::{ConnectionClass, IncompatiblePeer, WIRE_VERSION};
+use stellate_runtime::transport::{ConnectionClass, IncompatiblePeer, ProtocolRange};
 
 /// A node that a command names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,12 +139,12 @@ pub(super) fn rows(substrate: &Substrate, snapshot: Option<&ClusterSnapshot>) ->
         let connection = substrate.endpoint().connection(member.id, ConnectionClass::Control);
         let row = NodeInfo {
             rtt_us: connection.map(|connection| connection.stats().rtt.as_micros() as u64),
-            ..with_version(other(&roster, member), stranger)
+            ..with_version(other(&roster, member), stranger, roster.own.protocol)
         };
         with_hosts(row, hosts_of(&member.record))
     }));
     let is_listed = |peer: &&IncompatiblePeer| roster.member(peer.id).is_none();
-    rows.extend(strangers.iter().filter(is_listed).map(of_another_version));
+    rows.extend(strangers.iter().filter(is_listed).map(|peer| of_another_version(peer, roster.own.protocol)));
     rows.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
     rows
 }
@@ -176,18 +176,18 @@ fn other(roster: &Roster, member: &RosterMember) -> NodeInfo {
 }
 
 /// A member that came back with another version is down to membership, and is not dead.
-fn with_version(row: NodeInfo, stranger: Option<&IncompatiblePeer>) -> NodeInfo {
+fn with_version(row: NodeInfo, stranger: Option<&IncompatiblePeer>, ours: ProtocolRange) -> NodeInfo {
     match stranger {
         Some(peer) if matches!(row.state, NodeState::Down | NodeState::Suspect | NodeState::Left) => {
-            NodeInfo { state: NodeState::Incompatible, why: Some(other_version(peer)), ..row }
+            NodeInfo { state: NodeState::Incompatible, why: Some(other_version(peer, ours)), ..row }
         }
         _ => row,
     }
 }
 
-fn other_version(peer: &IncompatiblePeer) -> String {
+fn other_version(peer: &IncompatiblePeer, ours: ProtocolRange) -> String {
     format!(
-        "it speaks version {} of the protocol and this node {WIRE_VERSION}; run the same program on both",
+        "it speaks version {} of the protocol and this node {ours}; upgrade the older one, one version at a time",
         peer.theirs
     )
 }
@@ -215,6 +215,18 @@ fn with_hosts(mut row: NodeInfo, hosts: Option<&[&HostRow]>) -> NodeInfo {
         let wanted = wanted(hosts.iter().map(|host| host.state));
         row.state = wanted.unwrap_or(row.state);
     }
+    let stuck = hosts.iter().filter(|host| host.state == HostState::Stuck);
+    let stuck: Vec<_> = stuck.map(|host| host.host.index().to_string()).collect();
+    if !stuck.is_empty() && matches!(row.state, NodeState::Active | NodeState::Cordoned | NodeState::Draining)
+    {
+        row.state = NodeState::Stuck;
+        let why = format!(
+            "host {} of {} makes no progress; look at its device, and restart the node if it stays",
+            stuck.join(", "),
+            hosts.len()
+        );
+        row.why = row.why.or(Some(why));
+    }
     row
 }
 
@@ -222,7 +234,8 @@ fn with_hosts(mut row: NodeInfo, hosts: Option<&[&HostRow]>) -> NodeInfo {
 pub(in super::super) fn wanted(mut hosts: impl Iterator<Item = HostState>) -> Option<NodeState> {
     // All hosts of a node have the same intent.
     hosts.find_map(|state| match state {
-        HostState::Active | HostState::Gone => None,
+        // What is wanted of a host that is stuck is told by the others; while all are, that they are is all that is told.
+        HostState::Active | HostState::Gone | HostState::Stuck => None,
         HostState::Cordoned => Some(NodeState::Cordoned),
         HostState::Draining => Some(NodeState::Draining),
         HostState::Drained => Some(NodeState::Drained),
@@ -261,13 +274,13 @@ fn of_record(record: &NodeRecord) -> NodeInfo {
     }
 }
 
-fn of_another_version(peer: &IncompatiblePeer) -> NodeInfo {
+fn of_another_version(peer: &IncompatiblePeer, ours: ProtocolRange) -> NodeInfo {
     NodeInfo {
         name: peer.name.to_string(),
         id: peer.id.to_string(),
         address: peer.address.to_string(),
         state: NodeState::Incompatible,
-        why: Some(other_version(peer)),
+        why: Some(other_version(peer, ours)),
         roles: Vec::new(),
         devices: String::new(),
         version: String::new(),
@@ -287,14 +300,19 @@ mod tests {
     fn a_member_that_came_back_with_another_version_says_so_and_both_versions() {
         let id = NodeId::from_bytes([1; 32]);
         let name = "second".parse().expect("a name");
-        let peer = IncompatiblePeer { id, name, address: ([127, 0, 0, 1], 7400).into(), theirs: 77 };
-        let down = NodeInfo { state: NodeState::Down, why: None, ..of_another_version(&peer) };
-        assert_eq!(with_version(down.clone(), None).state, NodeState::Down);
-        let row = with_version(down.clone(), Some(&peer));
+        let (ours, theirs) = (ProtocolRange::SPOKEN, ProtocolRange::only(77));
+        let peer = IncompatiblePeer { id, name, address: ([127, 0, 0, 1], 7400).into(), theirs };
+        let down = NodeInfo { state: NodeState::Down, why: None, ..of_another_version(&peer, ours) };
+        assert_eq!(with_version(down.clone(), None, ours).state, NodeState::Down);
+        let row = with_version(down.clone(), Some(&peer), ours);
         let why = row.why.expect("a reason");
         assert_eq!(row.state, NodeState::Incompatible);
-        assert!(why.contains("77") && why.contains(&WIRE_VERSION.to_string()), "{why}");
+        assert!(why.contains("77") && why.contains(&ours.to_string()), "{why}");
         let active = NodeInfo { state: NodeState::Active, ..down };
-        assert_eq!(with_version(active, Some(&peer)).why, None, "it was met before the note was forgotten");
+        assert_eq!(
+            with_version(active, Some(&peer), ours).why,
+            None,
+            "it was met before the note was forgotten"
+        );
     }
 }
