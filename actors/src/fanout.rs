@@ -37,13 +37,22 @@ impl FanoutError {
         !matches!(self, Self::Shape)
     }
 
-    /// The host that did not answer, if that is what failed.
+    /// The host that lacks a block, if that is what failed.
+    pub fn lacking_host(&self) -> Option<HostId> {
+        match self {
+            Self::Link(LinkError::NoSuchBlock { host, .. }) => Some(*host),
+            _ => None,
+        }
+    }
+
+    /// The host that did not answer, or not with attention, if that is what failed.
     pub fn silent_host(&self) -> Option<HostId> {
         match self {
             Self::Link(
                 LinkError::HostGone { host }
                 | LinkError::Interrupted { host, .. }
-                | LinkError::Stuck { host },
+                | LinkError::Stuck { host }
+                | LinkError::NotNumbers { host },
             ) => Some(*host),
             _ => None,
         }

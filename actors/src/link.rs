@@ -120,6 +120,16 @@ pub enum LinkError {
         /// The host.
         host: HostId,
     },
+    /// The host answered with numbers that no attention is: none at all, infinite ones, or the weight of nothing. Nothing of it was
+    /// merged.
+    #[error(
+        "context host {host} answered what is no attention (not a number, or infinite); look at its device and memory, or remove \
+         its node; its blocks are encoded elsewhere meanwhile"
+    )]
+    NotNumbers {
+        /// The host.
+        host: HostId,
+    },
     /// The host does not hold a block that it was asked for.
     #[error("context host {host} does not hold block {block}; encode the context again")]
     NoSuchBlock {

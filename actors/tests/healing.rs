@@ -335,3 +335,22 @@ async fn a_host_whose_device_stands_still_changes_no_token_and_is_used_again_whe
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_host_that_says_it_holds_what_it_lacks_is_believed_once_and_changes_no_token() -> anyhow::Result<()>
+{
+    let model = model()?;
+    for layout in layouts() {
+        let [first, second] = healthy(&model, layout, TOKENS).await?;
+        let world = World::open(&model, options()).await?;
+        let context = context(&world, layout).await?;
+        let session = context.session().await?;
+        let liar = &world.hosts[1];
+        let answer = ask_and(&session, question(0), TOKENS, async { liar.fault.lie() }).await?;
+        answer.assert_like(&first, "it lied in the middle of an answer");
+        assert_eq!(world.places(), 3, "placed once more with it, and then without it");
+        assert!(context.places().placed.iter().all(|placed| placed.host != liar.host()), "{layout:?}");
+        ask(&session, question(1), TOKENS).await?.assert_like(&second, "after that");
+    }
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! The order to encode a block as it travels, and the job of a context host that it comes to.
 
 use serde::{Deserialize, Serialize};
-use stellate_model::block::BlockId;
+use stellate_model::block::{Addresser, Before, BlockId};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::cancel::CancelToken;
@@ -60,6 +60,18 @@ impl EncodeOrder {
             anchor,
             recompute_anchor: job.recompute_anchor,
         }
+    }
+
+    /// Whether the block, and the anchor that it stands behind, have the addresses of their tokens: what is held under an address
+    /// is given to whoever asks for it. That the first block of the context begins with the anchor cannot be seen from here.
+    pub fn is_addressed(&self, addresser: &Addresser) -> bool {
+        let Ok(position) = usize::try_from(self.position) else { return false };
+        let anchor = self.anchor.as_ref().map_or(&[][..], |anchor| &anchor.ids);
+        let has_anchor = self
+            .anchor
+            .as_ref()
+            .is_none_or(|anchor| addresser.address(Before::Anchor(&[]), &anchor.ids, 0) == anchor.id);
+        has_anchor && addresser.address(Before::Anchor(anchor), &self.ids, position) == self.block
     }
 
     /// The blocks that the host holds once it is done: the block, and the anchor if that is kept.

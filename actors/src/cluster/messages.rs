@@ -11,6 +11,7 @@ use crate::checksum::Checksum;
 use crate::link::HostId;
 use crate::manifest::ContextId;
 
+use super::bounds;
 use super::drain::DrainPlan;
 pub use super::encode_order::{AnchorOrder, EncodeOrder};
 use super::plan::Plan;
@@ -111,6 +112,13 @@ pub struct ContextClaim {
 }
 
 impl ContextClaim {
+    /// The claim with no more bytes than a supervisor believes; see [`super::bounds`].
+    pub(crate) fn bounded(mut self) -> Self {
+        self.needs.iter_mut().for_each(|need| need.bytes = bounds::of_block(need.bytes));
+        self.anchor.iter_mut().for_each(|anchor| anchor.bytes = bounds::of_block(anchor.bytes));
+        self
+    }
+
     /// By which a supervisor knows the context.
     pub fn key(&self) -> ContextKey {
         ContextKey { query_node: self.query_node, context: self.context }

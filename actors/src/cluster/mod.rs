@@ -4,6 +4,7 @@
 
 pub mod actor;
 pub mod agent;
+pub mod bounds;
 pub mod drain;
 mod encode_order;
 pub mod intents;

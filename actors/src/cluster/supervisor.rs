@@ -260,6 +260,7 @@ impl Cluster {
 
     /// A query node keeps a context.
     pub fn hold(&mut self, now: Duration, claim: ContextClaim) {
+        let claim = claim.bounded();
         self.query_nodes.insert(claim.query_node, now);
         let (context, anchor) = (claim.key(), claim.anchor);
         let ids: Vec<_> = claim.needs.iter().map(|need| need.id).collect();
@@ -290,6 +291,7 @@ impl Cluster {
         suspects: &[HostId],
     ) -> Result<ContextPlaced, Refusal> {
         self.may_decide(now)?;
+        let claim = claim.bounded();
         self.query_nodes.insert(claim.query_node, now);
         let mut loads = self.loads(now, &claim, suspects);
         if loads.is_empty() {

@@ -10,6 +10,7 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use crate::link::HostId;
 
+use super::bounds;
 use super::messages::{ContextClaim, ContextKey, HostInventory, NodeKey, Stamp};
 
 /// What becomes of a host.
@@ -117,7 +118,7 @@ impl HostEntry {
 
     /// Notes what its inventory says of the host itself.
     pub(crate) fn measure(&mut self, inventory: &HostInventory) {
-        self.capacity_bytes = inventory.capacity_bytes;
+        self.capacity_bytes = bounds::of_host(inventory.capacity_bytes);
         self.encode_tokens_per_s = inventory.encode_tokens_per_s;
         self.copy_bytes_per_s = inventory.copy_bytes_per_s;
     }
@@ -210,7 +211,7 @@ impl Table {
     /// Makes a block on a host what it is said to be. Its bytes are counted once, its anchors stay.
     pub(crate) fn set(&mut self, host: HostId, block: BlockId, bytes: u64, hold: Hold) {
         self.version += 1;
-        let version = self.version;
+        let (version, bytes) = (self.version, bounds::of_block(bytes));
         let entry = self.hosts.get_mut(&host).expect("blocks are put on hosts of the table");
         let holding = entry.blocks.entry(block).or_insert_with(|| {
             entry.used_bytes += bytes;

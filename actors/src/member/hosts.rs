@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, ready};
-use stellate_model::block::BlockId;
+use stellate_model::block::{Addresser, BlockId};
 use stellate_model::decoder::Decoder;
 use stellate_runtime::clock::Clock;
 
@@ -52,6 +52,13 @@ impl NodeHosts {
     fn job(&self, order: EncodeOrder, cancel: CancelToken) -> Result<EncodeJob, AgentRefusal> {
         let cannot = |cause: String| AgentRefusal::Failed { cause };
         let nothing = || cannot("the order to encode names no tokens, or positions beyond any".to_owned());
+        let format = self.host(order.host)?.held.budget().shape().format;
+        if !order.is_addressed(&Addresser::new(self.decoder.fingerprint(), format)) {
+            let block = order.block;
+            return Err(cannot(format!(
+                "block {block} is not the address of the tokens that the order names, in this node's model and format"
+            )));
+        }
         let job = order.into_job(EncodeMeter::default(), cancel).ok_or_else(nothing)?;
         let anchor = job.anchor.as_ref().map_or(&[][..], |anchor| &anchor.ids);
         for ids in [&job.ids, anchor] {

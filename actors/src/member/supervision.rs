@@ -202,6 +202,11 @@ impl Doorkeeper for Door {
             }
             SupervisorRequest::Renew { node, .. } => *node,
             SupervisorRequest::Hold(claim) | SupervisorRequest::Place { claim, .. } => claim.query_node,
+            // Who has gone is seen by the supervisor's own node, and by nobody for it.
+            SupervisorRequest::NodeGone(node) => {
+                let cause = format!("who has gone is not for others to say; ask for the removal of {node}");
+                return Some(SupervisorReply::Refused(Refusal::Unreadable { cause }));
+            }
             _ => return None,
         };
         if let Err(cause) = self.peers.check(node) {

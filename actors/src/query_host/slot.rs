@@ -158,6 +158,8 @@ impl Slot {
         let suspect =
             session.fanout.take().map_or_else(|| fault.silent_host(), |fanout| fanout.suspect(&fault));
         tracing::info!(session = %self.id, context = %context.manifest.id, %fault, "a step is to be asked again");
+        // One that was asked to encode what it lacks, and lacks it still, is not asked again.
+        let suspect = suspect.or_else(|| fault.lacking_host().filter(|_| self.retries > 0));
         self.retries += 1;
         if self.retries > MAX_RETRIES {
             return self.fail(AskError::Fanout(fault));

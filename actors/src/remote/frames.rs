@@ -239,7 +239,7 @@ impl From<LinkError> for Refusal {
         match error {
             LinkError::HostGone { .. } => Self::HostGone,
             LinkError::NoSuchBlock { block, .. } => Self::NoSuchBlock(*block.as_bytes()),
-            LinkError::Interrupted { .. } => Self::Failed,
+            LinkError::Interrupted { .. } | LinkError::NotNumbers { .. } => Self::Failed,
             LinkError::Stuck { .. } => Self::Stuck,
         }
     }

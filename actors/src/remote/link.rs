@@ -230,12 +230,22 @@ impl HostLink for QuicLink {
             // Its length was checked when it came.
             let values = payload.as_slice_of::<f32>().map_err(|e| self.channel.interrupted(e.to_string()))?;
             let (out, lse) = values.split_at(partial.out.len());
+            if !are_attention(out, lse, !blocks.is_empty()) {
+                return Err(LinkError::NotNumbers { host: self.channel.host() });
+            }
             partial.out.copy_from_slice(out);
             partial.lse.copy_from_slice(lse);
         }
         self.spare = payloads;
         Ok(AttendReply { blocks, partials })
     }
+}
+
+/// Whether numbers can be attention over some keys, or over none: finite, and with the weight of something where there is
+/// something. One that is not would make everything that it is merged with such.
+fn are_attention(out: &[f32], lse: &[f32], has_keys: bool) -> bool {
+    let is_weight = |lse: &f32| lse.is_finite() || !has_keys && *lse == f32::NEG_INFINITY;
+    out.iter().all(|value| value.is_finite()) && lse.iter().all(is_weight)
 }
 
 /// Looks for a reply for a while without sleeping. Where threads are more than cores, those that have work go first.

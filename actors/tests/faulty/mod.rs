@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
@@ -62,6 +62,8 @@ pub(crate) struct Fault {
     left: AtomicI64,
     /// Whether it answers nothing at all, encodes included, once it has failed.
     is_dead: bool,
+    /// Whether it says that it holds whatever it is asked for, and has nothing.
+    lies: AtomicBool,
     /// Encodes wait for it to be told.
     held: Mutex<Option<Arc<Notify>>>,
 }
@@ -69,12 +71,26 @@ pub(crate) struct Fault {
 impl Fault {
     /// A host that fails never.
     pub(crate) fn never() -> Arc<Self> {
-        Arc::new(Self { left: AtomicI64::new(i64::MAX), is_dead: true, held: Mutex::new(None) })
+        Arc::new(Self {
+            left: AtomicI64::new(i64::MAX),
+            is_dead: true,
+            lies: AtomicBool::new(false),
+            held: Mutex::new(None),
+        })
     }
 
     /// From now on it answers `requests` more requests, then nothing.
     pub(crate) fn after(&self, requests: i64) {
         self.left.store(requests, Ordering::SeqCst);
+    }
+
+    /// From now on it says that it holds whatever it is asked for, and has nothing.
+    pub(crate) fn lie(&self) {
+        self.lies.store(true, Ordering::SeqCst);
+    }
+
+    fn lies(&self) -> bool {
+        self.lies.load(Ordering::SeqCst)
     }
 
     /// It answers again.
@@ -121,7 +137,7 @@ impl HostPort for FaultyHost {
     }
 
     fn link(&self) -> Box<dyn HostLink> {
-        Box::new(FaultyLink { link: self.host.link(), fault: Arc::clone(&self.fault) })
+        Box::new(FaultyLink { link: self.host.link(), fault: Arc::clone(&self.fault), asked: None })
     }
 
     fn encode(&self, job: EncodeJob) -> BoxFuture<'_, Result<Encoded, HostError>> {
@@ -129,6 +145,9 @@ impl HostPort for FaultyHost {
         let held = self.fault.held.lock().unwrap().clone();
         Box::pin(async move {
             self.check()?;
+            if self.fault.lies() {
+                return Ok(Encoded::Held);
+            }
             if let Some(held) = held {
                 held.notified().await;
             }
@@ -139,6 +158,9 @@ impl HostPort for FaultyHost {
     fn reserve(&self, id: BlockId, tokens: usize) -> BoxFuture<'_, Result<Reserved, HostError>> {
         Box::pin(async move {
             self.check()?;
+            if self.fault.lies() {
+                return Ok(Reserved::Held);
+            }
             self.host.reserve(id, tokens).await
         })
     }
@@ -155,6 +177,7 @@ impl HostPort for FaultyHost {
 struct FaultyLink {
     link: LocalLink,
     fault: Arc<Fault>,
+    asked: Option<BlockId>,
 }
 
 impl HostLink for FaultyLink {
@@ -163,10 +186,14 @@ impl HostLink for FaultyLink {
     }
 
     fn post(&mut self, request: AttendRequest) -> Result<(), LinkError> {
+        self.asked = request.blocks.first().copied();
         self.link.post(request)
     }
 
     fn wait(&mut self) -> Result<AttendReply, LinkError> {
+        if let Some(block) = self.asked.filter(|_| self.fault.lies()) {
+            return Err(LinkError::NoSuchBlock { host: self.link.host(), block });
+        }
         match self.fault.request() {
             // The host's reply is still on its way, for nobody.
             false => Err(LinkError::Interrupted { host: self.link.host(), cause: "told to fail".into() }),

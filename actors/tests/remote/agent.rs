@@ -12,7 +12,7 @@ use stellate_actors::budget::{BudgetedBlock, KvBudget};
 use stellate_actors::checksum::Checksum;
 use stellate_actors::cluster::agent::{Agent, AgentArgs, AgentHosts, AgentMsg, Uplink};
 use stellate_actors::cluster::messages::{
-    AgentOrder, AgentRefusal, AgentReply, AgentRequest, EncodeOrder, HostInventory, NodeKey,
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, AnchorOrder, EncodeOrder, HostInventory, NodeKey,
     SupervisorRequest,
 };
 use stellate_actors::cluster::term::Term;
@@ -539,4 +539,26 @@ fn an_agent_answers_while_a_block_is_encoded_and_refuses_the_replaced_also_after
         agent.stop_and_wait(None, None).await.unwrap();
     });
     store.close();
+}
+
+#[test]
+fn an_order_to_encode_other_tokens_under_the_address_of_a_block_is_refused_and_nothing_is_held() {
+    let pair = Pair::new(KvFormat::F32);
+    let hosts = agent_of(&pair.model, &[&pair.target], sources(&pair.asker, &[]));
+    let honest = pair.order(1);
+    let mut other_tokens = honest.clone();
+    other_tokens.ids[0] ^= 1;
+    let elsewhere = EncodeOrder { position: honest.position + 1, ..honest.clone() };
+    let address_of_another = EncodeOrder { block: pair.model.blocks[0], ..honest.clone() };
+    let first = pair.model.blocks[0];
+    let anchor = AnchorOrder { id: first, ids: vec![1, 2, 3], first_block: first, is_kept: true, from: None };
+    let false_anchor = EncodeOrder { anchor: Some(anchor), ..honest.clone() };
+    pair.asker.runtime.block_on(async {
+        for order in [other_tokens, elsewhere, address_of_another, false_anchor] {
+            let refused = hosts.encode(order).await.unwrap_err();
+            assert!(refused.to_string().contains("is not the address of the tokens"), "{refused}");
+        }
+        assert!(inventory(&hosts).await.blocks.is_empty());
+        assert_eq!(hosts.encode(honest).await, Ok(true));
+    });
 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use stellate_actors::fanout::FanoutError;
 use stellate_actors::link::{Fold, HostLink, LinkError};
 use stellate_actors::remote::frames::{
     ATTEND, ATTENDED, Attend, AttendShape, Attended, OPEN, REFUSED, ROUTE, Refusal, Refused, digest, read_ids,
@@ -34,6 +35,10 @@ pub(crate) enum Fault {
     IsOverloaded,
     SendsAForeignFrame,
     SendsALongerHeader,
+    AnswersNoNumber,
+    AnswersInfinity,
+    AnswersWithInfiniteWeight,
+    AnswersWithTheWeightOfNothing,
 }
 
 /// What the host does wrong, once, and when it may go on.
@@ -90,6 +95,11 @@ async fn answer(
             Fault::AnswersAnother => header.request += 1,
             Fault::AnswersShort => drop(values.pop()),
             Fault::AnswersLong => values.push(0.0),
+            Fault::AnswersNoNumber => values[0] = f32::NAN,
+            Fault::AnswersInfinity => values[1] = f32::INFINITY,
+            // The weights are last.
+            Fault::AnswersWithInfiniteWeight => *values.last_mut().unwrap() = f32::INFINITY,
+            Fault::AnswersWithTheWeightOfNothing => *values.last_mut().unwrap() = f32::NEG_INFINITY,
             Fault::ClaimsMoreParts => header.parts = 2,
             Fault::LosesTheRoute => drop(sender.send(REFUSED, &refuse(Refusal::NoSuchRoute), &[]).await),
             Fault::LosesABlock => {
@@ -158,6 +168,28 @@ fn every_fault_is_a_typed_error_and_the_link_works_again() {
         assert_eq!(ask(&mut link, &blocks, 5), Ok(5.0), "after {fault:?}");
         let opened = channel.stats().streams() - streams;
         assert_eq!(opened, u64::from(is_stream_lost || fault == Fault::None), "{fault:?}");
+    }
+}
+
+#[test]
+fn numbers_that_are_no_attention_are_an_error_that_names_the_host_and_are_never_merged() {
+    let asker = Asker::new();
+    let (node, script) = scripted(&asker);
+    let blocks: Arc<[BlockId]> = [BlockId::from_bytes([1; 32])].into();
+    let channel = asker.channel(&node, HOST, SHAPE, PATIENT);
+    let mut link = channel.link();
+    for fault in [
+        Fault::AnswersNoNumber,
+        Fault::AnswersInfinity,
+        Fault::AnswersWithInfiniteWeight,
+        Fault::AnswersWithTheWeightOfNothing,
+    ] {
+        *script.fault.lock().unwrap() = fault;
+        let error = ask(&mut link, &blocks, 3).unwrap_err();
+        assert_eq!(error, LinkError::NotNumbers { host: HOST }, "{fault:?}");
+        let fault = FanoutError::from(error);
+        assert_eq!((fault.silent_host(), fault.is_mendable()), (Some(HOST), true), "it is asked no more");
+        assert_eq!(ask(&mut link, &blocks, 5), Ok(5.0));
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use stellate_actors::KvFormat;
-use stellate_actors::link::{Fold, HostLink};
+use stellate_actors::link::{Fold, HostLink, LinkError};
 use stellate_actors::remote::frames::{
-    ATTEND, ATTENDED, Attend, BlockHead, FETCH, Fetch, NO_TRANSFER, OPEN, Open, PIECE, PUT, Piece, Put,
-    REFUSED, ROUTE, Route, WireFold, write_ids,
+    ATTEND, ATTENDED, Attend, Attended, BlockHead, FETCH, Fetch, NO_TRANSFER, OPEN, Open, PIECE, PUT, Piece,
+    Put, REFUSED, ROUTE, Refused, Route, WireFold, write_ids,
 };
 use stellate_model::block::BlockId;
 use stellate_runtime::transport::{
@@ -222,4 +222,99 @@ fn mangled_copies_of_blocks_leave_nothing_in_the_store_and_honest_ones_go_throug
     while host.budget.used_bytes() != used {
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn queries_that_are_no_numbers_are_answered_to_who_asked_and_change_nothing_for_others() {
+    let asker = Asker::new();
+    let model = Model::new(KvFormat::Bf16);
+    let host = asker.runtime.block_on(async {
+        let host = model.host(HOST).await;
+        model.encode(&host).await;
+        host
+    });
+    let node = real_node(&asker, "asked", &model, &host);
+    let channel = asker.channel(&node, HOST, model.shape(), PATIENT);
+    let (mut honest, mut hostile) = (channel.link(), channel.link());
+    let blocks: Arc<[BlockId]> = model.blocks.clone().into();
+    let ask = |queries| request(&blocks, 0, Fold::ByHost, queries);
+    let good = queries(model.shape(), 2, 1);
+    honest.post(ask(Arc::clone(&good))).unwrap();
+    let expected = honest.wait().unwrap().partials;
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+        hostile.post(ask(Arc::new(vec![value; good.len()]))).unwrap();
+        honest.post(ask(Arc::clone(&good))).unwrap();
+        // Whatever comes back of it is refused on the way in if it is no number.
+        match hostile.wait() {
+            Ok(reply) => assert!(reply.partials[0].lse.iter().all(|lse| lse.is_finite()), "{value}"),
+            Err(error) => assert_eq!(error, LinkError::NotNumbers { host: HOST }, "{value}"),
+        }
+        assert_eq!(honest.wait().unwrap().partials, expected, "beside queries of {value}");
+    }
+}
+
+/// Sends requests as one stream and waits until each was answered whole, or refused.
+async fn flood(connection: &Connection, bytes: &[u8], requests: u64) {
+    let (sender, mut receiver) = connection.open().await.unwrap();
+    let mut send = sender.into_inner();
+    send.write_all(bytes).await.unwrap();
+    for number in 0..requests {
+        loop {
+            let frame = receiver.expect().await.unwrap();
+            if frame.kind == REFUSED {
+                let Refused { request, .. } = frame.header().unwrap();
+                assert_eq!(request, number);
+                break;
+            }
+            let Attended { request, part, parts, .. } = frame.expect(ATTENDED).unwrap();
+            assert_eq!(request, number);
+            if part + 1 == parts {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flood_of_requests_is_answered_or_refused_and_an_honest_member_is_answered_beside_it() {
+    const STREAMS: usize = 48;
+    const REQUESTS: u64 = 40;
+    let asker = Asker::new();
+    let model = Model::new(KvFormat::Bf16);
+    let host = asker.runtime.block_on(async {
+        let host = model.host(HOST).await;
+        model.encode(&host).await;
+        host
+    });
+    let node = real_node(&asker, "asked", &model, &host);
+    let used = host.budget.used_bytes();
+    let connection = dial(&asker, &node, ConnectionClass::Decode);
+    let open = frame(OPEN, &Open { host: HOST.0 }, &[]);
+    let route = frame(ROUTE, &Route { route: 0 }, &write_ids(&model.blocks));
+    let requests: Vec<u8> = (0..REQUESTS).flat_map(|number| attend(&model, number)).collect();
+    let bytes = Arc::new([open, route, requests].concat());
+    let floods: Vec<_> = (0..STREAMS)
+        .map(|_| {
+            let (connection, bytes) = (connection.clone(), Arc::clone(&bytes));
+            asker.runtime.spawn(async move { flood(&connection, &bytes, REQUESTS).await })
+        })
+        .collect();
+    let mut link = asker.channel(&node, HOST, model.shape(), PATIENT).link();
+    let blocks: Arc<[BlockId]> = model.blocks.clone().into();
+    let mut answered = 0;
+    for seed in 0..40 {
+        link.post(request(&blocks, 0, Fold::ByHost, queries(model.shape(), 2, seed))).unwrap();
+        match link.wait() {
+            Ok(_) => answered += 1,
+            Err(LinkError::Interrupted { cause, .. }) => assert!(cause.contains("queue is full"), "{cause}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(answered > 0, "nobody is kept out for as long as the flood lasts");
+    for flood in floods {
+        asker.runtime.block_on(flood).unwrap();
+    }
+    assert_eq!(host.budget.used_bytes(), used);
+    link.post(request(&blocks, 0, Fold::ByHost, queries(model.shape(), 2, 1))).unwrap();
+    assert_eq!(link.wait().unwrap().partials.len(), 1);
 }

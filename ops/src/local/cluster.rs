@@ -276,6 +276,12 @@ impl LocalCluster {
         Ok(())
     }
 
+    /// A setting of every node that is started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.options.settings.retain(|(known, _)| known != name);
+        self.options.settings.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Stops every node, and removes the folder.
     ///
     /// # Errors

@@ -31,6 +31,9 @@ const LONG_DOCUMENT_TOKENS: usize = 7424;
 const DOCUMENT_TOKENS: usize = 6144;
 const FACTS: usize = 6;
 
+/// The setting that holds a node to a version of the protocol.
+const MAX_PROTOCOL: &str = "STELLATE_NETWORK__MAX_PROTOCOL";
+
 /// Tokens of an answer that is long enough for something to happen in it.
 const LONG_TOKENS: usize = 200;
 
@@ -134,6 +137,7 @@ struct Asked {
 struct Stage {
     kind: Kind,
     cluster: Option<LocalCluster>,
+    max_protocol: u16,
     asked: usize,
     oracle: Node,
     /// The one that was encoded last.
@@ -152,6 +156,7 @@ impl Stage {
         Ok(Self {
             kind,
             cluster: None,
+            max_protocol: 0,
             asked: 0,
             oracle,
             document,
@@ -182,6 +187,13 @@ impl Stage {
         match step {
             Step::Start(nodes) => self.start(nodes).await?,
             Step::Add(nodes) => self.cluster().add(nodes, &mut |_| {}).await?,
+            Step::Speak(version) => {
+                self.max_protocol = version;
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.set(MAX_PROTOCOL, &version.to_string());
+                }
+            }
+            Step::Spoken(from, to, version) => self.spoken(from, to, version).await?,
             Step::AskAt(node) => self.asked = node - 1,
             Step::Encode => self.encode().await?,
             Step::Refused(words) => self.refused(words).await?,
@@ -243,6 +255,7 @@ impl Stage {
         let fixed = [("STELLATE_CLUSTER__REBALANCE_EVERY_S", "0")];
         let settings = fixed.iter().chain(self.kind.settings());
         options.settings.extend(settings.map(|&(name, value)| (name.to_owned(), value.to_owned())));
+        options.settings.push((MAX_PROTOCOL.to_owned(), self.max_protocol.to_string()));
         let cluster = LocalCluster::found(options, &mut |_| {}).await?;
         self.cluster = Some(cluster);
         Ok(self.cluster().add(nodes - 1, &mut |_| {}).await?)
@@ -251,6 +264,15 @@ impl Stage {
     async fn restart(&mut self, nodes: &[usize]) -> anyhow::Result<()> {
         self.cluster().restart(nodes).await?;
         Ok(self.cluster().until_whole().await?)
+    }
+
+    async fn spoken(&mut self, from: usize, to: usize, version: u16) -> anyhow::Result<()> {
+        let (pair, wanted) = (format!("node-{from} -> node-{to}"), format!("version {version}"));
+        let checks = self.client().await?.doctor().await?;
+        let found = checks.iter().find(|check| check.node == pair && check.what == "protocol");
+        let found = found.with_context(|| format!("nothing was said of {pair}: {checks:?}"))?;
+        ensure!(found.detail == wanted, "{pair} speaks {}, not {wanted}", found.detail);
+        Ok(())
     }
 
     fn source(&self) -> ContextSource {

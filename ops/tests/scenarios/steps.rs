@@ -8,6 +8,10 @@ pub(crate) enum Step {
     Start(usize),
     /// So many nodes join.
     Add(usize),
+    /// Nodes that are started from now on speak versions of the protocol up to this; 0 for all that the program knows.
+    Speak(u16),
+    /// The first of these nodes speaks to the second in this version.
+    Spoken(usize, usize, u16),
     /// From now on this node is asked, and keeps the contexts.
     AskAt(usize),
     /// The document is encoded, with star and with exact attention, and a session is opened over each.

@@ -23,20 +23,22 @@ const LEAST_MTU_BYTES: u16 = 1280;
 
 /// Every check, in the order of nodes.
 pub(super) async fn check(place: &Place, everywhere: bool) -> Result<Vec<Check>, ClusterError> {
-    let snapshot = within(LOOK, async { place.snapshot().await.map_err(|error| error.to_string()) }).await;
+    let snapshot =
+        within(LOOK, async { place.snapshot().await.map_err(|error| error.to_string()) }).await.ok();
     let (own, others, mut checks) = {
         let seat = place.get().await?;
         let roster = seat.substrate.roster();
         // In the words of who it is, where the snapshot knows it.
-        let in_term = snapshot.map_or_else(
-            |_| String::new(),
-            |snapshot| format!(", in term {}", nodes::with_names(&roster, &snapshot.term.to_string())),
-        );
+        let in_term = snapshot.as_ref().map_or_else(String::new, |snapshot| {
+            format!(", in term {}", nodes::with_names(&roster, &snapshot.term.to_string()))
+        });
         let credentials = seat.substrate.endpoint().credentials();
         let others: Vec<_> = roster.members.iter().filter(|member| member.is_up()).collect();
         let others: Vec<_> = others.iter().map(|member| (member.id, member.record.name.clone())).collect();
-        let members =
-            nodes::rows(&seat.substrate, None).into_iter().filter_map(|row| amiss(&row)).collect::<Vec<_>>();
+        let members = nodes::rows(&seat.substrate, snapshot.as_deref())
+            .into_iter()
+            .filter_map(|row| amiss(&row))
+            .collect::<Vec<_>>();
         let supervisor = match seat.member.supervisor() {
             Some(_) => (Finding::Good, format!("it is there{in_term}")),
             None => (
@@ -89,6 +91,7 @@ fn amiss(row: &NodeInfo) -> Option<Check> {
             let why = row.why.as_deref().unwrap_or("it does not fit");
             format!("{why}; it is given no blocks")
         }
+        NodeState::Stuck => row.why.clone().unwrap_or_else(|| "a device of it makes no progress".to_owned()),
         _ => return None,
     };
     Some(found(&row.name, "member", (Finding::Bad, why)))
@@ -129,6 +132,7 @@ async fn look(place: &Place, id: NodeId, pair: &str) -> Result<(Connection, Vec<
         found(pair, "mtu", (mtu, format!("{} bytes, {} packets lost", path.mtu_bytes, path.lost_packets))),
         found(pair, "clock", (clock, clock_detail(apart_s))),
         found(pair, "bandwidth", (Finding::Good, bandwidth)),
+        found(pair, "protocol", (Finding::Good, format!("version {}", connection.version()))),
     ];
     Ok((connection, checks))
 }
