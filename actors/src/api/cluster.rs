@@ -338,3 +338,32 @@ pub trait ClusterAdmin: fmt::Debug + Send + Sync + 'static {
         host.to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_of_the_version_before_is_told_a_state_that_it_knows_and_the_reason_all_the_same() {
+        let why = Some("host 0 of 1 makes no progress".to_owned());
+        let stuck = NodeInfo {
+            name: "first".to_owned(),
+            id: "0".repeat(64),
+            address: "127.0.0.1:1".to_owned(),
+            state: NodeState::Stuck,
+            why: why.clone(),
+            roles: Vec::new(),
+            devices: String::new(),
+            version: "0".to_owned(),
+            capacity_bytes: 0,
+            used_bytes: None,
+            blocks: None,
+            sessions: None,
+            rtt_us: None,
+        };
+        assert_eq!(stuck.clone().lowered(2), stuck);
+        let told = stuck.lowered(1);
+        assert_eq!((told.state, told.why), (NodeState::Active, why));
+        assert_eq!(NodeState::Stuck.to_string(), "stuck");
+    }
+}
