@@ -201,22 +201,17 @@ pub(super) async fn dial(
     }
 }
 
-/// Dials in the newest version that this node speaks, or in the one that the peer is known to; and in the newest that both
-/// speak, if the peer refuses that.
+/// Dials in the newest version that this node speaks, and in the newest that both do if the peer refuses that. What was spoken
+/// with the peer before says nothing: it may have been upgraded since.
 async fn dial_now(
     shared: &Arc<Shared>,
     target: Target,
     class: ConnectionClass,
 ) -> Result<Connection, DialError> {
     let ours = shared.options.protocol;
-    let known = match target.expected {
-        Expected::Id(id) => shared.registry.version_of(id),
-        Expected::AnyNode | Expected::Name(_) => None,
-    };
-    let version = known.unwrap_or(ours.newest);
-    match dial_in(shared, &target, class, version).await {
+    match dial_in(shared, &target, class, ours.newest).await {
         Err((DialError::VersionMismatch { theirs, .. }, _))
-            if let Some(common) = ours.common(theirs).filter(|common| *common != version) =>
+            if let Some(common) = ours.common(theirs).filter(|common| *common != ours.newest) =>
         {
             dial_in(shared, &target, class, common).await
         }

@@ -68,6 +68,8 @@ impl Registry {
         if self.revocations.contains(&peer.id) {
             return Err(CloseCode::Revoked);
         }
+        // Whatever becomes of the connection: its hello was of a version that both speak.
+        live.incompatible.remove(&peer.id);
         let key = key_of(connection);
         if let Some(existing) = live.connections.get(&key).filter(|existing| existing.is_open()) {
             self.compare(existing, connection)?;
@@ -76,7 +78,6 @@ impl Registry {
             return Err(CloseCode::Busy);
         }
         live.connections.insert(key, connection.clone());
-        live.incompatible.remove(&peer.id);
         Ok(())
     }
 
@@ -123,14 +124,6 @@ impl Registry {
             return None;
         }
         self.live().connections.get(&(id, class, 0)).filter(|connection| connection.is_open()).cloned()
-    }
-
-    /// The version of the live connections to a node, if there are any.
-    pub(super) fn version_of(&self, id: NodeId) -> Option<u16> {
-        let live = self.live();
-        let mut of_node =
-            live.connections.iter().filter(|((of, ..), connection)| *of == id && connection.is_open());
-        of_node.next().map(|(_, connection)| connection.version())
     }
 
     /// All live connections, ordered by peer and class.
