@@ -4,8 +4,10 @@
 
 #![cfg(unix)]
 
+#[allow(dead_code, reason = "each test binary plays a part of the steps")]
 #[path = "scenarios/stage.rs"]
 mod stage;
+#[allow(dead_code, reason = "each test binary plays a part of the steps")]
 #[path = "scenarios/steps.rs"]
 mod steps;
 
