@@ -71,6 +71,8 @@ pub struct Cluster {
     pub(crate) settings: ClusterSettings,
     pub(crate) term: Term,
     pub(crate) started: Duration,
+    /// When it looked at the time last.
+    pub(crate) ticked: Duration,
     /// What the time of day, since 1970, is ahead of the clock.
     pub(crate) wall_ahead: Duration,
     /// When it has listened for long enough to decide.
@@ -115,6 +117,7 @@ impl Cluster {
             settings,
             term,
             started: now,
+            ticked: now,
             wall_ahead,
             is_replaced: false,
             has_predecessor: false,
@@ -347,8 +350,12 @@ impl Cluster {
         match self.table.hold(host, &block) {
             Some(Hold::Held | Hold::Leaving) => return true,
             Some(Hold::Promised | Hold::Incoming) => {}
+            None => self.table.set(host, block, bytes, Hold::Promised),
             // A later version takes back what an earlier one had freed: see [`AgentOrder::version`].
-            None | Some(Hold::Freeing(_)) => self.table.set(host, block, bytes, Hold::Promised),
+            Some(Hold::Freeing(_)) => {
+                self.table.set(host, block, bytes, Hold::Promised);
+                self.end_freeing(host, block);
+            }
         }
         if let Some(holding) = self.table.holding_mut(host, &block) {
             holding.unclaimed = None;
