@@ -311,7 +311,7 @@ impl Cluster {
 
     /// Tells the query nodes of the block's new host.
     fn switch(&mut self, now: Duration, id: u64) {
-        let Migration { block, bytes, from, to, .. } = self.moves[&id];
+        let Migration { block, bytes, from, .. } = self.moves[&id];
         if self.table.hold(from, &block) != Some(Hold::Held) {
             // The source has died in the meantime: there is nothing to free. Query nodes that route there heal.
             self.moves.remove(&id);

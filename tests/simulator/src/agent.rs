@@ -18,8 +18,9 @@ use crate::chance::digest;
 use crate::disk::Write;
 use crate::message::{Message, Purpose, Timer};
 use crate::mutation::Mutation;
-use crate::node::node_of;
+use crate::node::{Node, node_of};
 use crate::query::{TOKEN_BYTES, part};
+use crate::scenario::Step;
 use crate::world::World;
 
 /// What encoding a block takes.
@@ -27,6 +28,9 @@ const ENCODE: Duration = Duration::from_millis(120);
 
 /// What sending a block takes.
 const COPY: Duration = Duration::from_millis(40);
+
+/// How long two nodes must have been in touch for one to know what the other needs.
+const CALM: Duration = Duration::from_secs(40);
 
 /// Times that a copy whose bytes are others is made again.
 const COPIES: u32 = 1;
@@ -231,8 +235,7 @@ impl World {
 
     fn obey(&mut self, number: u16, from: u16, call: u64, order: AgentOrder) {
         let by = (order.term, order.version);
-        let (overfills, frees_claimed, leaks) =
-            (self.has(Mutation::Overfill), self.has(Mutation::FreeClaimed), self.has(Mutation::LeakFreed));
+        let (overfills, leaks) = (self.has(Mutation::Overfill), self.has(Mutation::LeakFreed));
         let agent = &mut self.node_mut(number).agent;
         let reply = match order.request {
             AgentRequest::Encode(encode) => {
@@ -265,11 +268,13 @@ impl World {
                 None => AgentReply::Refused(AgentRefusal::NoSuchBlock { host, block }),
             },
             AgentRequest::Free { host, blocks } => {
-                let freeable = agent.fence.freeable(host, &blocks, by);
-                let freed = if frees_claimed { blocks } else { freeable };
+                let freed = agent.fence.freeable(host, &blocks, by);
+                let held: Vec<_> =
+                    freed.iter().filter(|id| agent.host.held.contains_key(id)).copied().collect();
                 let ended = if leaks { Vec::new() } else { agent.host.release(&freed) };
                 let at = agent.moment();
                 self.answer_freed(number, ended);
+                self.check_freed(from, &held);
                 AgentReply::Freed { at }
             }
             AgentRequest::Inventory => return,
@@ -284,6 +289,34 @@ impl World {
             (host.used(), host.capacity)
         };
         self.checks.room(number, used, capacity);
+    }
+
+    /// Blocks were freed by order of a supervisor. If it could know that a context needs them, another host holds them.
+    fn check_freed(&mut self, supervisor: u16, blocks: &[BlockId]) {
+        let calm = |node: &Node| node.is_up && node.paused_at.is_none() && node.disturbed + CALM < self.now;
+        // A copy counts from its commit on, and dies with its host like any other.
+        let is_recent = |node: &Node| node.crashed.is_some_and(|at| at + CALM > self.now);
+        let is_second = |(_, step): &(u64, Step)| matches!(step, Step::SecondSupervisor { .. });
+        let excused = self.nodes.iter().any(is_recent) || self.scenario.steps.iter().any(is_second);
+        if blocks.is_empty() || excused || !calm(self.node(supervisor)) {
+            return;
+        }
+        let is_held = |block: &BlockId| {
+            self.nodes.iter().any(|node| node.is_up && node.agent.host.held.contains_key(block))
+        };
+        let mut lost = None;
+        for (number, node) in (0u16..).zip(&self.nodes).filter(|(_, node)| calm(node)) {
+            let in_touch = !self.network.has_broken(number, supervisor, self.now.saturating_sub(CALM));
+            let contexts = node.query.iter().flat_map(|query| query.contexts.values());
+            for context in contexts.filter(|context| in_touch && context.is_made && !context.is_settling()) {
+                let needed = context.manifest.blocks.iter().map(|block| block.id);
+                lost = lost.or(needed.into_iter().find(|id| blocks.contains(id) && !is_held(id)));
+            }
+        }
+        if let Some(block) = lost {
+            let what = format!("{block:?} was freed by its last host by order of node {supervisor}");
+            self.checks.fail("nothing that is needed is freed by all", what);
+        }
     }
 
     /// Orders whose blocks were freed before they were there.

@@ -16,8 +16,6 @@ pub enum Mutation {
     FollowAnyTerm,
     /// The highest term seen is forgotten by a restart.
     ForgetTerm,
-    /// A host frees what it is told to, also what was claimed since.
-    FreeClaimed,
     /// Writes are acknowledged before they are synced.
     AcknowledgeUnsynced,
     /// A turn is acknowledged although it could not be written.
@@ -38,13 +36,12 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 13] = [
         Self::MergeWithoutCover,
         Self::TakeLateReplies,
         Self::SealUnchecked,
         Self::FollowAnyTerm,
         Self::ForgetTerm,
-        Self::FreeClaimed,
         Self::AcknowledgeUnsynced,
         Self::IgnoreFullDisk,
         Self::DropRetry,

@@ -55,6 +55,10 @@ pub(crate) struct Node {
     clock_fast_ppm: u64,
     /// By how much its time of day is off, in seconds.
     pub(crate) wall_off: i64,
+    /// When it last began, went on, or was cut off.
+    pub(crate) disturbed: Duration,
+    /// When its power failed last.
+    pub(crate) crashed: Option<Duration>,
 }
 
 impl Node {
@@ -81,6 +85,8 @@ impl Node {
             clock_ahead: Duration::from_millis(chance.below(1_000_000)),
             clock_fast_ppm: chance.below(200),
             wall_off: 0,
+            disturbed: Duration::ZERO,
+            crashed: None,
         }
     }
 
@@ -136,7 +142,7 @@ impl World {
         if node.is_up {
             return;
         }
-        (node.is_up, node.life) = (true, node.life + 1);
+        (node.is_up, node.life, node.disturbed) = (true, node.life + 1, now);
         (node.paused_at, node.paused_until) = (None, None);
         let start = node.disk.started();
         let seen = if forgets { Default::default() } else { node.disk.kept().seen };
@@ -155,12 +161,12 @@ impl World {
 
     /// A node ends without a word. What was not synced may be lost.
     pub(crate) fn crash(&mut self, number: u16) {
-        let mut chance = Chance::new(self.chance.word());
+        let (mut chance, now) = (Chance::new(self.chance.word()), self.now);
         let node = self.node_mut(number);
         if !node.is_up {
             return;
         }
-        (node.is_up, node.life) = (false, node.life + 1);
+        (node.is_up, node.life, node.crashed) = (false, node.life + 1, Some(now));
         (node.paused_at, node.paused_until) = (None, None);
         node.backlog.clear();
         node.calls.clear();

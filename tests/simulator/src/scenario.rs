@@ -214,7 +214,7 @@ fn shape(chance: &mut Chance) -> Shape {
         nodes,
         query_nodes: chance.between(1, u64::from(nodes.min(3))) as u16,
         voters: voters * 0,
-        capacity_blocks: chance.between(16, 48),
+        capacity_blocks: chance.pick(&[9, 16, 24, 48]),
         replicas: chance.pick(&[1, 1, 1, 2]),
         has_membership: chance.permille(500),
     }

@@ -203,8 +203,10 @@ impl World {
 
     /// A node that stood still goes on: what was due fires first, then it reads what has come.
     pub(crate) fn wake(&mut self, number: u16) {
+        let now = self.now;
         let node = self.node_mut(number);
         (node.paused_at, node.paused_until) = (None, None);
+        node.disturbed = now;
         let backlog = std::mem::take(&mut node.backlog);
         let (timers, messages): (Vec<_>, Vec<_>) =
             backlog.into_iter().partition(|event| matches!(event, Event::Timer(..)));
@@ -247,18 +249,18 @@ impl World {
             | Message::Obeyed(call, _)
             | Message::Attended(call, _)
             | Message::Fetched(call, _) => {
-                let Some(call) = self.take_call(number, call) else { return };
+                let Some(call) = self.take_call(number, call, &message) else { return };
                 self.answered(number, call, message);
             }
         }
     }
 
     /// The call that an answer is to, unless it was given up.
-    fn take_call(&mut self, number: u16, call: u64) -> Option<Call> {
+    fn take_call(&mut self, number: u16, call: u64, answer: &Message) -> Option<Call> {
         if let Some(call) = self.node_mut(number).calls.remove(&call) {
             return Some(call);
         }
-        if !self.has(Mutation::TakeLateReplies) {
+        if !self.has(Mutation::TakeLateReplies) || !matches!(answer, Message::Attended(..)) {
             return None;
         }
         // Whatever request of its kind is under way.
