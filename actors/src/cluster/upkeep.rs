@@ -80,7 +80,6 @@ impl Cluster {
         self.table.hosts.values_mut().for_each(|entry| entry.heard = (entry.heard + stood_still).min(now));
         self.query_nodes.values_mut().for_each(|heard| *heard = (*heard + stood_still).min(now));
         self.moves.values_mut().filter(|m| !m.is_committed()).for_each(|m| m.deadline += stood_still);
-        self.settles += if self.has_settled { Duration::ZERO } else { stood_still };
     }
 
     /// Starts what can start of drains, then of the round of rebalancing. Looks at few blocks, so that every event may call it.
