@@ -1,0 +1,3 @@
+//! The disk of a node.
+
+pub mod index;
