@@ -114,9 +114,11 @@ impl DiskIndex {
         self.keep(id, bytes);
     }
 
-    /// A damaged file was found when the node started, and removed.
-    pub fn found_damaged(&mut self) {
+    /// A damaged file was found when the node started: it is removed.
+    pub fn found_damaged(&mut self, id: BlockId, bytes: u64) {
+        self.figures.used_bytes += bytes;
         self.figures.damaged += 1;
+        self.doomed.insert(id, bytes);
     }
 
     /// The bytes of a block's file, if it can be read.
@@ -153,6 +155,11 @@ impl DiskIndex {
         self.waiting.push_back(id);
         self.waiting_bytes.insert(id, bytes);
         true
+    }
+
+    /// Whether a block waits to be written.
+    pub fn is_waiting(&self, id: &BlockId) -> bool {
+        self.waiting_bytes.contains_key(id)
     }
 
     /// Whether the disk has nothing more to write, and is at it no more.

@@ -36,9 +36,14 @@ pub async fn start_hosts(
             capacity_bytes: options.capacity_bytes,
             queue_jobs: options.queue_jobs,
             clock: Arc::clone(&options.clock),
+            disk: options.disk.clone(),
         };
         let started = context_host::start(args).await;
         hosts.push(started.map_err(|error| not_started(&format!("context host {host}"), error))?);
+    }
+    if let Some(disk) = &options.disk {
+        let held: Vec<_> = hosts.iter().map(|host| Arc::clone(&host.held)).collect();
+        disk.bring_back(&held);
     }
     Ok(hosts)
 }
