@@ -72,7 +72,7 @@ async fn a_node_that_was_opened_again_encodes_nothing_and_answers_alike() -> any
             let node = Lasting::open(&model, folder.path(), hosts).await?;
             let context = node.encode(layout).await?;
             assert_eq!(computed(&context), 0, "{layout:?} on {hosts} hosts");
-            assert!(node.disk.figures().hits >= BLOCKS as u64);
+            assert!(node.disk.figures().hits >= BLOCKS as u64, "{:?}", node.disk.figures());
             let answer = ask(&context.session().await?, question(0), TOKENS).await?;
             answer.assert_like(&first, &format!("{layout:?} on {hosts} hosts"));
             node.close().await;

@@ -14,7 +14,8 @@
 //! | 104 | 16 | XXH3-128 of those |
 //! | 120 | 16 | XXH3-128 of the 120 bytes before |
 //!
-//! Numbers are little-endian.
+//! Numbers are little-endian. A change of how keys and values lie in memory, or of what they are computed to be, is a new version
+//! of this form: files of another one count as damaged.
 
 use stellate_kernels::{KvFormat, KvShape};
 use stellate_model::block::BlockId;

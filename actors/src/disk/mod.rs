@@ -136,6 +136,17 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Nothing is read or written from now on, and who waits for a block is told that it does not come.
+    fn stop(&self) {
+        let mut state = self.state();
+        state.is_stopping = true;
+        let loads = (std::mem::take(&mut state.urgent), std::mem::take(&mut state.later));
+        drop(state);
+        self.changed.notify_all();
+        // Behind the lock: they tell their hosts.
+        drop(loads);
+    }
+
     /// Whether a host computes.
     fn is_busy(&self) -> bool {
         let at = Duration::from_millis(self.busy_ms.load(Ordering::Relaxed));
@@ -151,7 +162,12 @@ impl Disk {
     pub fn open(options: DiskOptions) -> Result<Self, DiskError> {
         let path = options.folder.clone();
         let failed = |source| DiskError::Folder { folder: path.clone(), source };
-        fs::create_dir_all(&path).map_err(failed)?;
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true);
+        // Keys and values tell much of the text that they are of.
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(&path).map_err(failed)?;
         let lock = File::create(path.join(LOCK)).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -213,14 +229,16 @@ impl Disk {
         self.state().index.file_bytes(id).is_some()
     }
 
+    /// These hosts are over it: what they hold is in use.
+    pub fn serve(&self, hosts: &[Arc<HeldBlocks>]) {
+        self.state().hosts.extend(hosts.iter().map(Arc::downgrade));
+    }
+
     /// Has the blocks that were there at the start back on `hosts`, the latest used first, each on the host with the most room,
-    /// in the background. Those that are to come are noted when this returns.
+    /// in the background. Those that are to come are noted when this returns. For a node whose supervisor has those freed that
+    /// nobody needs.
     pub fn bring_back(&self, hosts: &[Arc<HeldBlocks>]) {
-        let at_start = {
-            let mut state = self.state();
-            state.hosts.extend(hosts.iter().map(Arc::downgrade));
-            std::mem::take(&mut state.at_start)
-        };
+        let at_start = std::mem::take(&mut self.state().at_start);
         let room = |held: &Arc<HeldBlocks>| {
             let budget = held.budget();
             (budget.capacity_bytes() - budget.capacity_bytes() / LEFT_FREE)
@@ -240,8 +258,9 @@ impl Disk {
         if !loads.is_empty() {
             tracing::info!(blocks = loads.len(), "blocks come back from the disk");
         }
-        self.state().later.extend(loads);
-        self.0.shared.changed.notify_all();
+        for load in loads {
+            self.take(load, |state| &mut state.later);
+        }
     }
 
     /// Waits until nothing waits to be written, or `longest` is over. Tells whether nothing does.
@@ -259,7 +278,7 @@ impl Disk {
     /// Ends its thread after the step under way and waits for it. Nothing is written or read from then on, and
     /// another may use the folder.
     pub async fn close(&self) {
-        self.0.stop();
+        self.0.shared.stop();
         let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // One that has panicked has ended as well.
@@ -296,7 +315,18 @@ impl Disk {
 
     /// Somebody waits for a block.
     pub(crate) fn load(&self, load: Load) {
-        self.state().urgent.push_back(load);
+        self.take(load, |state| &mut state.urgent);
+    }
+
+    /// Has a block on its way, unless the disk is closed: then the load is dropped behind the lock, and its host told so.
+    fn take(&self, load: Load, queue: impl FnOnce(&mut State) -> &mut VecDeque<Load>) {
+        let mut state = self.state();
+        if state.is_stopping {
+            drop(state);
+            return drop(load);
+        }
+        queue(&mut state).push_back(load);
+        drop(state);
         self.0.shared.changed.notify_all();
     }
 
@@ -315,21 +345,9 @@ impl Disk {
     }
 }
 
-impl Owner {
-    fn stop(&self) {
-        let mut state = self.shared.state();
-        state.is_stopping = true;
-        let loads = (std::mem::take(&mut state.urgent), std::mem::take(&mut state.later));
-        drop(state);
-        self.shared.changed.notify_all();
-        // Behind the lock: they tell their hosts that they do not come.
-        drop(loads);
-    }
-}
-
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.stop();
+        self.shared.stop();
     }
 }
 

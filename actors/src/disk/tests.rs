@@ -68,6 +68,7 @@ impl Node {
     fn over(disk: Disk, in_memory: usize, clock: ManualClock) -> Self {
         let budget = KvBudget::new(shape(), in_memory * bytes());
         let held = HeldBlocks::backed(HostId(1), budget, Arc::new(clock.clone()), Some(disk.clone()));
+        disk.serve(&[Arc::clone(&held)]);
         disk.bring_back(&[Arc::clone(&held)]);
         Self { disk, held, clock }
     }
@@ -340,4 +341,20 @@ fn blocks_of_another_model_are_kept_and_not_brought_back() {
     let node = Node::over(Disk::open_over(memory.boxed(), other).unwrap(), 8, clock);
     assert!(node.held.from_disk().is_empty() && node.held.list().is_empty());
     assert_eq!(node.disk.figures().blocks, 1);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_disk_that_was_closed() {
+    let memory = Memory::default();
+    let node = Node::start(&memory, 100, 8);
+    node.hold(1);
+    node.written().await;
+    node.held.release(&[id(1)]);
+    node.disk.close().await;
+    for ended in node.held.recall(&[id(1)]) {
+        tokio::time::timeout(PATIENCE, ended.wait()).await.unwrap();
+    }
+    assert!(node.held.get(&id(1)).is_none());
+    node.hold(2);
+    assert!(!node.disk.settle(PATIENCE).await, "it is written no more, and nobody waits for that");
 }

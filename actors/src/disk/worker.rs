@@ -55,6 +55,13 @@ pub(super) struct Worker {
     has_looked: bool,
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // However it ends: nobody waits for a block that nobody reads.
+        self.shared.stop();
+    }
+}
+
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>, folder: Box<dyn BlockFolder>) -> Self {
         let stamps = shared.clock.now() + STAMP_EVERY;
