@@ -35,9 +35,10 @@ impl Lasting {
         Ok(Self { node, disk })
     }
 
-    /// Ends it once everything is on the disk.
-    async fn close(self) {
+    /// Ends it once everything is on the disk. What is let go of before its turn is not written.
+    async fn close(self, context: Context) {
         assert!(self.disk.settle(PATIENCE).await, "{:?}", self.disk.figures());
+        drop(context);
         self.node.close().await;
         self.disk.close().await;
     }
@@ -65,8 +66,9 @@ async fn a_node_that_was_opened_again_encodes_nothing_and_answers_alike() -> any
         let [first, _] = healthy(&model, layout, TOKENS).await?;
         let folder = tempfile::tempdir()?;
         let node = Lasting::open(&model, folder.path(), 2).await?;
-        assert_eq!(computed(&node.encode(layout).await?), BLOCKS);
-        node.close().await;
+        let context = node.encode(layout).await?;
+        assert_eq!(computed(&context), BLOCKS);
+        node.close(context).await;
         // With other hosts than before, too: blocks come to whichever is asked for them.
         for hosts in [2, 1, 3] {
             let node = Lasting::open(&model, folder.path(), hosts).await?;
@@ -75,7 +77,7 @@ async fn a_node_that_was_opened_again_encodes_nothing_and_answers_alike() -> any
             assert!(node.disk.figures().hits >= BLOCKS as u64, "{:?}", node.disk.figures());
             let answer = ask(&context.session().await?, question(0), TOKENS).await?;
             answer.assert_like(&first, &format!("{layout:?} on {hosts} hosts"));
-            node.close().await;
+            node.close(context).await;
         }
     }
     Ok(())
@@ -91,8 +93,7 @@ async fn with_one_bit_flipped_exactly_that_block_is_encoded_anew_and_the_answer_
         let node = Lasting::open(&model, folder.path(), 1).await?;
         let context = node.encode(layout).await?;
         let flipped = file(folder.path(), &context, 3);
-        drop(context);
-        node.close().await;
+        node.close(context).await;
         let mut bytes = fs::read(&flipped)?;
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
@@ -102,15 +103,12 @@ async fn with_one_bit_flipped_exactly_that_block_is_encoded_anew_and_the_answer_
         assert_eq!((computed(&context), node.disk.figures().damaged), (1, 1), "{layout:?}");
         let answer = ask(&context.session().await?, question(0), TOKENS).await?;
         answer.assert_like(&first, &format!("{layout:?} with a bit flipped"));
-        node.close().await;
+        node.close(context).await;
         // It was repaired on the disk as well.
         let node = Lasting::open(&model, folder.path(), 1).await?;
-        assert_eq!(
-            (computed(&node.encode(layout).await?), node.disk.figures().damaged),
-            (0, 0),
-            "{layout:?}"
-        );
-        node.close().await;
+        let context = node.encode(layout).await?;
+        assert_eq!((computed(&context), node.disk.figures().damaged), (0, 0), "{layout:?}");
+        node.close(context).await;
     }
     Ok(())
 }

@@ -71,13 +71,18 @@ async fn ask(cluster: &LocalCluster, told: &[Told]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until every disk of the nodes has written what there is.
-async fn written(cluster: &LocalCluster) -> anyhow::Result<Vec<NodeInfo>> {
+/// Waits until the nodes hold so many blocks in all, anchors among them, and all of those are on the disks. A node reports what it
+/// holds together with what was computed for it.
+async fn written(cluster: &LocalCluster, blocks: u64) -> anyhow::Result<Vec<NodeInfo>> {
     let is_written = |node: &NodeInfo| {
         node.disk.is_some_and(|disk| disk.waiting == 0 && disk.blocks >= node.blocks.unwrap_or(u64::MAX))
     };
-    let what = "everything to be on the disks";
-    Ok(cluster.until_seen(0, what, |seen| seen.len() == NODES && seen.iter().all(is_written)).await?)
+    let is_so = |seen: &[NodeInfo]| {
+        seen.len() == NODES
+            && seen.iter().all(is_written)
+            && sum(seen, |node| node.blocks.unwrap_or(0)) >= blocks
+    };
+    Ok(cluster.until_seen(0, &format!("{blocks} blocks to be on the disks"), is_so).await?)
 }
 
 async fn kill_and_restart(cluster: &mut LocalCluster, between: impl FnOnce()) -> anyhow::Result<()> {
@@ -135,12 +140,13 @@ async fn nodes_that_were_all_killed_encode_nothing_of_what_their_disks_hold() ->
     let told = oracle(&document, &contexts).await?;
     drop(contexts);
     ask(&cluster, &told).await?;
-    let before = written(&cluster).await?;
+    let before = written(&cluster, blocks as u64).await?;
     assert!(sum(&before, |node| node.computed_blocks.unwrap_or(0)) >= blocks as u64, "{before:?}");
+    let all = sum(&before, |node| node.blocks.unwrap_or(0));
 
     kill_and_restart(&mut cluster, || {}).await?;
     ask(&cluster, &told).await?;
-    let after = written(&cluster).await?;
+    let after = written(&cluster, all).await?;
     let hits = sum(&after, |node| node.disk.map_or(0, |disk| disk.hits));
     assert_eq!(sum(&after, |node| node.computed_blocks.unwrap_or(u64::MAX)), 0, "{after:?}");
     assert!(hits >= blocks as u64, "{after:?}");
@@ -154,7 +160,7 @@ async fn nodes_that_were_all_killed_encode_nothing_of_what_their_disks_hold() ->
     })
     .await?;
     ask(&cluster, &told).await?;
-    let after = written(&cluster).await?;
+    let after = written(&cluster, all).await?;
     assert_eq!(sum(&after, |node| node.disk.map_or(0, |disk| disk.damaged)), 1, "{after:?}");
     // With it perhaps the anchor, where the block is encoded on another node.
     let computed = sum(&after, |node| node.computed_blocks.unwrap_or(u64::MAX));
