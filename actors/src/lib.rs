@@ -37,6 +37,7 @@ pub mod context_host;
 pub mod cover;
 mod device_thread;
 pub mod directory;
+pub mod disk;
 pub mod engine;
 pub mod error;
 pub mod fanout;

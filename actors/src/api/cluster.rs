@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::fault::ErrorCode;
+use crate::disk::index::DiskFigures;
 use crate::link::HostId;
 
 /// The state of a node.
@@ -88,6 +89,11 @@ pub struct NodeInfo {
     pub sessions: Option<u64>,
     /// Round-trip time from the node that was asked, in microseconds; none to itself.
     pub rtt_us: Option<u64>,
+    /// Blocks that were computed for its hosts since they have started, copies of anchors among them; none where no supervisor
+    /// said so.
+    pub computed_blocks: Option<u64>,
+    /// The blocks on its disk, in figures; none where it keeps none there, or no supervisor said so.
+    pub disk: Option<DiskFigures>,
 }
 
 /// A node to be emptied.

@@ -285,6 +285,8 @@ mod tests {
                 capacity_bytes: 1000,
                 blocks: held.iter().map(|(&id, &bytes)| HeldBlock { id, bytes }).collect(),
                 inbound: Vec::new(),
+                from_disk: Vec::new(),
+                computed_blocks: 0,
                 encode_tokens_per_s: 0,
                 copy_bytes_per_s: 0,
             };
@@ -356,7 +358,7 @@ mod tests {
         let node = NodeKey::of(host(0));
         let at = Stamp { start: 1, count: 1 };
         let hosts = Names::default().inventory().await;
-        let inventory = Inventory { node, at, up_ms: 0, seen: Term::NONE, hosts };
+        let inventory = Inventory { node, at, up_ms: 0, seen: Term::NONE, hosts, disk: None };
         ask(&supervisor, SupervisorRequest::Inventory(inventory)).await;
         let cause = "the disk is full".to_owned();
         let not_kept = SupervisorReply::Refused(Refusal::NotKept { node, cause });

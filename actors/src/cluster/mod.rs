@@ -6,6 +6,7 @@ pub mod actor;
 pub mod agent;
 pub mod drain;
 mod encode_order;
+mod from_disk;
 pub mod intents;
 mod listening;
 pub mod messages;

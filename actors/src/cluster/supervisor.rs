@@ -174,6 +174,7 @@ impl Cluster {
             let has_restarted = entry.at.start != 0 && entry.at.start != inventory.at.start;
             entry.at = inventory.at;
             entry.measure(reported);
+            entry.disk = inventory.disk;
             self.compare(now, host, reported, has_restarted);
             if is_back {
                 self.resume_drain(inventory.node);
@@ -192,7 +193,8 @@ impl Cluster {
         has_restarted: bool,
     ) {
         let listed: BTreeSet<BlockId> = reported.blocks.iter().map(|block| block.id).collect();
-        let is_unknown = reported.blocks.iter().any(|block| self.table.holding(host, &block.id).is_none());
+        let mut told = reported.blocks.iter().chain(&reported.from_disk);
+        let is_unknown = told.any(|block| self.table.holding(host, &block.id).is_none());
         let anchors = if is_unknown { self.table.anchors() } else { BTreeMap::new() };
         for block in &reported.blocks {
             let hold = self.table.hold(host, &block.id);
@@ -218,6 +220,7 @@ impl Cluster {
         for block in missing.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.forget(now, host, block);
         }
+        self.compare_disk(now, host, reported, &anchors);
         for inbound in &reported.inbound {
             let deadline = now + self.settings.copy_timeout;
             let moves = self.moves.values_mut().filter(|m| m.to == host && m.block == inbound.id);
@@ -359,6 +362,9 @@ impl Cluster {
         }
         if let Some(holding) = self.table.holding_mut(host, &block) {
             holding.unclaimed = None;
+        }
+        if let Some(entry) = self.table.hosts.get_mut(&host) {
+            entry.from_disk.remove(&block);
         }
         false
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use stellate_model::block::BlockId;
 use wincode::{SchemaRead, SchemaWrite};
 
+use crate::disk::index::DiskFigures;
 use crate::link::HostId;
 
 use super::messages::{ContextClaim, ContextKey, HostInventory, NodeKey, Stamp};
@@ -72,6 +73,10 @@ pub(crate) struct HostEntry {
     /// The latest moment heard of: inventories taken before are out of date.
     pub(crate) at: Stamp,
     pub(crate) blocks: BTreeMap<BlockId, Holding>,
+    /// Those of them that are promised because they come from the disk of the node, and not by a placement.
+    pub(crate) from_disk: BTreeSet<BlockId>,
+    pub(crate) computed_blocks: u64,
+    pub(crate) disk: Option<DiskFigures>,
 }
 
 impl HostEntry {
@@ -86,6 +91,9 @@ impl HostEntry {
             heard: now,
             at: Stamp::default(),
             blocks: BTreeMap::new(),
+            from_disk: BTreeSet::new(),
+            computed_blocks: 0,
+            disk: None,
         }
     }
 
@@ -103,6 +111,7 @@ impl HostEntry {
         self.capacity_bytes = inventory.capacity_bytes;
         self.encode_tokens_per_s = inventory.encode_tokens_per_s;
         self.copy_bytes_per_s = inventory.copy_bytes_per_s;
+        self.computed_blocks = inventory.computed_blocks;
     }
 }
 
@@ -209,6 +218,7 @@ impl Table {
     pub(crate) fn remove(&mut self, host: HostId, block: &BlockId) -> Option<Holding> {
         let entry = self.hosts.get_mut(&host)?;
         let holding = entry.blocks.remove(block)?;
+        entry.from_disk.remove(block);
         entry.used_bytes -= holding.bytes;
         self.version += 1;
         if let Some(holders) = self.holders.get_mut(block) {

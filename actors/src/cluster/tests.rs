@@ -407,6 +407,7 @@ fn of_two_supervisors_the_earlier_stands_down_as_soon_as_an_agent_or_a_query_nod
         up_ms: 0,
         seen: later,
         hosts: Vec::new(),
+        disk: None,
     };
     told.cluster.inventory(told.now, &inventory);
     assert_eq!(told.cluster.poll_action(), Some(Action::Replaced { highest: later }));
@@ -424,9 +425,12 @@ fn a_first_supervisor_begins_at_once_and_one_that_hears_of_another_listens_first
             capacity_bytes: 1000,
             blocks: Vec::new(),
             inbound: Vec::new(),
+            from_disk: Vec::new(),
+            computed_blocks: 0,
             encode_tokens_per_s: 0,
             copy_bytes_per_s: 0,
         }],
+        disk: None,
     };
     let earlier = Term { counter: 1, node: NodeKey([1; 6]) };
     for (seen, is_first) in [(Term::NONE, true), (earlier, false)] {

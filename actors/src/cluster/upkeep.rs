@@ -358,6 +358,8 @@ impl Cluster {
             encode_tokens_per_s: entry.encode_tokens_per_s,
             copy_bytes_per_s: entry.copy_bytes_per_s,
             silent_ms: now.saturating_sub(entry.heard).as_millis() as u64,
+            computed_blocks: entry.computed_blocks,
+            disk: entry.disk,
         });
         let contexts = self.table.contexts.values().map(|claim| {
             let holders: Vec<_> = claim.needs.iter().map(|need| self.table.holders(&need.id)).collect();

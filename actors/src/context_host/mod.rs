@@ -21,6 +21,7 @@ use stellate_runtime::clock::Clock;
 use crate::budget::{BudgetedBlock, KvBudget, StoreFull};
 use crate::cancel::CancelToken;
 use crate::device_thread::{DeviceThread, Inbox};
+use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::link::{AttendJob, HostId, LocalLink};
 use crate::path::context::Anchor;
@@ -82,6 +83,14 @@ pub struct EncodeJob {
     pub cancel: CancelToken,
 }
 
+impl EncodeJob {
+    /// The blocks that a host holds when it has followed the order.
+    pub(crate) fn recalled(&self) -> Vec<BlockId> {
+        let anchor = self.anchor.as_ref().filter(|anchor| anchor.is_kept && !self.recompute_anchor);
+        std::iter::once(self.id).chain(anchor.map(|anchor| anchor.id)).collect()
+    }
+}
+
 /// What became of an [`EncodeJob`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoded {
@@ -132,6 +141,8 @@ pub struct ContextHostArgs {
     pub queue_jobs: usize,
     /// Measures how fast it encodes, and ends promises of room.
     pub clock: Arc<dyn Clock>,
+    /// The disk of its node, if that has one.
+    pub disk: Option<Disk>,
 }
 
 /// A context host that runs: the actor, and the ways past its mailbox.
@@ -167,8 +178,8 @@ pub async fn start(args: ContextHostArgs) -> Result<ContextHostHandle, ractor::S
     let (attends, attend_jobs) = bounded(ATTEND_QUEUE);
     let budget = KvBudget::new(args.kv_shape, args.capacity_bytes);
     let host = args.host;
-    let (held, rates) =
-        (HeldBlocks::new(host, Arc::clone(&budget), Arc::clone(&args.clock)), Arc::new(Rates::default()));
+    let held = HeldBlocks::backed(host, Arc::clone(&budget), Arc::clone(&args.clock), args.disk.clone());
+    let rates = Arc::new(Rates::default());
     let start = Start { args, held: Arc::clone(&held), rates: Arc::clone(&rates), attend_jobs };
     let (actor, _) = Actor::spawn(None, ContextHost, start).await?;
     Ok(ContextHostHandle { host, actor, budget, held, rates, attends })
@@ -213,8 +224,11 @@ impl Actor for ContextHost {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ContextHostMsg::Encode(job, reply) => {
+                // What is on the disk is waited for as a copy is.
+                drop(state.held.recall(&job.recalled()));
                 state.encode(&myself, EncodeWork::new(&state.held, job, reply));
             }
+            ContextHostMsg::Resume(work) if work.is_held(&state.held) => work.answer(Ok(Encoded::Held)),
             ContextHostMsg::Resume(work) => state.hand_over(work),
             ContextHostMsg::Reserve(id, tokens, reply) => {
                 let held = Arc::clone(&state.held);

@@ -54,7 +54,7 @@ use crate::context_host::ContextHostHandle;
 use crate::directory::Directory;
 use crate::error::OpenError;
 use crate::model::Model;
-use crate::node::{Node, NodeOptions, Surroundings, start_hosts};
+use crate::node::{Node, NodeOptions, Surroundings, held_by, start_hosts};
 use crate::port::SupervisorPort;
 use crate::remote::{AttendShape, BlockServer, LocalHosts, Pacer, serve_decode};
 
@@ -176,6 +176,10 @@ impl Member {
             options.hosts.clear();
         }
         let own = start_hosts(&setup.model, &options, key.0).await?;
+        if let Some(disk) = &options.disk {
+            // Before anybody is told what there is.
+            disk.bring_back(&held_by(&own));
+        }
         let started = Self::start_with(&setup, peers, own.clone(), decode, bulk).await;
         if started.is_err() {
             own.iter().for_each(|host| host.actor.stop(None));

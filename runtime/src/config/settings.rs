@@ -81,6 +81,10 @@ pub struct KvSettings {
     pub format: KvFormat,
     /// Memory for keys and values on each context host.
     pub capacity_bytes: Bytes,
+    /// Bytes that blocks may take on the disk of a serving node, all its hosts together; 0 keeps none there.
+    pub disk_bytes: Bytes,
+    /// The folder that they lie in; empty is `blocks` in `node.data_dir`.
+    pub disk_dir: PathBuf,
 }
 
 /// `[hosts]`

@@ -38,7 +38,12 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
             anchor_tokens: AnchorTokens::Block,
             recompute_anchor: false,
         },
-        kv: KvSettings { format: KvFormat::Bf16, capacity_bytes: Bytes::new(4 << 30) },
+        kv: KvSettings {
+            format: KvFormat::Bf16,
+            capacity_bytes: Bytes::new(4 << 30),
+            disk_bytes: Bytes::new(0),
+            disk_dir: PathBuf::new(),
+        },
         hosts: HostSettings { count: 1, threads: 0, cpus: vec![], queue_jobs: 64, chunk_tokens: 512 },
         query: QuerySettings {
             threads: 0,

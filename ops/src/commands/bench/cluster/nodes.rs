@@ -98,6 +98,6 @@ pub(super) async fn start_host(
     let kv_shape = decoder.kv_shape(FORMAT);
     let capacity_bytes = kv_shape.bytes_for(tokens);
     let clock = Arc::new(SystemClock::new());
-    let args = ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 4, clock };
+    let args = ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 4, clock, disk: None };
     context_host::start(args).await.context("a context host starts")
 }
