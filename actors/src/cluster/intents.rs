@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use stellate_model::block::BlockId;
+use wincode::{SchemaRead, SchemaWrite};
 
 use crate::manifest::ContextId;
 
@@ -16,7 +18,7 @@ use super::supervisor::{Action, Cluster};
 use super::table::{Hold, HostState};
 
 /// What an administrator wants of a node; outlives supervisors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub enum Intent {
     /// No new blocks.
     Cordon,

@@ -5,6 +5,7 @@
 pub mod actor;
 pub mod agent;
 pub mod drain;
+pub mod election;
 mod encode_order;
 pub mod intents;
 mod listening;
