@@ -9,6 +9,7 @@ pub mod election;
 mod encode_order;
 pub mod intents;
 mod listening;
+pub mod mandate;
 pub mod messages;
 pub mod migration;
 pub mod order;

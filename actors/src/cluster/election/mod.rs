@@ -27,6 +27,8 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use wincode::{SchemaRead, SchemaWrite};
+
 pub use self::words::{Ballot, Book, Message, Output, Resignation, Version, Voter};
 
 use self::leading::{Poll, Reign};
@@ -88,7 +90,7 @@ pub enum ProposeError {
 }
 
 /// What can be seen of a voter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct Standing {
     /// The highest term that it has promised to.
     pub promised: Term,
