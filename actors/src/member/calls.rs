@@ -2,6 +2,7 @@
 //! over the network, hand it on in the order it came, and always answer: a caller on another node is not told that an actor
 //! has dropped its call.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -108,8 +109,11 @@ pub(super) enum VoterReply {
 #[derive(Debug)]
 pub(super) struct VoterGate;
 
-/// Where what has come goes: the settings by which senders are judged, and the voter.
-pub(super) type VoterDoor = (Electorate, mpsc::Sender<VoterInput>);
+/// Where what has come goes: the settings by which senders are judged, the voter, and the nodes that were told of in the log.
+pub(super) type VoterDoor = (Electorate, mpsc::Sender<VoterInput>, BTreeSet<NodeKey>);
+
+/// Nodes that are told of as no voters: whoever says so again and again is told of once.
+const TOLD_OF: usize = 64;
 
 impl Actor for VoterGate {
     type Msg = VoterCall;
@@ -128,15 +132,18 @@ impl Actor for VoterGate {
         &self,
         _: ActorRef<Self::Msg>,
         message: VoterCall,
-        (electorate, voter): &mut Self::State,
+        (electorate, voter, told_of): &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
             VoterCall::Say(said) => match said.take() {
                 Ok(envelope) => match electorate.sender(&envelope) {
                     // A voter that is behind loses messages, and is asked again.
                     Ok(from) => drop(voter.try_send(VoterInput::Said(from, envelope.message))),
-                    Err(cause) => {
+                    Err(cause) if told_of.len() < TOLD_OF && told_of.insert(envelope.node) => {
                         tracing::warn!(node = %envelope.node, %cause, "a message of a voter was not heard");
+                    }
+                    Err(cause) => {
+                        tracing::debug!(node = %envelope.node, %cause, "a message of a voter was not heard");
                     }
                 },
                 Err(error) => tracing::warn!(%error, "a message of a voter could not be read"),

@@ -51,7 +51,9 @@ pub enum TakeOverError {
     )]
     NoElection,
     /// The node is none.
-    #[error("node `{name}` is no voter: {voters} are (cluster.voters); name one of them with --node")]
+    #[error(
+        "node `{name}` is no voter; the voters are {voters} (cluster.voters); name one of them with --node"
+    )]
     NoVoter {
         /// Its name.
         name: String,

@@ -145,9 +145,9 @@ pub enum AskFailure {
     },
     /// None is elected: too few voters can be reached from here.
     #[error(
-        "no supervisor was elected within {waited_s} s: of the voters {} none can be reached of {}, and {needed} of {} must be; \
-         start them, and ask again. Sessions whose blocks are all there go on",
-        voters.join(", "), missing.join(", "), voters.len()
+        "no supervisor was elected within {waited_s} s: of the voters {}, {} cannot be reached from here, and {needed} of {} must \
+         be; start them, and ask again. Sessions whose blocks are all there go on",
+        voters.join(", "), missing.join(" and "), voters.len()
     )]
     NoMajority {
         /// How long it was looked for, in seconds.

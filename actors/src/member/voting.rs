@@ -1,7 +1,7 @@
 //! The voter of this node: time, the network and the disk for the state machine in [`crate::cluster::election`], and a
 //! supervisor for as long as it leads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ pub(super) async fn start(
     let settings = electorate.settings();
     let election = Election::new(now, settings, (own, peers.own_key()), ballot, seen, chance);
     let (inputs, received) = mpsc::channel(VOTER_QUEUE);
-    let gate = Actor::spawn(None, VoterGate, (electorate.clone(), inputs.clone())).await;
+    let gate = Actor::spawn(None, VoterGate, (electorate.clone(), inputs.clone(), BTreeSet::new())).await;
     let (gate, _) = gate.map_err(|error| not_started("the way in to the voter", error))?;
     peers.join(VOTERS, gate.get_cell());
     // As many as the voter has asked for and not been told of: it asks for few.

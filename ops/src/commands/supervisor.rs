@@ -10,7 +10,7 @@ use stellate_actors::api::{Client, SupervisorInfo, VoterInfo};
 use crate::app::App;
 use crate::remote::RemoteArgs;
 use crate::report::table;
-use crate::{human, output};
+use crate::{human, output, progress};
 
 /// How often it is looked whether a voter has taken over.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -99,7 +99,7 @@ async fn take_over(client: &Client, node: Option<&str>) -> anyhow::Result<Superv
         }
         let now = who(&info);
         if now != last {
-            eprintln!("waiting for `{heir}`: {now}");
+            progress::note(&format!("waiting for `{heir}`: {now}"));
             last = now;
         }
         tokio::time::sleep(LOOK_EVERY).await;
