@@ -29,6 +29,9 @@ pub enum Intent {
     },
 }
 
+/// When to ask again of a node that a supervisor which has just started has not heard of: agents report every second.
+const FIRST_REPORT_MS: u64 = 1000;
+
 /// A drain that is under way.
 #[derive(Clone, Debug)]
 pub(crate) struct Drain {
@@ -261,6 +264,13 @@ impl Cluster {
 
     fn known(&self, node: NodeKey) -> Result<(), Refusal> {
         let is_known = self.table.hosts.keys().any(|&host| NodeKey::of(host) == node);
-        if is_known { Ok(()) } else { Err(Refusal::NoSuchNode { node }) }
+        match is_known {
+            true => Ok(()),
+            // It may be about to report.
+            false if !self.has_settled && !self.is_replaced => {
+                Err(Refusal::Settling { retry_ms: FIRST_REPORT_MS })
+            }
+            false => Err(Refusal::NoSuchNode { node }),
+        }
     }
 }

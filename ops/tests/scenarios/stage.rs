@@ -57,10 +57,10 @@ impl Kind {
 
     fn layouts(self) -> Vec<Layout> {
         match self {
-            Self::Demo | Self::Elected => {
+            Self::Demo => {
                 vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS), Layout::exact(BLOCK_TOKENS)]
             }
-            Self::Tight => vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS)],
+            Self::Tight | Self::Elected => vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS)],
             Self::Slow => {
                 vec![Layout::star(LONG_BLOCK_TOKENS, BLOCK_TOKENS), Layout::exact(LONG_BLOCK_TOKENS)]
             }
@@ -220,12 +220,14 @@ impl Stage {
             Step::TakeOver(node) => {
                 let name = format!("node-{node}");
                 self.client().await?.take_over(Some(&name)).await?;
-                self.led(&format!("{name} to lead"), |leader| leader == name).await?;
+                self.led(&format!("{name} to lead"), |leader| leader == Some(&*name)).await?;
             }
             Step::LedByAnother(node) => {
                 let name = format!("node-{node}");
-                self.led(&format!("another than {name} to lead"), |leader| leader != name).await?;
+                let is_other = |leader: Option<&str>| leader.is_some_and(|leader| leader != name);
+                self.led(&format!("another than {name} to lead"), is_other).await?;
             }
+            Step::NotLed => self.led("nobody to lead", |leader| leader.is_none()).await?,
             Step::DrainRefused(node) => {
                 let moves = self.drain(node).await?;
                 let refused = follow(moves).await.err().context("the drain was not refused")?;
@@ -396,10 +398,10 @@ impl Stage {
         Ok(())
     }
 
-    async fn led(&mut self, what: &str, is_so: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+    async fn led(&mut self, what: &str, is_so: impl Fn(Option<&str>) -> bool) -> anyhow::Result<()> {
         let client = self.client().await?;
         let look = async || match client.supervisor().await {
-            Ok(info) if info.leader.as_deref().is_some_and(&is_so) => Ok(()),
+            Ok(info) if is_so(info.leader.as_deref()) => Ok(()),
             Ok(info) => Err(format!("{info:?}")),
             Err(error) => Err(error.to_string()),
         };

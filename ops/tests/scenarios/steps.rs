@@ -40,6 +40,8 @@ pub(crate) enum Step {
     TakeOver(usize),
     /// Another voter than this one was elected.
     LedByAnother(usize),
+    /// No voter leads.
+    NotLed,
     /// This node is killed, held or not.
     Kill(usize),
     /// This node is held where it is.
