@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, OnceCell};
 use wincode::SchemaReadOwned;
 use wincode::config::DefaultConfig;
 
-use super::cluster::{Check, DrainRequest, IssuedToken, NodeInfo, RebalancePlan, TokenInfo};
+use super::cluster::{Check, DrainRequest, IssuedToken, NodeInfo, RebalancePlan, SupervisorInfo, TokenInfo};
 use super::convert;
 use super::fault::{Fault, RemoteError};
 use super::info::{About, ContextInfo, SessionInfo, Status, TurnInfo};
@@ -220,6 +220,17 @@ impl Client {
     /// Revokes the certificates of an administrator, by name or by the id of one.
     pub async fn revoke_admin(&self, admin: &str) -> Result<(), RemoteError> {
         self.done(Request::RevokeAdmin { admin: admin.to_owned() }).await
+    }
+
+    /// Who supervises, and how the voters stand.
+    pub async fn supervisor(&self) -> Result<SupervisorInfo, RemoteError> {
+        self.body(Request::Supervisor).await
+    }
+
+    /// Has a voter supervise: the one of this name, else the node that is asked. Gives its name once that has begun;
+    /// [`supervisor`](Self::supervisor) tells when it is done.
+    pub async fn take_over(&self, node: Option<&str>) -> Result<String, RemoteError> {
+        self.body(Request::TakeOver { node: node.map(str::to_owned) }).await
     }
 
     /// The cluster's own checks.

@@ -215,6 +215,42 @@ pub struct TokenInfo {
     pub used_by: Vec<String>,
 }
 
+/// Who supervises, and who may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct SupervisorInfo {
+    /// The node that supervises, if one is known.
+    pub leader: Option<String>,
+    /// Its term, as in `3 of node-1`, if that is known.
+    pub term: Option<String>,
+    /// How long its lease lasts if it is not renewed, in milliseconds; none where none is elected.
+    pub lease_left_ms: Option<u64>,
+    /// For how long one is elected, in milliseconds; 0 where none is.
+    pub lease_ms: u64,
+    /// Voters that must agree; 0 where there are none.
+    pub majority: u64,
+    /// The voters, in the order of their names; empty where no supervisor is elected.
+    pub voters: Vec<VoterInfo>,
+}
+
+/// A voter, as it says it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct VoterInfo {
+    /// Its name.
+    pub name: String,
+    /// Whether it answers.
+    pub reachable: bool,
+    /// Why it does not.
+    pub why: Option<String>,
+    /// Whether it leads.
+    pub leads: bool,
+    /// The highest term that it has promised to.
+    pub promised: Option<String>,
+    /// How long it is bound by that still, in milliseconds; none if it is not.
+    pub bound_ms: Option<u64>,
+    /// Its copy of what is wanted of nodes: the term that it is of, and how many that leader had written.
+    pub copy: Option<String>,
+}
+
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
 #[serde(rename_all = "snake_case")]
@@ -310,6 +346,19 @@ pub trait ClusterAdmin: fmt::Debug + Send + Sync + 'static {
 
     /// Revokes the certificates of an administrator, by name or by the id of one.
     fn revoke_admin(&self, admin: String) -> BoxFuture<'_, Result<(), ClusterError>>;
+
+    /// Who supervises, and how the voters stand.
+    fn supervisor(&self) -> BoxFuture<'_, Result<SupervisorInfo, ClusterError>> {
+        let no_cluster = "nobody supervises here: this process is no node of a cluster".to_owned();
+        Box::pin(std::future::ready(Err(ClusterError::NotHere(no_cluster))))
+    }
+
+    /// Has a voter supervise: the one of this name, else this node. Gives its name once that has begun.
+    fn take_over(&self, node: Option<String>) -> BoxFuture<'_, Result<String, ClusterError>> {
+        let _ = node;
+        let no_cluster = "nobody supervises here: this process is no node of a cluster".to_owned();
+        Box::pin(std::future::ready(Err(ClusterError::NotHere(no_cluster))))
+    }
 
     /// Looks at certificates, clocks and paths between this node and the others; with `everywhere`, has the others do so too.
     fn doctor(&self, everywhere: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>>;

@@ -30,7 +30,7 @@ mod work;
 pub use client::Client;
 pub use cluster::{
     Check, ClusterAdmin, ClusterError, DrainRequest, Finding, IssuedToken, MoveEvent, MoveKind, NodeInfo,
-    NodeState, Planned, RebalancePlan, TokenInfo,
+    NodeState, Planned, RebalancePlan, SupervisorInfo, TokenInfo, VoterInfo,
 };
 pub use fault::{ErrorCode, RemoteError};
 pub use info::{About, BadId, ContextInfo, SessionInfo, Status, TurnInfo};

@@ -387,6 +387,8 @@ async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
             bytes(&cluster.create_token(Duration::from_secs(ttl_s), uses).await.map_err(refused)?)
         }
         Request::Tokens => bytes(&cluster.tokens().await.map_err(refused)?),
+        Request::Supervisor => bytes(&cluster.supervisor().await.map_err(refused)?),
+        Request::TakeOver { node } => bytes(&cluster.take_over(node).await.map_err(refused)?),
         Request::Doctor { everywhere } => bytes(&cluster.doctor(everywhere).await.map_err(refused)?),
         _ => unreachable!("answered by its own event"),
     }

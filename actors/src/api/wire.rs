@@ -85,6 +85,10 @@ pub(super) enum Request {
     Tokens,
     /// Answered by `Done`.
     RevokeToken { id: String },
+    /// Answered by `Body` with a [`super::SupervisorInfo`].
+    Supervisor,
+    /// Answered by `Body` with the name of who is to supervise.
+    TakeOver { node: Option<String> },
 }
 
 impl Request {

@@ -568,4 +568,15 @@ pub enum Refusal {
         /// What is wrong with it.
         cause: String,
     },
+    /// What is wanted of a node was written down by too few voters. Whether it holds is decided by who supervises next.
+    #[error(
+        "what is wanted of node {node} was not written down by a majority of the voters: {cause}; it may hold or not: look with \
+         `stellate status`, see that most voters run (`stellate supervisor status`), and ask again"
+    )]
+    NotReplicated {
+        /// The node.
+        node: NodeKey,
+        /// What happened.
+        cause: String,
+    },
 }

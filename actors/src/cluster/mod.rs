@@ -5,10 +5,12 @@
 pub mod actor;
 pub mod agent;
 pub mod drain;
+pub mod election;
 mod encode_order;
 mod from_disk;
 pub mod intents;
 mod listening;
+pub mod mandate;
 pub mod messages;
 pub mod migration;
 pub mod order;

@@ -62,7 +62,13 @@ pub enum Action {
 #[derive(Clone, Debug)]
 pub(crate) enum Pending {
     Move(u64),
-    Free { host: HostId, version: u64, blocks: Vec<BlockId> },
+    Free {
+        host: HostId,
+        version: u64,
+        blocks: Vec<BlockId>,
+    },
+    /// That the agent knows of the term.
+    Fence,
 }
 
 /// The supervisor.
@@ -78,6 +84,8 @@ pub struct Cluster {
     /// When it has listened for long enough to decide.
     pub(crate) settles: Duration,
     pub(crate) is_replaced: bool,
+    /// Whether agents are told of the term before anything is ordered in it.
+    pub(crate) fences: bool,
     /// Whether somebody has told of a supervisor before it.
     pub(crate) has_predecessor: bool,
     pub(crate) table: Table,
@@ -120,6 +128,7 @@ impl Cluster {
             ticked: now,
             wall_ahead,
             is_replaced: false,
+            fences: false,
             has_predecessor: false,
             table: Table::default(),
             drains: intents::resumed(&intents, wall_ahead),
@@ -147,6 +156,20 @@ impl Cluster {
         self.actions.pop_front()
     }
 
+    /// From now on every agent that reports is told of the term, and refuses earlier supervisors from then on: for one that
+    /// was elected, since the one before it may not have noticed yet.
+    pub fn fence_agents(&mut self) {
+        self.fences = true;
+    }
+
+    /// It may not act any more, without knowing of a later one.
+    pub fn stand_down(&mut self) {
+        if !self.is_replaced {
+            self.is_replaced = true;
+            self.actions.push_back(Action::Replaced { highest: self.term });
+        }
+    }
+
     /// Its term.
     pub fn term(&self) -> Term {
         self.term
@@ -155,6 +178,9 @@ impl Cluster {
     /// What a node has: registers its hosts, corrects the table, and shows that it lives.
     pub fn inventory(&mut self, now: Duration, inventory: &Inventory) {
         self.hear_of_others(inventory);
+        if self.fences && inventory.seen < self.term {
+            self.order_of(inventory.node, AgentRequest::Inventory, Pending::Fence);
+        }
         for reported in inventory.hosts.iter().filter(|host| NodeKey::of(host.host) == inventory.node) {
             let host = reported.host;
             let up_since = now.saturating_sub(Duration::from_millis(inventory.up_ms));
@@ -257,7 +283,7 @@ impl Cluster {
                 }
             }
             // Sent again in time.
-            (Pending::Free { .. }, _) => {}
+            (Pending::Free { .. } | Pending::Fence, _) => {}
         }
         self.pump(now);
     }
@@ -451,10 +477,14 @@ impl Cluster {
     }
 
     pub(crate) fn order(&mut self, host: HostId, request: AgentRequest, pending: Pending) {
+        self.order_of(NodeKey::of(host), request, pending);
+    }
+
+    fn order_of(&mut self, node: NodeKey, request: AgentRequest, pending: Pending) {
         let (order, term, version) = (self.number(), self.term, self.table.version);
         self.pending.insert(order, pending);
         let order = AgentOrder { term, version, order, request };
-        self.actions.push_back(Action::ToAgent { node: NodeKey::of(host), order });
+        self.actions.push_back(Action::ToAgent { node, order });
     }
 
     /// Inventories of a host's node that were taken before `at` are out of date.

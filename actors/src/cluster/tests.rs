@@ -7,12 +7,12 @@ use proptest::prelude::*;
 
 use super::drain::DrainState;
 use super::messages::{
-    AnchorCopy, ContextClaim, HostInventory, Inventory, NodeKey, Refusal, Stamp, SupervisorReply,
-    SupervisorRequest,
+    AgentOrder, AgentRequest, AnchorCopy, ContextClaim, HostInventory, Inventory, NodeKey, Refusal, Stamp,
+    SupervisorReply, SupervisorRequest,
 };
 use super::plan::Skipped;
 use super::settings::{ClusterSettings, RepairPolicy};
-use super::sim::{BLOCK, Chance, STEP, World, claim, host, term};
+use super::sim::{BLOCK, Chance, STEP, WALL, World, claim, host, term};
 use super::supervisor::{Action, Cluster};
 use super::table::{Hold, HostState};
 use super::term::Term;
@@ -550,5 +550,35 @@ proptest! {
         }).collect();
         let kept: BTreeSet<_> = world.hosts.values().flat_map(|host| host.blocks.keys().copied()).collect();
         prop_assert!(kept.is_subset(&wanted), "what nobody needs was freed");
+    }
+}
+
+#[test]
+fn an_elected_supervisor_has_agents_raise_its_term_before_it_orders_anything_else() {
+    let node = NodeKey::of(host(0));
+    let inventory = |count, seen| {
+        let hosts = vec![HostInventory {
+            host: host(0),
+            capacity_bytes: 1000,
+            blocks: Vec::new(),
+            inbound: Vec::new(),
+            encode_tokens_per_s: 0,
+            copy_bytes_per_s: 0,
+        }];
+        Inventory { node, at: Stamp { start: 1, count }, up_ms: 0, seen, hosts }
+    };
+    for is_elected in [false, true] {
+        let (settings, intents) = (ClusterSettings::default(), BTreeMap::new());
+        let mut cluster = Cluster::new(Duration::ZERO, WALL, term(5), settings, intents);
+        if is_elected {
+            cluster.fence_agents();
+        }
+        cluster.inventory(Duration::ZERO, &inventory(1, term(3)));
+        let request = AgentRequest::Inventory;
+        let order = AgentOrder { term: term(5), version: 0, order: 1, request };
+        let expected = is_elected.then_some(Action::ToAgent { node, order });
+        assert_eq!((cluster.poll_action(), cluster.poll_action()), (expected, None));
+        cluster.inventory(Duration::from_secs(1), &inventory(2, term(5)));
+        assert_eq!(cluster.poll_action(), None, "it knows");
     }
 }

@@ -6,16 +6,21 @@
 //! * [`hosts`]: those of this node as its agent orders them about; [`pull`], blocks that come from elsewhere.
 //! * [`notices`]: what the supervisor tells the query side.
 //! * [`supervision`]: the supervisor, on the node that supervises; [`transport`], its way to the others.
+//! * [`voting`]: the voter of a node that is one, which starts and ends the supervisor; [`electorate`], who the voters are;
+//!   [`council`], what administrators see of them.
 //! * [`calls`] and [`peers`]: how nodes call each other; [`store`]: what must not be forgotten.
 
 mod calls;
 mod claims;
+mod council;
+mod electorate;
 mod neighbours;
 mod notices;
 mod own;
 mod peers;
 mod supervision;
 mod transport;
+mod voting;
 mod way;
 
 pub mod hosts;
@@ -31,17 +36,23 @@ use stellate_runtime::membership::Roles;
 use stellate_runtime::store::StoreHandle;
 use stellate_runtime::substrate::SubstrateHandle;
 use stellate_runtime::transport::Connection;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+pub use self::council::{Council, Seat, TakeOverError};
+pub use self::electorate::VoterSetup;
 
 use self::calls::{AGENTS, AgentGate, Listener, QUERY_NODES, QueryGate};
+use self::electorate::Electorate;
 use self::hosts::NodeHosts;
 use self::neighbours::Neighbours;
 use self::notices::Notices;
 use self::own::OwnHost;
 use self::peers::{Peers, key_of};
-use self::store::{AgentRecords, SupervisorRecords};
+use self::store::{AgentRecords, SupervisorRecords, VoterRecords};
 use self::supervision::{Running, Supervision, Watch};
+use self::voting::VoterInput;
 use self::way::{Reports, Seen, Way};
 use crate::budget::KvBudget;
 use crate::cluster::actor::SupervisorStore;
@@ -61,6 +72,9 @@ use crate::remote::{AttendShape, BlockServer, LocalHosts, Pacer, serve_decode};
 /// Events of drains that may wait for a slow reader.
 const DRAINS: usize = 256;
 
+/// How long a voter may take to tell the others that it leaves.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// What a member of a cluster is started with.
 #[derive(Debug)]
 pub struct MemberSetup {
@@ -74,8 +88,10 @@ pub struct MemberSetup {
     pub options: NodeOptions,
     /// What it is there for.
     pub roles: Roles,
-    /// Whether it is the one that supervises.
+    /// Whether it is the one that supervises. Of no effect with `voters`.
     pub supervises: bool,
+    /// The nodes of which one is elected to supervise, if one is.
+    pub voters: Option<VoterSetup>,
     /// By which figures, if it does.
     pub settings: ClusterSettings,
     /// Nodes that shall hold each block of the contexts of this node; 0 counts as 1.
@@ -127,6 +143,22 @@ pub enum AskFailure {
         /// How long it was looked for, in seconds.
         waited_s: u64,
     },
+    /// None is elected: too few voters can be reached from here.
+    #[error(
+        "no supervisor was elected within {waited_s} s: of the voters {}, {} cannot be reached from here, and {needed} of {} must \
+         be; start them, and ask again. Sessions whose blocks are all there go on",
+        voters.join(", "), missing.join(" and "), voters.len()
+    )]
+    NoMajority {
+        /// How long it was looked for, in seconds.
+        waited_s: u64,
+        /// The voters, by name.
+        voters: Vec<String>,
+        /// Those that cannot be reached.
+        missing: Vec<String>,
+        /// How many must be.
+        needed: usize,
+    },
     /// It is there and does not answer.
     #[error("the supervisor on node {node} did not answer within {waited_s} s: {cause}; ask again")]
     Unanswered {
@@ -146,6 +178,7 @@ pub struct Member {
     directory: Arc<Directory>,
     drains: broadcast::Sender<DrainProgress>,
     running: Running,
+    voter: Option<mpsc::Sender<VoterInput>>,
     agent: Option<ActorRef<AgentMsg>>,
     gates: Vec<ActorCell>,
     tasks: Vec<JoinHandle<()>>,
@@ -207,8 +240,10 @@ impl Member {
             KvBudget::new(kv_shape, options.capacity_bytes),
             pacer.clone(),
         ));
+        let electorate = setup.voters.as_ref().map(|voters| Electorate::new(voters, peers.clone()));
         let way = Arc::new(Way::new(
             peers.clone(),
+            electorate,
             Arc::clone(&seen),
             Arc::clone(&neighbours),
             kv_shape,
@@ -220,6 +255,7 @@ impl Member {
             directory,
             drains: broadcast::channel(DRAINS).0,
             running: Running::default(),
+            voter: None,
             agent: None,
             gates: Vec::new(),
             tasks: Vec::new(),
@@ -250,25 +286,45 @@ impl Member {
         Ok(member)
     }
 
-    /// Starts the supervisor, if this is its node.
+    /// Starts the supervisor, if this is its node; where one is elected, the voter, if this node is one.
     async fn supervise(&mut self, setup: &MemberSetup) -> Result<(), MemberError> {
-        if setup.supervises {
-            let (store, key) = (setup.store.clone(), self.way.peers.own_key());
-            let supervision = Supervision {
-                peers: self.way.peers.clone(),
-                settings: setup.settings.clone(),
-                clock: Arc::clone(&setup.options.clock),
-                stores: Arc::new(move || {
-                    Box::new(SupervisorRecords::new(store.clone(), key)) as Box<dyn SupervisorStore>
-                }),
-                drains: self.drains.clone(),
-                has_hosts: !self.own.is_empty(),
-                running: Arc::clone(&self.running),
-            };
+        if let Some(electorate) = self.way.electorate.clone() {
+            let Some(own) = electorate.own() else { return Ok(()) };
+            if !setup.roles.supervisor {
+                tracing::warn!(
+                    "this node is a voter, and its roles do not include `supervisor`: it does not vote"
+                );
+                return Ok(());
+            }
+            let key = self.way.peers.own_key();
+            let records = VoterRecords::new(setup.store.clone(), key);
+            let supervision = self.supervision(setup);
+            let ballots =
+                voting::start(own, electorate, supervision, records, voting::chance_of(key)).await?;
+            self.gates.push(ballots.gate);
+            self.tasks.extend(ballots.tasks);
+            self.voter = Some(ballots.inputs);
+        } else if setup.supervises {
+            let supervision = self.supervision(setup);
             let supervisor = supervision.start(Term::NONE).await?;
             self.tasks.push(tokio::spawn(supervision.keep_up(supervisor)));
         }
         Ok(())
+    }
+
+    fn supervision(&self, setup: &MemberSetup) -> Supervision {
+        let (store, key) = (setup.store.clone(), self.way.peers.own_key());
+        Supervision {
+            peers: self.way.peers.clone(),
+            settings: setup.settings.clone(),
+            clock: Arc::clone(&setup.options.clock),
+            stores: Arc::new(move || {
+                Box::new(SupervisorRecords::new(store.clone(), key)) as Box<dyn SupervisorStore>
+            }),
+            drains: self.drains.clone(),
+            has_hosts: !self.own.is_empty(),
+            running: Arc::clone(&self.running),
+        }
     }
 
     /// Opens the ways in to the agent and to the query side, and starts what goes on by itself.
@@ -341,7 +397,22 @@ impl Member {
 
     /// The node of the supervisor, if one is known.
     pub fn supervisor(&self) -> Option<NodeId> {
-        self.way.peers.supervisor().map(|(node, _)| node)
+        self.way.supervisor(None).map(|(node, _)| node)
+    }
+
+    /// The voters, and how each stands; none where no supervisor is elected.
+    pub async fn council(&self) -> Option<Council> {
+        council::look(self.way.electorate.as_ref()?).await.into()
+    }
+
+    /// Has the voter of this name supervise: who does hands over, or, if nobody does, it leads as soon as leases allow. It has
+    /// begun then; [`council`](Self::council) tells when it is done.
+    ///
+    /// # Errors
+    /// [`TakeOverError`]; nothing has changed.
+    pub async fn take_over(&self, name: &str) -> Result<(), TakeOverError> {
+        let electorate = self.way.electorate.as_ref().ok_or(TakeOverError::NoElection)?;
+        council::take_over(electorate, name).await
     }
 
     /// How drains go on, from now on. Only the supervisor's node is told; others ask for
@@ -352,6 +423,12 @@ impl Member {
 
     /// Ends it, the supervisor first. The hosts end with their node.
     pub async fn stop(mut self) {
+        if let Some(voter) = self.voter.take() {
+            // Others need not wait for a lease to end.
+            let (left, gone) = oneshot::channel();
+            let told = async { (voter.send(VoterInput::Leave(left)).await.is_ok(), gone.await) };
+            let _ = timeout(GOODBYE, told).await;
+        }
         let supervisor = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.tasks.drain(..).for_each(|task| task.abort());
         if let Some(supervisor) = supervisor {

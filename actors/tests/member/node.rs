@@ -172,6 +172,7 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
         options: options.clone(),
         roles,
         supervises: spec.supervises,
+        voters: None,
         settings: ClusterSettings {
             unclaimed_grace: spec
                 .grace_ms

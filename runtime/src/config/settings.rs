@@ -218,6 +218,10 @@ pub struct NetworkSettings {
 pub struct ClusterSettings {
     /// The name of the node that places blocks; empty for the one that holds the CA's key.
     pub supervisor: String,
+    /// The names of the nodes of which a majority elects the one that places blocks; empty for no election.
+    pub voters: Vec<String>,
+    /// Seconds for which who was elected may place blocks before it must be confirmed.
+    pub lease_s: usize,
     /// Nodes that shall hold each block, at least 1.
     pub replicas: usize,
     /// How blocks are made again elsewhere.

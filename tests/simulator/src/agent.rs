@@ -172,10 +172,12 @@ impl World {
             capacity_bytes,
             blocks,
             inbound,
+            from_disk: Vec::new(),
+            computed_blocks: 0,
             encode_tokens_per_s,
             copy_bytes_per_s,
         };
-        let inventory = Inventory { node: key, at, up_ms, seen, hosts: vec![host] };
+        let inventory = Inventory { node: key, at, up_ms, seen, hosts: vec![host], disk: None };
         if let Some(supervisor) = self.supervisor_for(number) {
             let request = SupervisorRequest::Inventory(inventory);
             self.send(number, supervisor, Message::Ask(0, request));

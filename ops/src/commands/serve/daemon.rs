@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use stellate_actors::api::{Api, Shelf, serve_api};
 use stellate_actors::cluster::settings::{ClusterSettings, RepairPolicy};
 use stellate_actors::disk::Disk;
-use stellate_actors::member::{Member, MemberSetup};
+use stellate_actors::member::{Member, MemberSetup, VoterSetup};
 use stellate_actors::{Model, Node, NodeOptions};
 use stellate_runtime::config::{self, Repair};
 use stellate_runtime::membership::{Device, ModelFormat, NodeRecord, NodeState, RefusalReason, Requirements};
@@ -178,6 +178,16 @@ fn supervises(app: &App, own: &NodeRecord) -> bool {
     is_meant && own.roles.supervisor
 }
 
+/// The nodes of which one is elected to place blocks, if settings name some.
+fn voters(app: &App, own: &NodeRecord) -> Option<VoterSetup> {
+    let settings = &app.settings.cluster;
+    let names = Some(settings.voters.clone()).filter(|names| !names.is_empty())?;
+    if names.contains(&own.name) && !own.roles.supervisor {
+        tracing::warn!("this node is one of cluster.voters, and its roles do not include `supervisor`");
+    }
+    Some(VoterSetup { names, lease: Duration::from_secs(settings.lease_s as u64) })
+}
+
 fn member_setup(
     app: &App,
     substrate: &Substrate,
@@ -193,6 +203,7 @@ fn member_setup(
         options: NodeOptions { disk, ..open::node_options(&app.settings) },
         roles: own.roles,
         supervises: supervises(app, &own),
+        voters: voters(app, &own),
         settings: cluster_settings(&app.settings.cluster),
         replicas: u16::try_from(app.settings.cluster.replicas).unwrap_or(u16::MAX),
         max_bulk_rate: app.settings.cluster.max_copy_rate(),

@@ -5,6 +5,7 @@ mod doctor;
 mod issuing;
 mod moves;
 mod nodes;
+mod supervisor;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use stellate_actors::api::{
     Check, ClusterAdmin, ClusterError, DrainRequest, IssuedToken, MoveEvent, NodeInfo, RebalancePlan, Shelf,
-    TokenInfo,
+    SupervisorInfo, TokenInfo,
 };
 use stellate_actors::cluster::messages::{Refusal, SupervisorReply, SupervisorRequest};
 use stellate_actors::link::HostId;
@@ -186,6 +187,14 @@ impl ClusterAdmin for Administration {
 
     fn revoke_admin(&self, admin: String) -> BoxFuture<'_, Result<(), ClusterError>> {
         self.dismiss(admin).boxed()
+    }
+
+    fn supervisor(&self) -> BoxFuture<'_, Result<SupervisorInfo, ClusterError>> {
+        supervisor::look(&self.place).boxed()
+    }
+
+    fn take_over(&self, node: Option<String>) -> BoxFuture<'_, Result<String, ClusterError>> {
+        supervisor::take_over(&self.place, node).boxed()
     }
 
     fn doctor(&self, everywhere: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>> {
