@@ -9,12 +9,17 @@ use ractor::concurrency::oneshot;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorClusterMessage;
 use stellate_runtime::control::Wire;
+use tokio::sync::Semaphore;
 
+use super::sessions::{SessionAnswer, SessionAsk, Sessions};
 use crate::cluster::actor::ClusterMsg;
 use crate::cluster::agent::AgentMsg;
 use crate::cluster::messages::{
     AgentOrder, AgentRefusal, AgentReply, QueryNodeNotice, Refusal, SupervisorReply, SupervisorRequest,
 };
+
+/// Questions about sessions that a node answers at once; each holds a few MB at most.
+const MAX_SESSION_ASKS: usize = 64;
 
 /// Supervisors: one, or two while one takes over from another.
 pub(super) const SUPERVISORS: &str = "stellate.supervisor";
@@ -22,6 +27,9 @@ pub(super) const SUPERVISORS: &str = "stellate.supervisor";
 pub(super) const AGENTS: &str = "stellate.agent";
 /// Query nodes.
 pub(super) const QUERY_NODES: &str = "stellate.query";
+
+/// Keepers of sessions: one on each node.
+pub(super) const KEEPERS: &str = "stellate.sessions";
 
 /// What a supervisor is asked over the network.
 #[derive(Debug, RactorClusterMessage)]
@@ -44,6 +52,58 @@ pub(super) enum AgentCall {
 pub(super) enum QueryCall {
     /// Something has happened.
     Notice(Wire<QueryNodeNotice>),
+}
+
+/// What a node is asked about sessions over the network.
+#[derive(Debug, RactorClusterMessage)]
+pub(super) enum SessionCall {
+    /// Something is asked.
+    #[rpc]
+    Ask(Wire<SessionAsk>, RpcReplyPort<Wire<SessionAnswer>>),
+}
+
+/// The way in to the sessions of this node. Each question is answered by a task of its own.
+#[derive(Debug)]
+pub(super) struct SessionGate;
+
+impl Actor for SessionGate {
+    type Msg = SessionCall;
+    type State = (Arc<Sessions>, Arc<Semaphore>);
+    type Arguments = Arc<Sessions>;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Self::Msg>,
+        sessions: Arc<Sessions>,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok((sessions, Arc::new(Semaphore::new(MAX_SESSION_ASKS))))
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Self::Msg>,
+        message: SessionCall,
+        (sessions, room): &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let SessionCall::Ask(ask, reply) = message;
+        let refused = |why: String| SessionAnswer::Refused(why);
+        let answer = match (ask.take(), Arc::clone(room).try_acquire_owned()) {
+            (Err(error), _) => refused(error.to_string()),
+            (Ok(_), Err(_)) => refused(format!("{MAX_SESSION_ASKS} questions wait already; ask again")),
+            (Ok(ask), Ok(permit)) => {
+                let sessions = Arc::clone(sessions);
+                tokio::spawn(async move {
+                    let answer = sessions.answer(ask).await;
+                    drop(permit);
+                    // Who asked may have given up.
+                    let _ = reply.send(Wire::new(answer));
+                });
+                return Ok(());
+            }
+        };
+        drop(reply.send(Wire::new(answer)));
+        Ok(())
+    }
 }
 
 /// Looks at what the supervisor is asked before it is.

@@ -269,6 +269,13 @@ impl TurnRun {
         let _ = self.events.try_send(Err(error));
     }
 
+    /// Ends a turn that is logged, and not known to outlast its node, with an error.
+    pub fn doubt(self, error: AskError) {
+        tracing::warn!(%error, "a turn is in doubt");
+        // A full or closed queue belongs to a listener that is gone or that will find the stream ended.
+        let _ = self.events.try_send(Err(error));
+    }
+
     /// The session's own keys and values are as they were before the question, or as far as they have been restored.
     fn take_back(&self, session: &mut SessionState) {
         session.tail.truncate(self.before.tail_tokens.min(session.tail.len()));

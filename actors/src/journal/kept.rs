@@ -1,0 +1,230 @@
+//! Sessions of which several nodes keep copies, in the store of one of them: what it has of each (a record in JSON), the log
+//! of its turns, and the contexts of those that other nodes run. What is stored when is [`crate::copies`]'s.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::PoisonError;
+
+use stellate_runtime::store::{Condition, Kind, Write};
+use tokio::sync::Mutex;
+
+use super::store::{StoreJournal, context_of, damaged, delete, from_json, key, put, to_json};
+use super::{ContextRecord, Journal as _, JournalError};
+use crate::cluster::messages::NodeKey;
+use crate::copies::{Change, Copy, CopySet, Epoch, Head, KeeperReply, KeeperRequest, decide};
+use crate::manifest::ContextId;
+use crate::session::{SessionId, TurnRecord};
+
+/// Sessions that are decided about at the same time.
+const GATES: usize = 64;
+
+/// Bytes of turns that are read at once.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// The store's own epoch of these logs: who may append is in the record beside them, written with them.
+const EPOCH: u64 = 1;
+
+/// The copies in a node's store.
+#[derive(Debug)]
+pub struct KeptSessions {
+    journal: StoreJournal,
+    /// One request of a session at a time.
+    gates: [Mutex<()>; GATES],
+    /// Contexts that came since they were tidied last: the sessions that they are for may be on their way.
+    recent: std::sync::Mutex<BTreeSet<ContextId>>,
+}
+
+impl KeptSessions {
+    /// Those in the store of `journal`. Sessions that `journal` has are those of `me`, without copies elsewhere, from now on.
+    ///
+    /// # Errors
+    /// The store failed, or what it has is damaged.
+    pub async fn open(journal: StoreJournal, me: NodeKey) -> Result<Self, JournalError> {
+        let gates = std::array::from_fn(|_| Mutex::new(()));
+        let kept = Self { journal, gates, recent: std::sync::Mutex::default() };
+        for record in kept.journal.sessions().await? {
+            let (session, epoch) = (record.id, Epoch::first(me));
+            let turns = kept.journal.session(session).await?.map(|(_, turns)| turns).unwrap_or_default();
+            let set = CopySet::of(vec![me]);
+            let head = Head { session, context: record.context, epoch, version: 1, set, is_removed: false };
+            let turns = turns.iter().map(to_json).collect();
+            kept.keep(me, session, KeeperRequest::Store { head, from: 0, turns }).await?;
+            kept.journal.session_closed(session).await?;
+        }
+        Ok(kept)
+    }
+
+    /// The journal beside them: contexts of this node, and names.
+    pub fn journal(&self) -> &StoreJournal {
+        &self.journal
+    }
+
+    /// What there is of a session.
+    ///
+    /// # Errors
+    /// The store failed, or the record is damaged.
+    pub async fn copy(&self, session: SessionId) -> Result<Option<Copy>, JournalError> {
+        let record = self.journal.read(move |store| store.get(Kind::Copy, &key(session.0))).await?;
+        record.map(|record| from_json(&format!("the copy of session {session}"), &record.value)).transpose()
+    }
+
+    /// What there is of all sessions.
+    ///
+    /// # Errors
+    /// As [`copy`](Self::copy).
+    pub async fn copies(&self) -> Result<Vec<(SessionId, Copy)>, JournalError> {
+        let mut copies = Vec::new();
+        for id in self.journal.keys(Kind::Copy).await? {
+            let session = SessionId(id);
+            copies.extend(self.copy(session).await?.map(|copy| (session, copy)));
+        }
+        Ok(copies)
+    }
+
+    /// Answers a request as the keeper `me`; what it changes is on the disk then.
+    ///
+    /// # Errors
+    /// The store failed: nothing is to be answered.
+    pub async fn keep(
+        &self,
+        me: NodeKey,
+        session: SessionId,
+        request: KeeperRequest,
+    ) -> Result<KeeperReply, JournalError> {
+        let _one = self.gates[(session.0 % GATES as u64) as usize].lock().await;
+        let copy = self.copy(session).await?;
+        let before = copy.as_ref().map_or(0, |copy| copy.turns);
+        let (reply, change) = decide(me, copy.as_ref(), request);
+        let Some(change) = change else { return Ok(reply) };
+        let log = log(session);
+        let mut writes = vec![put(Kind::Copy, key(session.0), to_json(change.copy()), Condition::Any)];
+        let append = |log: &[u8], from: u64, turns: Vec<Vec<u8>>| -> Vec<Write> {
+            let entry = |(at, entry)| {
+                Write::Append { log: log.to_vec(), epoch: EPOCH, at: Some(from + at as u64), entry }
+            };
+            turns.into_iter().enumerate().map(entry).collect()
+        };
+        match change {
+            Change::Head(_) => {}
+            Change::Append { turns, .. } => writes.extend(append(&log, before, turns)),
+            Change::Replace { turns, .. } => {
+                writes.push(Write::Drop { log: log.clone(), epoch: EPOCH });
+                writes.extend(append(&log, 0, turns));
+            }
+            Change::Drop(_) => writes.push(Write::Drop { log, epoch: EPOCH }),
+        }
+        self.journal.write(writes).await?;
+        Ok(reply)
+    }
+
+    /// Turns of a session as they are written down, from `from` on: as many as come to at most `PAGE_BYTES`, at least one if
+    /// there is one.
+    ///
+    /// # Errors
+    /// The store failed, or an entry is damaged.
+    pub async fn turns_page(&self, session: SessionId, from: u64) -> Result<Vec<Vec<u8>>, JournalError> {
+        let page = self.journal.read(move |store| store.read_log(&log(session), from, PAGE_BYTES)).await?;
+        let entries = page.map(|page| page.entries).unwrap_or_default();
+        Ok(entries.into_iter().map(|entry| entry.value).collect())
+    }
+
+    /// All turns of a session from `from` on, as they are written down.
+    ///
+    /// # Errors
+    /// As [`turns_page`](Self::turns_page).
+    pub async fn turns(&self, session: SessionId, from: u64) -> Result<Vec<Vec<u8>>, JournalError> {
+        let mut turns = Vec::new();
+        loop {
+            let page = self.turns_page(session, from + turns.len() as u64).await?;
+            if page.is_empty() {
+                return Ok(turns);
+            }
+            turns.extend(page);
+        }
+    }
+
+    /// A context that this node has, its own or one of sessions that others run, as it is written down.
+    ///
+    /// # Errors
+    /// The store failed, or the record is damaged.
+    pub async fn manifest(&self, context: ContextId) -> Result<Option<Vec<u8>>, JournalError> {
+        let record = self.journal.read(move |store| {
+            let own = store.get(Kind::Manifest, &key(context.0))?;
+            if own.is_some() { Ok(own) } else { store.get(Kind::KeptManifest, &key(context.0)) }
+        });
+        Ok(record.await?.map(|record| record.value))
+    }
+
+    /// A piece of a context as it is written down, and the length of the whole; none if it is not here.
+    ///
+    /// # Errors
+    /// As [`manifest`](Self::manifest).
+    pub async fn manifest_piece(
+        &self,
+        context: ContextId,
+        range: Range<usize>,
+    ) -> Result<Option<(usize, Vec<u8>)>, JournalError> {
+        let Some(whole) = self.manifest(context).await? else { return Ok(None) };
+        let range = range.start.min(whole.len())..range.end.min(whole.len());
+        Ok(Some((whole.len(), whole[range].to_vec())))
+    }
+
+    /// Keeps a context for sessions that others run.
+    ///
+    /// # Errors
+    /// It is none, or the store failed.
+    pub async fn keep_manifest(&self, context: ContextId, value: Vec<u8>) -> Result<(), JournalError> {
+        context_of(context, &value)?;
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).insert(context);
+        self.journal.write(vec![put(Kind::KeptManifest, key(context.0), value, Condition::Any)]).await
+    }
+
+    /// Makes a context that is kept for others one of this node.
+    ///
+    /// # Errors
+    /// It is not here, it is damaged, or the store failed.
+    pub async fn adopt_manifest(&self, context: ContextId) -> Result<(), JournalError> {
+        if self.journal.context(context).await?.is_some() {
+            return Ok(());
+        }
+        let missing = || damaged(&format!("context {context}"), "no copy of it is here".to_owned());
+        let value = self.manifest(context).await?.ok_or_else(missing)?;
+        let record: ContextRecord = context_of(context, &value)?;
+        self.journal.context_created(record).await
+    }
+
+    /// Lets contexts go that are kept for no session any more.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn tidy_manifests(&self, me: NodeKey) -> Result<(), JournalError> {
+        let recent = std::mem::take(&mut *self.recent.lock().unwrap_or_else(PoisonError::into_inner));
+        let copies = self.copies().await?;
+        let is_needed = |context: ContextId| {
+            let heads = copies.iter().filter_map(|(_, copy)| copy.head.as_ref());
+            let mut heads = heads.filter(|head| head.is_kept_by(me));
+            recent.contains(&context) || heads.any(|head| head.context == context)
+        };
+        let kept = self.journal.keys(Kind::KeptManifest).await?;
+        let unneeded = kept.into_iter().filter(|id| !is_needed(ContextId(*id)));
+        let writes: Vec<_> = unneeded.map(|id| delete(Kind::KeptManifest, id)).collect();
+        if writes.is_empty() { Ok(()) } else { self.journal.write(writes).await }
+    }
+}
+
+/// A turn as it is written down.
+pub fn turn_bytes(turn: &TurnRecord) -> Vec<u8> {
+    to_json(turn)
+}
+
+/// A turn as it was written down.
+///
+/// # Errors
+/// [`JournalError::Damaged`].
+pub fn turn_of(session: SessionId, bytes: &[u8]) -> Result<TurnRecord, JournalError> {
+    from_json(&format!("a turn of session {session}"), bytes)
+}
+
+fn log(session: SessionId) -> Vec<u8> {
+    [b"copies ", &session.0.to_be_bytes()[..]].concat()
+}
