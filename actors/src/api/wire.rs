@@ -85,6 +85,15 @@ pub(super) enum Request {
     Tokens,
     /// Answered by `Done`.
     RevokeToken { id: String },
+    /// Answered by `Body` with the number of turns (`u64`) in a session.
+    TurnCount(SessionId),
+    /// As `Ask`, for the turn of this number, the first being 0: one that is logged is told again, and of the tokens only those
+    /// behind the first `received` are sent. Lost with its connection, it was never asked; reset, it keeps what was said.
+    AskTurn { session: SessionId, turn: u64, received: u64, input: InputKind, options: WireOptions },
+    /// Answered by `Done`.
+    MoveSession { session: SessionId, to: String },
+    /// Answered by `Body` with a list of [`super::SessionPlaceInfo`].
+    SessionPlaces,
 }
 
 impl Request {
@@ -95,9 +104,13 @@ impl Request {
             | Self::Context(id)
             | Self::RemoveContext(id)
             | Self::OpenSession(id) => Some(id.0),
-            Self::Session(id) | Self::CloseSession(id) | Self::Ask { session: id, .. } | Self::Turns(id) => {
-                Some(id.0)
-            }
+            Self::Session(id)
+            | Self::CloseSession(id)
+            | Self::Ask { session: id, .. }
+            | Self::Turns(id)
+            | Self::TurnCount(id)
+            | Self::AskTurn { session: id, .. }
+            | Self::MoveSession { session: id, .. } => Some(id.0),
             _ => None,
         }
     }
@@ -124,6 +137,10 @@ impl Request {
                 | Self::CloseSession(_)
                 | Self::Ask { .. }
                 | Self::Turns(_)
+                | Self::TurnCount(_)
+                | Self::AskTurn { .. }
+                | Self::MoveSession { .. }
+                | Self::SessionPlaces
         )
     }
 }

@@ -99,8 +99,11 @@ impl KeptSessions {
         let log = log(session);
         let mut writes = vec![put(Kind::Copy, key(session.0), to_json(change.copy()), Condition::Any)];
         let append = |log: &[u8], from: u64, turns: Vec<Vec<u8>>| -> Vec<Write> {
-            let entry = |(at, entry)| {
-                Write::Append { log: log.to_vec(), epoch: EPOCH, at: Some(from + at as u64), entry }
+            let entry = |(at, entry)| Write::Append {
+                log: log.to_vec(),
+                epoch: EPOCH,
+                at: Some(from + at as u64),
+                entry,
             };
             turns.into_iter().enumerate().map(entry).collect()
         };

@@ -81,7 +81,9 @@ impl Sessions {
             KeeperRequest::Store { head, turns, .. } => {
                 let bytes: usize = turns.iter().map(Vec::len).sum();
                 if bytes > MAX_TURN_BYTES {
-                    return Err(format!("{bytes} bytes of turns are more than {MAX_TURN_BYTES}, which a copy takes at once"));
+                    return Err(format!(
+                        "{bytes} bytes of turns are more than {MAX_TURN_BYTES}, which a copy takes at once"
+                    ));
                 }
                 Some(head.context)
             }

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::drive::Unwritten;
 use super::Sessions;
+use super::drive::Unwritten;
 use crate::copies::{CopySet, Epoch, Head, Owner, Standing};
 use crate::journal::kept::{turn_bytes, turn_of};
 use crate::journal::{ContextRecord, Journal, JournalError, Journaled, SessionRecord};
@@ -67,8 +67,7 @@ impl Sessions {
         };
         let mut owner = owned.lock().await;
         if owner.turns() != index {
-            let refusal =
-                stellate_runtime::store::Refusal::Position { next: owner.turns(), expected: index };
+            let refusal = stellate_runtime::store::Refusal::Position { next: owner.turns(), expected: index };
             return Err(JournalError::Store(refusal.into()));
         }
         owner.append();
@@ -103,7 +102,8 @@ impl Journal for CopiedJournal {
     fn context_removed(&self, context: ContextId) -> Journaled<'_, Option<Vec<SessionId>>> {
         Box::pin(async move {
             let sessions = self.0.own_sessions().await?.into_iter();
-            let ids: Vec<_> = sessions.filter(|record| record.context == context).map(|record| record.id).collect();
+            let ids: Vec<_> =
+                sessions.filter(|record| record.context == context).map(|record| record.id).collect();
             if self.0.kept.journal().context(context).await?.is_none() {
                 return Ok(None);
             }

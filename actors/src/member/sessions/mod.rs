@@ -232,7 +232,8 @@ impl Sessions {
     /// up; a new one can be called now.
     fn live(&self, context: ContextId, members: &[NodeKey]) -> Vec<NodeKey> {
         let (callable, roster) = (self.peers.keepers(), self.peers.substrate.roster());
-        let fits = roster.members.iter().filter(|member| member.standing == Fit::Compatible && member.is_up());
+        let fits =
+            roster.members.iter().filter(|member| member.standing == Fit::Compatible && member.is_up());
         let nodes = fits.map(|member| (key_of(member.id), member.record.roles.query));
         preferred(context, nodes.filter(|(node, _)| callable.contains(node) || members.contains(node)))
     }

@@ -146,7 +146,9 @@ impl Sessions {
         for _ in 0..MAX_PIECES {
             let ask = SessionAsk::Context(context, whole.len() as u64);
             match self.peers.ask_about(node, ask, ANSWER).await? {
-                SessionAnswer::Piece { whole_bytes: total, bytes } if whole.len() as u64 + bytes.len() as u64 <= total => {
+                SessionAnswer::Piece { whole_bytes: total, bytes }
+                    if whole.len() as u64 + bytes.len() as u64 <= total =>
+                {
                     let is_last = whole.len() as u64 + bytes.len() as u64 == total || bytes.is_empty();
                     whole.extend(bytes);
                     if is_last {
