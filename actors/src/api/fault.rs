@@ -69,6 +69,12 @@ pub enum RemoteError {
         /// Which it is, and what to do.
         message: String,
     },
+    /// The session has gone on, or was never that far: the turn that was asked for is not this question's.
+    #[error("{message}")]
+    OtherTurn {
+        /// Which turn, and what to do.
+        message: String,
+    },
     /// What it said makes no sense, or what was asked does not fit into a frame. Nothing is known of the request's fate.
     #[error("the request failed: {0}; run the same version of `stellate` on both sides")]
     Protocol(String),
@@ -94,7 +100,7 @@ impl RemoteError {
             Self::Unreachable(_) | Self::Lost(_) => !self.is_identity(),
             Self::Refused { code, .. } => *code == ErrorCode::Unavailable,
             Self::Elsewhere { .. } => true,
-            Self::Protocol(_) | Self::Local(_) => false,
+            Self::OtherTurn { .. } | Self::Protocol(_) | Self::Local(_) => false,
         }
     }
 
@@ -152,6 +158,7 @@ pub(super) enum Detail {
     NoTokenizer,
     NothingToContinue,
     Elsewhere { address: String },
+    OtherTurn,
 }
 
 impl Fault {
@@ -188,7 +195,11 @@ impl Fault {
     pub(super) fn no_such_turn(id: SessionId, turn: u64, turns: usize) -> Self {
         let message =
             format!("session {id} has {turns} turns, and turn {turn} is not the next one; ask anew");
-        Self::new(ErrorCode::Refused, message)
+        Self::new(ErrorCode::Refused, message).with(Detail::OtherTurn)
+    }
+
+    pub(super) fn other_question(error: impl ToString) -> Self {
+        Self::new(ErrorCode::Refused, error).with(Detail::OtherTurn)
     }
 
     pub(super) fn elsewhere(id: SessionId, node: &str, address: String) -> Self {
@@ -217,6 +228,7 @@ impl From<Fault> for RemoteError {
     fn from(fault: Fault) -> Self {
         match fault.detail {
             Detail::Elsewhere { address } => Self::Elsewhere { address, message: fault.message },
+            Detail::OtherTurn => Self::OtherTurn { message: fault.message },
             _ => Self::Refused { code: fault.code, message: fault.message },
         }
     }

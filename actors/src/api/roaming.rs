@@ -21,6 +21,8 @@ use crate::turn::{AskOptions, QueryInput, TurnEvent};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(250);
+/// Times that the turns of a session are counted before it is given up: others go on asking it.
+const COUNTS: u32 = 8;
 /// How long one node may take to say what it has: it may be standing still.
 const COUNT: Duration = Duration::from_secs(15);
 
@@ -54,6 +56,10 @@ pub(super) struct Roaming {
     cancel: CancelToken,
     /// The number of the turn, once a node has said it.
     turn: Option<u64>,
+    /// Whether a node may have taken the turn on and not been heard of since: then it is asked for by no other number.
+    is_in_doubt: bool,
+    /// Times that the turn was counted anew.
+    counted: u32,
     /// Tokens that the listener has.
     received: u64,
     /// When something came last.
@@ -67,7 +73,17 @@ impl Roaming {
         events: mpsc::Sender<Result<TurnEvent, AskError>>,
         cancel: CancelToken,
     ) -> Self {
-        Self { at, question, events, cancel, turn: None, received: 0, progress: Instant::now() }
+        Self {
+            at,
+            question,
+            events,
+            cancel,
+            turn: None,
+            is_in_doubt: false,
+            counted: 0,
+            received: 0,
+            progress: Instant::now(),
+        }
     }
 
     pub(super) async fn run(mut self) {
@@ -81,6 +97,12 @@ impl Roaming {
                 }
                 Err(error) => error,
             };
+            if matches!(error, AskError::Remote(RemoteError::OtherTurn { .. })) && self.may_count_again() {
+                self.turn = None;
+                continue;
+            }
+            self.is_in_doubt |=
+                self.turn.is_some() && matches!(error, AskError::Remote(RemoteError::Lost(_)));
             // What was asked first may still be under way where the connection to it was lost.
             let may_pass = match &error {
                 AskError::Remote(error) => error.is_passing(),
@@ -111,6 +133,12 @@ impl Roaming {
         };
         // A listener that is gone has nothing to be told.
         let _ = self.events.send(Err(failure)).await;
+    }
+
+    /// A turn that was cancelled just now may have been logged after the turns were counted.
+    fn may_count_again(&mut self) -> bool {
+        self.counted += 1;
+        !self.is_in_doubt && self.received == 0 && self.counted < COUNTS
     }
 
     fn is_over(&self) -> bool {

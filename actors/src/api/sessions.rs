@@ -42,14 +42,30 @@ impl Gates {
 impl Api {
     /// A session that this node has, or takes over just now.
     pub(super) async fn session(&self, id: SessionId) -> Result<(ContextId, Arc<Session>), Fault> {
-        let (shelf, node) = (&self.0.shelf, &self.0.node);
+        let (context, session, _) = self.session_with_turns(id).await?;
+        Ok((context, session))
+    }
+
+    /// As [`session`](Self::session), with the number of its turns that are certain to stay, where they are copied.
+    pub(super) async fn session_with_turns(
+        &self,
+        id: SessionId,
+    ) -> Result<(ContextId, Arc<Session>, Option<u64>), Fault> {
         match self.0.cluster.claim(id).await.map_err(|error| Fault::from(&error))? {
-            Claimed::Here => {}
+            Claimed::Here { turns } => {
+                let (context, session) = self.take_up(id).await?;
+                Ok((context, session, turns))
+            }
             Claimed::Elsewhere { node, address } => {
-                shelf.forget_session(id);
-                return Err(Fault::elsewhere(id, &node, address));
+                self.0.shelf.forget_session(id);
+                Err(Fault::elsewhere(id, &node, address))
             }
         }
+    }
+
+    /// One of this node, opened if it is not.
+    async fn take_up(&self, id: SessionId) -> Result<(ContextId, Arc<Session>), Fault> {
+        let (shelf, node) = (&self.0.shelf, &self.0.node);
         if let Ok(found) = shelf.session(id) {
             if found.1.is_open().await {
                 return Ok(found);
@@ -95,9 +111,7 @@ impl Api {
             return Err(Fault::new(ErrorCode::Busy, message));
         };
         self.0.cluster.hand_over(id, to).await.map_err(|error| Fault::from(&error))?;
-        if !self.0.shelf.session(id).is_ok_and(|(_, session)| session.id() != id) {
-            self.0.shelf.forget_session(id);
-        }
+        self.0.shelf.forget_session(id);
         Ok(())
     }
 
@@ -114,7 +128,6 @@ impl Api {
         let encoded = context.encoded();
         let (prompting, context_tokens) = (encoded.prompting, encoded.manifest.tokens());
         let logged = Replayed { turns: &turns, index, prompting, context_tokens };
-        replay(self.0.node.prompter(), &logged, input, options)
-            .map_err(|error| Fault::new(ErrorCode::Refused, error))
+        replay(self.0.node.prompter(), &logged, input, options).map_err(Fault::other_question)
     }
 }

@@ -97,20 +97,13 @@ pub(super) enum Request {
 }
 
 impl Request {
-    /// The number of the context or session that it names.
+    /// The number of the context that it names: those are asked for where they were made. Sessions go anywhere.
     pub(super) fn name(&self) -> Option<u64> {
         match self {
             Self::Append { context: id, .. }
             | Self::Context(id)
             | Self::RemoveContext(id)
             | Self::OpenSession(id) => Some(id.0),
-            Self::Session(id)
-            | Self::CloseSession(id)
-            | Self::Ask { session: id, .. }
-            | Self::Turns(id)
-            | Self::TurnCount(id)
-            | Self::AskTurn { session: id, .. }
-            | Self::MoveSession { session: id, .. } => Some(id.0),
             _ => None,
         }
     }

@@ -67,13 +67,17 @@ pub(super) async fn run(call: &mut Served, api: &Api, request: Request, payload:
         }
         Request::AskTurn { session, turn, received, input, options } => {
             let _asking = api.0.gates.of(session).read_owned().await;
-            let (context, open) = or_fault!(api.session(session).await);
+            let (context, open, settled) = or_fault!(api.session_with_turns(session).await);
             let input = or_fault!(convert::input(input, payload));
             let options: AskOptions = options.into();
             let turns = or_fault!(open.turns().await.map_err(|error| Fault::from(&error)));
             let known = usize::try_from(turn).ok().filter(|turn| *turn <= turns.len());
             let known = or_fault!(known.ok_or_else(|| Fault::no_such_turn(session, turn, turns.len())));
             if known < turns.len() {
+                if settled.is_some_and(|settled| turn >= settled) {
+                    // It is being written down: it is told once it is certain to stay.
+                    return Ok(Err(Fault::from(&AskError::Busy)));
+                }
                 return tell_again(
                     call,
                     or_fault!(api.replay(context, turns, known, &input, &options)),

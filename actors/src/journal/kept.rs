@@ -21,6 +21,9 @@ const GATES: usize = 64;
 /// Bytes of turns that are read at once.
 const PAGE_BYTES: usize = 1 << 20;
 
+/// As which node this one has kept its sessions.
+const OWNER_KEY: &[u8] = b"owner of sessions";
+
 /// The store's own epoch of these logs: who may append is in the record beside them, written with them.
 const EPOCH: u64 = 1;
 
@@ -51,7 +54,29 @@ impl KeptSessions {
             kept.keep(me, session, KeeperRequest::Store { head, from: 0, turns }).await?;
             kept.journal.session_closed(session).await?;
         }
+        kept.keep_name(me).await?;
         Ok(kept)
+    }
+
+    /// Under another identity than before, as in a cluster that was founded anew, what was this node's stays this node's; the
+    /// copies of before are on nodes that nobody knows any more.
+    async fn keep_name(&self, me: NodeKey) -> Result<(), JournalError> {
+        let before = self.journal.read(|store| store.get(Kind::Node, OWNER_KEY)).await?;
+        let before = before.and_then(|record| record.value.try_into().ok()).map(NodeKey);
+        if before == Some(me) {
+            return Ok(());
+        }
+        let mut writes = vec![put(Kind::Node, OWNER_KEY.to_vec(), me.0.to_vec(), Condition::Any)];
+        for (session, copy) in self.copies().await? {
+            let Copy { head: Some(head), promised, turns } = copy else { continue };
+            if Some(promised.owner) == before && head.epoch == promised && !head.is_removed {
+                let epoch = promised.next(me);
+                let head = Head { epoch, version: 1, set: CopySet::of(vec![me]), ..head };
+                let copy = Copy { head: Some(head), promised: epoch, turns };
+                writes.push(put(Kind::Copy, key(session.0), to_json(&copy), Condition::Any));
+            }
+        }
+        self.journal.write(writes).await
     }
 
     /// The journal beside them: contexts of this node, and names.
@@ -230,4 +255,82 @@ pub fn turn_of(session: SessionId, bytes: &[u8]) -> Result<TurnRecord, JournalEr
 
 fn log(session: SessionId) -> Vec<u8> {
     [b"copies ", &session.0.to_be_bytes()[..]].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use stellate_runtime::store::{Store, StoreHandle, StoreOptions};
+
+    use super::*;
+    use crate::journal::SessionRecord;
+    use crate::turn::FinishReason;
+
+    const SESSION: SessionId = SessionId(5);
+
+    fn turn(id: u32) -> TurnRecord {
+        TurnRecord { query_ids: vec![1, 2], ids: vec![id], finish: FinishReason::Stop }
+    }
+
+    async fn open(folder: &std::path::Path, me: u8) -> (StoreHandle, KeptSessions) {
+        let store = StoreHandle::start(Store::open(folder, StoreOptions::default()).unwrap()).unwrap();
+        let journal = StoreJournal::open(store.clone(), 0).await.unwrap();
+        (store, KeptSessions::open(journal, NodeKey([me; 6])).await.unwrap())
+    }
+
+    async fn close(store: StoreHandle, kept: KeptSessions) {
+        drop(kept);
+        tokio::task::spawn_blocking(move || store.close()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn sessions_of_an_earlier_time_and_of_an_earlier_identity_stay_this_nodes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = StoreHandle::start(Store::open(folder.path(), StoreOptions::default()).unwrap()).unwrap();
+        let journal = StoreJournal::open(store.clone(), 0).await.unwrap();
+        journal.session_opened(SessionRecord { id: SESSION, context: ContextId(3) }).await.unwrap();
+        journal.turn_appended(SESSION, 0, turn(7)).await.unwrap();
+        drop(journal);
+        tokio::task::spawn_blocking(move || store.close()).await.unwrap();
+
+        let (store, kept) = open(folder.path(), 1).await;
+        assert!(kept.journal().sessions().await.unwrap().is_empty(), "it is in one place only");
+        let copy = kept.copy(SESSION).await.unwrap().unwrap();
+        assert_eq!((copy.promised, copy.turns), (Epoch::first(NodeKey([1; 6])), 1));
+        close(store, kept).await;
+
+        let (store, kept) = open(folder.path(), 2).await;
+        let Copy { head, promised, turns } = kept.copy(SESSION).await.unwrap().unwrap();
+        assert_eq!((promised, turns), (Epoch { counter: 2, owner: NodeKey([2; 6]) }, 1));
+        assert_eq!(head.unwrap().set, CopySet::of(vec![NodeKey([2; 6])]));
+        let logged = kept.turns(SESSION, 0).await.unwrap();
+        assert_eq!(turn_of(SESSION, &logged[0]).unwrap(), turn(7));
+        close(store, kept).await;
+    }
+
+    #[tokio::test]
+    async fn what_a_keeper_has_answered_is_there_again_after_it_was_opened_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (me, epoch) = (NodeKey([2; 6]), Epoch::first(NodeKey([1; 6])));
+        let set = CopySet::of(vec![epoch.owner, me]);
+        let context = ContextId(3);
+        let head = Head { session: SESSION, context, epoch, version: 1, set, is_removed: false };
+        let store_turns = |from, ids: &[u32]| KeeperRequest::Store {
+            head: head.clone(),
+            from,
+            turns: ids.iter().map(|id| turn_bytes(&turn(*id))).collect(),
+        };
+        let (store, kept) = open(folder.path(), 2).await;
+        kept.keep(me, SESSION, store_turns(0, &[4])).await.unwrap();
+        let reply = kept.keep(me, SESSION, store_turns(1, &[5])).await.unwrap();
+        assert_eq!(reply, KeeperReply::Stored { epoch, version: 1, turns: 2 });
+        let later = epoch.next(NodeKey([3; 6]));
+        kept.keep(me, SESSION, KeeperRequest::Fence(later)).await.unwrap();
+        close(store, kept).await;
+
+        let (store, kept) = open(folder.path(), 2).await;
+        let refused = kept.keep(me, SESSION, store_turns(2, &[6])).await.unwrap();
+        assert_eq!(refused, KeeperReply::Fenced(later), "it still obeys");
+        assert_eq!(kept.turns(SESSION, 0).await.unwrap().len(), 2);
+        close(store, kept).await;
+    }
 }

@@ -67,7 +67,7 @@ impl Sessions {
             return Err("it does not run sessions (node.roles), or is leaving".to_owned());
         }
         match self.claim(session, true).await {
-            Ok(Whose::Ours) => Ok(SessionAnswer::Done),
+            Ok(Whose::Ours { .. }) => Ok(SessionAnswer::Done),
             Ok(Whose::Others(node)) => Err(format!("node {node} was quicker")),
             Err(error) => Err(error.to_string()),
         }

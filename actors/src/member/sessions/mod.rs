@@ -40,7 +40,10 @@ const ROUNDS: u32 = 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
     /// It is this node's, and a quorum of its copies says so.
-    Ours,
+    Ours {
+        /// Turns that they have.
+        turns: u64,
+    },
     /// Another node has it, and can be asked.
     Others(NodeKey),
 }
@@ -174,7 +177,7 @@ impl Sessions {
                 self.drive(&mut owner, None).await;
             }
             match owner.standing() {
-                Standing::Settled => return Ok(Whose::Ours),
+                Standing::Settled => return Ok(Whose::Ours { turns: owner.turns() }),
                 Standing::Fenced(epoch) => {
                     drop(owner);
                     self.lost(session, epoch);

@@ -18,9 +18,9 @@ impl Sessions {
     /// Looks whose a session is; takes it over from an owner that does not answer, and with `never_mind` from one that does.
     pub(super) async fn take(&self, session: SessionId, never_mind: bool) -> Result<Whose, ClaimError> {
         let _one = self.taking.lock().await;
-        if self.own(session).is_some() {
+        if let Some(owned) = self.own(session) {
             // Somebody else has asked for it at the same time.
-            return Ok(Whose::Ours);
+            return Ok(Whose::Ours { turns: owned.lock().await.turns() });
         }
         let (survey, answered) = self.survey(session).await?;
         let epoch = match survey.found() {
@@ -96,7 +96,7 @@ impl Sessions {
             Standing::Settled => {
                 tracing::info!(%session, turns, "a session was taken over");
                 self.owned().insert(session, Arc::new(tokio::sync::Mutex::new(owner)));
-                Ok(Whose::Ours)
+                Ok(Whose::Ours { turns })
             }
             Standing::Fenced(epoch) => Ok(Whose::Others(epoch.owner)),
             Standing::Short { silent } => Err(ClaimError::Short { session, silent }),

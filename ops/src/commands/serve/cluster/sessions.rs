@@ -19,7 +19,7 @@ impl Administration {
 
     pub(super) async fn claim_session(&self, session: SessionId) -> Result<Claimed, ClusterError> {
         match self.sessions().await?.claim(session, false).await {
-            Ok(Whose::Ours) => Ok(Claimed::Here),
+            Ok(Whose::Ours { turns }) => Ok(Claimed::Here { turns: Some(turns) }),
             Ok(Whose::Others(key)) => {
                 let roster = self.roster();
                 let waits = || {
