@@ -83,6 +83,21 @@ impl Stage {
         }
     }
 
+    /// What a command prints as JSON, asked of a node.
+    fn command(&self, node: usize, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let output = self.stellate(node, arguments).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    fn stellate(&self, node: usize, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stellate"));
+        command.args(arguments).current_dir(env!("CARGO_TARGET_TMPDIR"));
+        command.env("STELLATE_IDENTITY", self.cluster.identity());
+        command.env("STELLATE_ADDRESS", self.cluster.nodes()[node].address());
+        command
+    }
+
     async fn end(self) -> anyhow::Result<()> {
         self.oracle.close().await;
         Ok(self.cluster.stop().await?)
@@ -146,7 +161,13 @@ async fn a_session_is_moved_to_another_node_and_back_and_a_removed_one_stays_rem
     first.move_session(session, "node-3").await?;
     stage.until(2, "node-3's", |place| place.node == "node-3" && place.copies.is_some()).await?;
     stage.ask(1).await?;
-    first.move_session(session, "node-2").await?;
+    let moved = stage.command(2, &["session", "move", &session.to_string(), "--to", "node-2", "--json"])?;
+    assert_eq!(moved, serde_json::json!({ "session": session.to_string(), "node": "node-2" }));
+    stage.until(1, "on three nodes", |place| place.copies == Some((3, 3))).await?;
+    let listed = stage.command(1, &["session", "ls", "--json"])?;
+    let [row] = &listed.as_array().context("a list")?[..] else { panic!("{listed}") };
+    let shown = ["session", "node", "turns", "copies", "copies_wanted"].map(|key| row[key].clone());
+    assert_eq!(shown, [session.to_string().into(), "node-2".into(), 2.into(), 3.into(), 3.into()]);
     stage.until(1, "node-2's again", |place| place.node == "node-2" && place.copies.is_some()).await?;
     stage.ask(2).await?;
     let refused = first.move_session(session, "node-2").await;
@@ -201,11 +222,8 @@ async fn the_command_that_asks_goes_on_at_another_node_and_prints_every_answer_o
         let report = stage.here.ask(&**question, AskOptions::default()).finish().await?;
         expected += &format!("> {question}\n{}\n", report.text.trim_start());
     }
-    let mut command = Command::new(env!("CARGO_BIN_EXE_stellate"));
-    command.args(["ask", "--session", &stage.there.id().to_string()]).args(&stage.questions);
-    command.env("STELLATE_IDENTITY", stage.cluster.identity());
-    command.env("STELLATE_ADDRESS", stage.cluster.nodes()[1].address());
-    command.current_dir(env!("CARGO_TARGET_TMPDIR")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = stage.stellate(1, &["ask", "--session", &stage.there.id().to_string()]);
+    command.args(&stage.questions).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut asking = command.spawn()?;
     let mut printed = BufReader::new(asking.stdout.take().context("it is piped")?);
     let mut said = String::new();

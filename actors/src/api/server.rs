@@ -119,6 +119,7 @@ impl Api {
 
     /// Lets a context go, in memory and on disk.
     async fn remove_context(&self, id: ContextId) -> Result<(), Fault> {
+        self.forget_the_lost().await;
         self.0.shelf.remove_context(id)?;
         match self.0.node.remove_context(id).await {
             // A node without a journal remembers none.
@@ -375,6 +376,7 @@ async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
             )
         }
         Request::Sessions => {
+            api.forget_the_lost().await;
             let mut infos = Vec::new();
             for (context, session) in api.0.shelf.sessions() {
                 infos.push(api.session_info(context, &session).await?);

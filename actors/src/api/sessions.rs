@@ -90,6 +90,15 @@ impl Api {
         shelf.session(id)
     }
 
+    /// Takes sessions off the shelf that are other nodes' by now.
+    pub(super) async fn forget_the_lost(&self) {
+        for (_, session) in self.0.shelf.sessions() {
+            if !session.is_open().await {
+                self.0.shelf.forget_session(session.id());
+            }
+        }
+    }
+
     /// Lets a session go, in memory and on disk.
     pub(super) async fn close_session(&self, id: SessionId) -> Result<(), Fault> {
         drop(self.session(id).await?);

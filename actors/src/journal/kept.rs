@@ -24,6 +24,9 @@ const PAGE_BYTES: usize = 1 << 20;
 /// As which node this one has kept its sessions.
 const OWNER_KEY: &[u8] = b"owner of sessions";
 
+/// Heads of sessions that were removed or went elsewhere which are kept, so that no old copy revives them.
+pub const MAX_GONE: usize = 4096;
+
 /// The store's own epoch of these logs: who may append is in the record beside them, written with them.
 const EPOCH: u64 = 1;
 
@@ -221,21 +224,29 @@ impl KeptSessions {
         self.journal.context_created(record).await
     }
 
-    /// Lets contexts go that are kept for no session any more.
+    /// Lets contexts go that are kept for no session any more, and the oldest heads of sessions that are gone from here, of
+    /// which [`MAX_GONE`] stay.
     ///
     /// # Errors
     /// The store failed.
-    pub async fn tidy_manifests(&self, me: NodeKey) -> Result<(), JournalError> {
+    pub async fn tidy(&self, me: NodeKey) -> Result<(), JournalError> {
         let recent = std::mem::take(&mut *self.recent.lock().unwrap_or_else(PoisonError::into_inner));
-        let copies = self.copies().await?;
-        let is_needed = |context: ContextId| {
-            let heads = copies.iter().filter_map(|(_, copy)| copy.head.as_ref());
-            let mut heads = heads.filter(|head| head.is_kept_by(me));
-            recent.contains(&context) || heads.any(|head| head.context == context)
-        };
+        let (mut needed, mut gone) = (recent, Vec::new());
+        for (session, copy) in self.copies().await? {
+            match copy.head {
+                Some(head) if head.is_kept_by(me) => _ = needed.insert(head.context),
+                Some(_) => gone.push(session),
+                // Only a promise: whoever made it promise is about to store.
+                None => {}
+            }
+        }
         let kept = self.journal.keys(Kind::KeptManifest).await?;
-        let unneeded = kept.into_iter().filter(|id| !is_needed(ContextId(*id)));
-        let writes: Vec<_> = unneeded.map(|id| delete(Kind::KeptManifest, id)).collect();
+        let unneeded = kept.into_iter().filter(|id| !needed.contains(&ContextId(*id)));
+        let mut writes: Vec<_> = unneeded.map(|id| delete(Kind::KeptManifest, id)).collect();
+        // A node counts its names upwards; above the count stands which node it is.
+        gone.sort_by_key(|session| session.0 as u32);
+        let surplus = gone.len().saturating_sub(MAX_GONE);
+        writes.extend(gone[..surplus].iter().map(|session| delete(Kind::Copy, session.0)));
         if writes.is_empty() { Ok(()) } else { self.journal.write(writes).await }
     }
 }

@@ -33,8 +33,10 @@ const ANSWER: Duration = Duration::from_secs(2);
 const MOVE: Duration = Duration::from_secs(30);
 /// How often it is looked whether all copies are where they should be.
 const UPKEEP: Duration = Duration::from_secs(1);
-/// Rounds of upkeep after which nodes that did not answer are asked again, and what is not needed any more is let go.
-const ROUNDS: u32 = 10;
+/// Rounds of upkeep after which nodes that did not answer are asked again.
+const RETRY_ROUNDS: u32 = 10;
+/// Rounds of upkeep after which what is not needed any more is let go.
+const TIDY_ROUNDS: u32 = 300;
 
 /// Where a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +70,8 @@ pub enum ClaimError {
     },
     /// Too few of its copies answer.
     #[error(
-        "session {session} cannot be taken over: its copies on {} do not answer, and without them nobody knows its last \
-         turns; start those nodes, then ask again", list(.silent)
+        "session {session} waits for its copies: {} do not answer, and without them nobody knows its last turns; start \
+         those nodes, then ask again", list(.silent)
     )]
     Short {
         /// The session.
@@ -249,22 +251,24 @@ impl Sessions {
         loop {
             ticks.tick().await;
             round = round.wrapping_add(1);
-            let is_full = round.is_multiple_of(ROUNDS);
+            let is_retry = round.is_multiple_of(RETRY_ROUNDS);
             let all: Vec<_> = self.owned().iter().map(|(id, owned)| (*id, Arc::clone(owned))).collect();
             for (session, owned) in all {
                 // One that is being written to is looked at the next time.
                 if let Ok(mut owner) = owned.try_lock() {
-                    self.keep_one_up(session, &mut owner, is_full).await;
+                    self.keep_one_up(session, &mut owner, is_retry).await;
                 }
             }
-            if is_full && let Err(error) = self.kept.tidy_manifests(self.me()).await {
-                tracing::warn!(%error, "contexts that no session needs were not let go");
+            if round.is_multiple_of(TIDY_ROUNDS)
+                && let Err(error) = self.kept.tidy(self.me()).await
+            {
+                tracing::warn!(%error, "what no session needs was not let go");
             }
         }
     }
 
-    async fn keep_one_up(&self, session: SessionId, owner: &mut Owner, is_full: bool) {
-        if is_full {
+    async fn keep_one_up(&self, session: SessionId, owner: &mut Owner, is_retry: bool) {
+        if is_retry {
             owner.retry();
         }
         // The set that is wanted, the end of the change to it: two steps.
