@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(250);
 /// Times that the turns of a session are counted before it is given up: others go on asking it.
 const COUNTS: u32 = 8;
+/// Times that a node is asked again where no other is known.
+const TRIES_ALONE: usize = 3;
 /// How long one node may take to say what it has: it may be standing still.
 const COUNT: Duration = Duration::from_secs(15);
 
@@ -103,8 +105,11 @@ impl Roaming {
             }
             self.is_in_doubt |=
                 self.turn.is_some() && matches!(error, AskError::Remote(RemoteError::Lost(_)));
+            // Where no other node is known, only a connection that broke is worth another try, and not for long.
+            let is_alone = first.known().len() == 1;
             // What was asked first may still be under way where the connection to it was lost.
             let may_pass = match &error {
+                AskError::Remote(RemoteError::Refused { .. }) | AskError::Stopped if is_alone => false,
                 AskError::Remote(error) => error.is_passing(),
                 AskError::Stopped => true,
                 AskError::Busy => tries > 0,
@@ -118,7 +123,7 @@ impl Roaming {
                 break AskError::Closed;
             }
             was_closed |= matches!(&error, AskError::Closed);
-            if !may_pass || self.is_over() {
+            if !may_pass || self.is_over() || (is_alone && tries >= TRIES_ALONE) {
                 break error;
             }
             tries += 1;

@@ -376,7 +376,7 @@ async fn body(api: &Api, request: Request) -> Result<Vec<u8>, Fault> {
             )
         }
         Request::Sessions => {
-            api.forget_the_lost().await;
+            api.take_up_the_rest().await?;
             let mut infos = Vec::new();
             for (context, session) in api.0.shelf.sessions() {
                 infos.push(api.session_info(context, &session).await?);

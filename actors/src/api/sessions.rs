@@ -99,6 +99,19 @@ impl Api {
         }
     }
 
+    /// Has on the shelf what this node owns: sessions that came to it and were not asked for since are opened.
+    pub(super) async fn take_up_the_rest(&self) -> Result<(), Fault> {
+        self.forget_the_lost().await;
+        for record in self.0.node.sessions().await.map_err(|error| Fault::from(&error))? {
+            if self.0.shelf.session(record.id).is_err()
+                && let Err(fault) = self.take_up(record.id).await
+            {
+                tracing::debug!(session = %record.id, why = %fault.message, "a session was not opened to be listed");
+            }
+        }
+        Ok(())
+    }
+
     /// Lets a session go, in memory and on disk.
     pub(super) async fn close_session(&self, id: SessionId) -> Result<(), Fault> {
         drop(self.session(id).await?);
