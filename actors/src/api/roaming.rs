@@ -109,7 +109,12 @@ impl Roaming {
             let is_alone = first.known().len() == 1;
             // What was asked first may still be under way where the connection to it was lost.
             let may_pass = match &error {
-                AskError::Remote(RemoteError::Refused { .. }) | AskError::Stopped if is_alone => false,
+                // Nothing was begun: whoever asks hears why at once.
+                AskError::Remote(RemoteError::Refused { .. }) | AskError::Stopped
+                    if is_alone || tries == 0 =>
+                {
+                    false
+                }
                 AskError::Remote(error) => error.is_passing(),
                 AskError::Stopped => true,
                 AskError::Busy => tries > 0,
