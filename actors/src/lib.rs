@@ -34,6 +34,7 @@ pub mod catalogue;
 pub mod checksum;
 pub mod cluster;
 pub mod context_host;
+pub mod copies;
 pub mod cover;
 mod device_thread;
 pub mod directory;

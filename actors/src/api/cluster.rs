@@ -10,8 +10,10 @@ use tokio::sync::mpsc;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::fault::ErrorCode;
+use super::info::SessionPlaceInfo;
 use crate::disk::index::DiskFigures;
 use crate::link::HostId;
+use crate::session::SessionId;
 
 /// The state of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
@@ -297,6 +299,26 @@ pub enum ClusterError {
     /// It went wrong on the way.
     #[error("{0}")]
     Failed(String),
+    /// It cannot be done for the moment: nodes that it takes do not answer.
+    #[error("{0}")]
+    Waits(String),
+}
+
+/// Where a session is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// On this node.
+    Here {
+        /// Turns that are on the disks of most of its copies; none where there are no copies.
+        turns: Option<u64>,
+    },
+    /// On another one.
+    Elsewhere {
+        /// Its name.
+        node: String,
+        /// Where it listens.
+        address: String,
+    },
 }
 
 impl ClusterError {
@@ -304,7 +326,7 @@ impl ClusterError {
         match self {
             Self::UnknownNode { .. } | Self::Unknown(_) => ErrorCode::NotFound,
             Self::Refused(_) => ErrorCode::Refused,
-            Self::NotHere(_) => ErrorCode::Unavailable,
+            Self::NotHere(_) | Self::Waits(_) => ErrorCode::Unavailable,
             Self::Failed(_) => ErrorCode::Failed,
         }
     }
@@ -366,6 +388,25 @@ pub trait ClusterAdmin: fmt::Debug + Send + Sync + 'static {
     /// Whether this node takes requests for contexts and sessions; if not, the error names one that does.
     fn runs_sessions(&self) -> Result<(), ClusterError> {
         Ok(())
+    }
+
+    /// Makes a session this node's, if no other has it that can be asked.
+    fn claim(&self, session: SessionId) -> BoxFuture<'_, Result<Claimed, ClusterError>> {
+        let _ = session;
+        Box::pin(async { Ok(Claimed::Here { turns: None }) })
+    }
+
+    /// Has another node take a session of this one over. Nobody is asking it.
+    fn hand_over(&self, session: SessionId, to: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        let _ = (session, to);
+        Box::pin(async {
+            Err(ClusterError::NotHere("this node has no cluster to move sessions in".to_owned()))
+        })
+    }
+
+    /// The sessions that this node has or keeps copies of, and where they are.
+    fn places(&self) -> BoxFuture<'_, Result<Vec<SessionPlaceInfo>, ClusterError>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     /// The other node that gives contexts and sessions such names, and where it is, as in "`first` at 10.0.0.1:7400".

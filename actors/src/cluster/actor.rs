@@ -430,7 +430,7 @@ mod tests {
         let node = NodeKey::of(host(0));
         let hosts = Names::default().inventory().await;
         let at = Stamp { start: 1, count: 1 };
-        let inventory = Inventory { node, at, up_ms: 0, seen: term, hosts };
+        let inventory = Inventory { node, at, up_ms: 0, seen: term, hosts, disk: None };
         assert_eq!(ask(&supervisor, SupervisorRequest::Inventory(inventory)).await, SupervisorReply::Done);
         assert_eq!(ask(&supervisor, SupervisorRequest::Cordon(node)).await, SupervisorReply::Done);
         clock.advance(Duration::from_secs(9));

@@ -562,10 +562,12 @@ fn an_elected_supervisor_has_agents_raise_its_term_before_it_orders_anything_els
             capacity_bytes: 1000,
             blocks: Vec::new(),
             inbound: Vec::new(),
+            from_disk: Vec::new(),
+            computed_blocks: 0,
             encode_tokens_per_s: 0,
             copy_bytes_per_s: 0,
         }];
-        Inventory { node, at: Stamp { start: 1, count }, up_ms: 0, seen, hosts }
+        Inventory { node, at: Stamp { start: 1, count }, up_ms: 0, seen, hosts, disk: None }
     };
     for is_elected in [false, true] {
         let (settings, intents) = (ClusterSettings::default(), BTreeMap::new());

@@ -10,12 +10,13 @@ use ractor::concurrency::oneshot;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorClusterMessage;
 use stellate_runtime::control::Wire;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::electorate::Electorate;
-use super::voting::VoterInput;
 
+use super::sessions::{SessionAnswer, SessionAsk, Sessions};
+use super::voting::VoterInput;
 use crate::cluster::actor::ClusterMsg;
 use crate::cluster::agent::AgentMsg;
 use crate::cluster::election::{Message, Standing, Voter};
@@ -23,6 +24,9 @@ use crate::cluster::messages::{
     AgentOrder, AgentRefusal, AgentReply, NodeKey, QueryNodeNotice, Refusal, SupervisorReply,
     SupervisorRequest,
 };
+
+/// Questions about sessions that a node answers at once; each holds a few MB at most.
+const MAX_SESSION_ASKS: usize = 64;
 
 /// Supervisors: one, or two while one takes over from another.
 pub(super) const SUPERVISORS: &str = "stellate.supervisor";
@@ -36,6 +40,9 @@ pub(super) const VOTERS: &str = "stellate.voter";
 
 /// Messages of other voters that may wait: a few rounds of all of them. What is beyond is lost, as on a network.
 pub(super) const VOTER_QUEUE: usize = 64;
+
+/// Keepers of sessions: one on each node.
+pub(super) const KEEPERS: &str = "stellate.sessions";
 
 /// What a supervisor is asked over the network.
 #[derive(Debug, RactorClusterMessage)]
@@ -155,6 +162,58 @@ impl Actor for VoterGate {
                 }
             }
         }
+        Ok(())
+    }
+}
+
+/// What a node is asked about sessions over the network.
+#[derive(Debug, RactorClusterMessage)]
+pub(super) enum SessionCall {
+    /// Something is asked.
+    #[rpc]
+    Ask(Wire<SessionAsk>, RpcReplyPort<Wire<SessionAnswer>>),
+}
+
+/// The way in to the sessions of this node. Each question is answered by a task of its own.
+#[derive(Debug)]
+pub(super) struct SessionGate;
+
+impl Actor for SessionGate {
+    type Msg = SessionCall;
+    type State = (Arc<Sessions>, Arc<Semaphore>);
+    type Arguments = Arc<Sessions>;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Self::Msg>,
+        sessions: Arc<Sessions>,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok((sessions, Arc::new(Semaphore::new(MAX_SESSION_ASKS))))
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Self::Msg>,
+        message: SessionCall,
+        (sessions, room): &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let SessionCall::Ask(ask, reply) = message;
+        let refused = |why: String| SessionAnswer::Refused(why);
+        let answer = match (ask.take(), Arc::clone(room).try_acquire_owned()) {
+            (Err(error), _) => refused(error.to_string()),
+            (Ok(_), Err(_)) => refused(format!("{MAX_SESSION_ASKS} questions wait already; ask again")),
+            (Ok(ask), Ok(permit)) => {
+                let sessions = Arc::clone(sessions);
+                tokio::spawn(async move {
+                    let answer = sessions.answer(ask).await;
+                    drop(permit);
+                    // Who asked may have given up.
+                    let _ = reply.send(Wire::new(answer));
+                });
+                return Ok(());
+            }
+        };
+        drop(reply.send(Wire::new(answer)));
         Ok(())
     }
 }

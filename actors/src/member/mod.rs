@@ -8,6 +8,7 @@
 //! * [`supervision`]: the supervisor, on the node that supervises; [`transport`], its way to the others.
 //! * [`voting`]: the voter of a node that is one, which starts and ends the supervisor; [`electorate`], who the voters are;
 //!   [`council`], what administrators see of them.
+//! * [`sessions`]: those of this node with their copies on others, and the copies that it keeps for others.
 //! * [`calls`] and [`peers`]: how nodes call each other; [`store`]: what must not be forgotten.
 
 mod calls;
@@ -18,6 +19,7 @@ mod neighbours;
 mod notices;
 mod own;
 mod peers;
+mod sessions;
 mod supervision;
 mod transport;
 mod voting;
@@ -43,13 +45,14 @@ use tokio::time::timeout;
 pub use self::council::{Council, Seat, TakeOverError};
 pub use self::electorate::VoterSetup;
 
-use self::calls::{AGENTS, AgentGate, Listener, QUERY_NODES, QueryGate};
+use self::calls::{AGENTS, AgentGate, KEEPERS, Listener, QUERY_NODES, QueryGate, SessionGate};
 use self::electorate::Electorate;
 use self::hosts::NodeHosts;
 use self::neighbours::Neighbours;
 use self::notices::Notices;
 use self::own::OwnHost;
 use self::peers::{Peers, key_of};
+pub use self::sessions::{ClaimError, CopiedJournal, SessionPlace, Sessions, Whose};
 use self::store::{AgentRecords, SupervisorRecords, VoterRecords};
 use self::supervision::{Running, Supervision, Watch};
 use self::voting::VoterInput;
@@ -64,6 +67,8 @@ use crate::cluster::term::Term;
 use crate::context_host::ContextHostHandle;
 use crate::directory::Directory;
 use crate::error::OpenError;
+use crate::journal::kept::KeptSessions;
+use crate::journal::{Journal, StoreJournal};
 use crate::model::Model;
 use crate::node::{Node, NodeOptions, Surroundings, held_by, start_hosts};
 use crate::port::SupervisorPort;
@@ -96,6 +101,10 @@ pub struct MemberSetup {
     pub settings: ClusterSettings,
     /// Nodes that shall hold each block of the contexts of this node; 0 counts as 1.
     pub replicas: u16,
+    /// Nodes besides this one that shall keep each of its sessions; 0 keeps them here alone.
+    pub copies: usize,
+    /// What the names begin with that it gives to contexts and sessions; no other query node has the same.
+    pub scope: u32,
     /// Bytes a second that copies of blocks may take, those that leave this node together and each that comes; none is no
     /// bound but that of attention.
     pub max_bulk_rate: Option<u64>,
@@ -180,6 +189,7 @@ pub struct Member {
     running: Running,
     voter: Option<mpsc::Sender<VoterInput>>,
     agent: Option<ActorRef<AgentMsg>>,
+    sessions: Option<Arc<Sessions>>,
     gates: Vec<ActorCell>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -257,6 +267,7 @@ impl Member {
             running: Running::default(),
             voter: None,
             agent: None,
+            sessions: None,
             gates: Vec::new(),
             tasks: Vec::new(),
         };
@@ -330,6 +341,7 @@ impl Member {
     /// Opens the ways in to the agent and to the query side, and starts what goes on by itself.
     async fn open(&mut self, setup: &MemberSetup, agent: ActorRef<AgentMsg>) -> Result<(), MemberError> {
         self.agent = Some(agent.clone());
+        self.open_sessions(setup).await?;
         let gate = Actor::spawn(None, AgentGate, agent).await;
         let (gate, _) = gate.map_err(|error| not_started("the way in to the agent", error))?;
         self.join(AGENTS, gate.get_cell());
@@ -342,6 +354,36 @@ impl Member {
         }
         self.tasks.push(tokio::spawn(watch_roster(Arc::clone(&self.way), Arc::clone(&self.running))));
         Ok(())
+    }
+
+    /// Opens the sessions of this node and those that it keeps for others, and the way in to them.
+    async fn open_sessions(&mut self, setup: &MemberSetup) -> Result<(), MemberError> {
+        let me = self.way.peers.own_key();
+        let opened = async {
+            let journal = StoreJournal::open(setup.store.clone(), setup.scope).await?;
+            let kept = KeptSessions::open(journal, me).await?;
+            Sessions::open(Arc::clone(&self.way), kept, setup.copies).await
+        };
+        let sessions = opened.await.map_err(|error| MemberError::Store(error.to_string()))?;
+        self.sessions = Some(Arc::clone(&sessions));
+        let gate = Actor::spawn(None, SessionGate, Arc::clone(&sessions)).await;
+        let (gate, _) = gate.map_err(|error| not_started("the way in to the sessions", error))?;
+        self.join(KEEPERS, gate.get_cell());
+        self.tasks.push(tokio::spawn(sessions.keep_up()));
+        Ok(())
+    }
+
+    /// The sessions of this node, with their copies.
+    ///
+    /// # Panics
+    /// Never: a member that has started has them.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        self.sessions.as_ref().expect("they are opened with the member")
+    }
+
+    /// Where the query node of this process writes down what it must not forget.
+    pub fn journal(&self) -> Arc<dyn Journal> {
+        Arc::new(CopiedJournal(Arc::clone(self.sessions())))
     }
 
     /// Serves the connections of other nodes, on the network thread.

@@ -14,9 +14,10 @@ use stellate_runtime::substrate::SubstrateHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::calls::{
-    AGENTS, AgentCall, QUERY_NODES, QueryCall, SUPERVISORS, SupervisorCall, VoterCall, VoterReply,
-    VoterRequest,
+    AGENTS, AgentCall, KEEPERS, QUERY_NODES, QueryCall, SUPERVISORS, SessionCall, SupervisorCall, VoterCall,
+    VoterReply, VoterRequest,
 };
+use super::sessions::{SessionAnswer, SessionAsk};
 use crate::cluster::messages::{
     AgentOrder, AgentReply, NodeKey, QueryNodeNotice, SupervisorReply, SupervisorRequest,
 };
@@ -208,6 +209,32 @@ impl Peers {
             called = called => answer(called),
             () = gone => Err("its node has gone".to_owned()),
         }
+    }
+
+    /// Asks a node about a session once, if it can be called at the moment.
+    pub(super) async fn ask_about(
+        &self,
+        key: NodeKey,
+        ask: SessionAsk,
+        limit: Duration,
+    ) -> Result<SessionAnswer, String> {
+        let (node, keeper) = self.find(KEEPERS, key).ok_or("its node cannot be called at the moment")?;
+        let gone = self.gone(node);
+        let keeper = ActorRef::<SessionCall>::from(keeper);
+        let called = keeper.call(|reply| SessionCall::Ask(Wire::new(ask), reply), Some(limit));
+        let answered = tokio::select! {
+            called = called => answer(called)?,
+            () = gone => return Err("its node has gone".to_owned()),
+        };
+        match answered {
+            SessionAnswer::Refused(why) => Err(why),
+            answered => Ok(answered),
+        }
+    }
+
+    /// The nodes whose sessions can be asked about at the moment, this one among them.
+    pub(super) fn keepers(&self) -> Vec<NodeKey> {
+        self.members(KEEPERS).into_iter().map(|(node, _)| key_of(node)).collect()
     }
 
     /// Waits until a node cannot be called any more. For this node that never is.

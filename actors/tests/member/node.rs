@@ -166,6 +166,8 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
     let (substrate, incoming) = Substrate::start(setup).await.unwrap();
     let (model, options) = (model(), options(spec.capacity_bytes));
     let setup = MemberSetup {
+        copies: 2,
+        scope: 0,
         substrate: substrate.handle(),
         store,
         model: model.clone(),

@@ -131,6 +131,8 @@ pub struct QuerySettings {
     pub queue_events: usize,
     /// Tokens guessed ahead in a step of an answer, at most.
     pub guess_tokens: usize,
+    /// Nodes besides this one that shall keep each of its sessions, at most 8; 0 keeps them here alone.
+    pub copies: usize,
 }
 
 impl QuerySettings {

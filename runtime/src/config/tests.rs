@@ -51,6 +51,7 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
             max_sessions: 64,
             queue_events: 256,
             guess_tokens: 8,
+            copies: 2,
         },
         sampling: SamplingSettings {
             temperature: 0.0,
@@ -299,6 +300,7 @@ fn a_value_that_breaks_a_rule_is_named_with_what_is_expected() {
         (vec![("query.max_sessions", "0")], vec!["`query.max_sessions`"]),
         (vec![("query.queue_events", "0")], vec!["`query.queue_events`"]),
         (vec![("query.guess_tokens", "65")], vec!["`query.guess_tokens`"]),
+        (vec![("query.copies", "9")], vec!["`query.copies`"]),
         (vec![("sampling.temperature", "-0.1")], vec!["`sampling.temperature`", "0 (greedy) or more"]),
         (vec![("sampling.temperature", "NaN")], vec!["`sampling.temperature`"]),
         (vec![("sampling.top_p", "0")], vec!["`sampling.top_p`"]),

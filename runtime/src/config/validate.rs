@@ -6,6 +6,9 @@ use super::error::SettingsError;
 use super::settings::Settings;
 use crate::identity::NodeName;
 
+/// Every turn waits for a majority of them.
+const MAX_SESSION_COPIES: usize = 8;
+
 /// More context hosts in one process than this is surely a slip: each has its own thread pool and reserves memory.
 const MAX_HOSTS: usize = 256;
 /// The most threads of one host. Twice the hardware threads of the largest servers: beyond that threads only take turns,
@@ -50,7 +53,7 @@ struct Count {
 }
 
 /// The settings that count something and have a bound; 0 threads stand for as many as there are cores.
-const COUNTS: [Count; 15] = [
+const COUNTS: [Count; 16] = [
     Count { key: "attention.block_tokens", of: |s| s.attention.block_tokens, least: 1, most: MAX_TOKENS },
     Count { key: "hosts.count", of: |s| s.hosts.count, least: 1, most: MAX_HOSTS },
     Count { key: "hosts.threads", of: |s| s.hosts.threads, least: 0, most: MAX_THREADS },
@@ -59,6 +62,7 @@ const COUNTS: [Count; 15] = [
     Count { key: "query.threads", of: |s| s.query.threads, least: 0, most: MAX_THREADS },
     Count { key: "query.max_sessions", of: |s| s.query.max_sessions, least: 1, most: MAX_QUEUE },
     Count { key: "query.queue_events", of: |s| s.query.queue_events, least: 1, most: MAX_QUEUE },
+    Count { key: "query.copies", of: |s| s.query.copies, least: 0, most: MAX_SESSION_COPIES },
     Count { key: "query.guess_tokens", of: |s| s.query.guess_tokens, least: 0, most: MAX_GUESS },
     Count { key: "cluster.lease_s", of: |s| s.cluster.lease_s, least: MIN_LEASE_S, most: MAX_LEASE_S },
     Count { key: "cluster.replicas", of: |s| s.cluster.replicas, least: 1, most: MAX_REPLICAS },

@@ -59,7 +59,7 @@ impl Daemon {
             if setup.profile.roles.context { disk::open_for(&app.settings, model).await? } else { None };
         let (substrate, Incoming { decode, bulk, admin }) = Substrate::start(setup).await?;
         let ready = Ready::of(&substrate, model_name(app, args));
-        let member = member_setup(app, &substrate, model, &durable, blocks.clone());
+        let member = member_setup(app, &substrate, model, &durable, blocks.clone()).await?;
         let member = match Member::start(member, decode, bulk).await {
             Ok(member) => member,
             Err(error) => {
@@ -93,8 +93,8 @@ impl Daemon {
     ) -> anyhow::Result<Self> {
         let seat = place.get().await?;
         let own = seat.substrate.roster().own.clone();
-        let journal = durable.journal(scope(&own)).await?;
-        let options = NodeOptions { journal: Some(journal), ..open::node_options(&app.settings) };
+        let options =
+            NodeOptions { journal: Some(seat.member.journal()), ..open::node_options(&app.settings) };
         let node = Node::open_among(model, options, seat.member.surroundings()).await?;
         let shelf = Arc::new(Shelf::default());
         let kv_bytes_per_token = node.session_store().shape().bytes_per_token() as u64;
@@ -188,15 +188,18 @@ fn voters(app: &App, own: &NodeRecord) -> Option<VoterSetup> {
     Some(VoterSetup { names, lease: Duration::from_secs(settings.lease_s as u64) })
 }
 
-fn member_setup(
+async fn member_setup(
     app: &App,
     substrate: &Substrate,
     model: &Model,
     durable: &Durable,
     disk: Option<Disk>,
-) -> MemberSetup {
+) -> anyhow::Result<MemberSetup> {
     let own = substrate.roster().own.clone();
-    MemberSetup {
+    let scope = durable.kept_scope(scope(&own)).await?;
+    Ok(MemberSetup {
+        copies: app.settings.query.copies,
+        scope,
         substrate: substrate.handle(),
         store: durable.store(),
         model: model.clone(),
@@ -207,7 +210,7 @@ fn member_setup(
         settings: cluster_settings(&app.settings.cluster),
         replicas: u16::try_from(app.settings.cluster.replicas).unwrap_or(u16::MAX),
         max_bulk_rate: app.settings.cluster.max_copy_rate(),
-    }
+    })
 }
 
 /// The figures by which this node decides, if it supervises.

@@ -5,6 +5,7 @@ mod doctor;
 mod issuing;
 mod moves;
 mod nodes;
+mod sessions;
 mod supervisor;
 
 use std::path::PathBuf;
@@ -14,11 +15,12 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use stellate_actors::api::{
-    Check, ClusterAdmin, ClusterError, DrainRequest, IssuedToken, MoveEvent, NodeInfo, RebalancePlan, Shelf,
-    SupervisorInfo, TokenInfo,
+    Check, Claimed, ClusterAdmin, ClusterError, DrainRequest, IssuedToken, MoveEvent, NodeInfo,
+    RebalancePlan, SessionPlaceInfo, Shelf, SupervisorInfo, TokenInfo,
 };
 use stellate_actors::cluster::messages::{Refusal, SupervisorReply, SupervisorRequest};
 use stellate_actors::link::HostId;
+use stellate_actors::session::SessionId;
 use stellate_runtime::substrate::Roster;
 use tokio::sync::{mpsc, watch};
 
@@ -139,6 +141,18 @@ impl ClusterAdmin for Administration {
             Some(other) => format!("{why}; ask node `{other}`"),
             None => format!("{why}, and no other that does is there"),
         }))
+    }
+
+    fn claim(&self, session: SessionId) -> BoxFuture<'_, Result<Claimed, ClusterError>> {
+        self.claim_session(session).boxed()
+    }
+
+    fn hand_over(&self, session: SessionId, to: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        self.move_session(session, to).boxed()
+    }
+
+    fn places(&self) -> BoxFuture<'_, Result<Vec<SessionPlaceInfo>, ClusterError>> {
+        self.session_places().boxed()
     }
 
     fn namer(&self, name: u64) -> Option<String> {
