@@ -60,6 +60,7 @@ pub mod progress;
 pub mod prompt;
 pub mod query_host;
 pub mod remote;
+pub mod retry;
 pub mod session;
 pub mod speculate;
 pub mod supervisor;

@@ -7,6 +7,7 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use super::cluster::ClusterError;
 use crate::cluster::messages::Refusal;
+use crate::context_host::HostError;
 use crate::error::{AskError, ContextFull, EncodeError, SessionError};
 use crate::journal::JournalError;
 use crate::manifest::ContextId;
@@ -252,7 +253,10 @@ impl From<&EncodeError> for Fault {
                 };
                 (ErrorCode::Full, detail)
             }
-            EncodeError::Overloaded { queue } => (ErrorCode::Busy, Detail::Overloaded(count(*queue))),
+            EncodeError::Overloaded { queue } | EncodeError::Host(HostError::Overloaded { queue, .. }) => {
+                (ErrorCode::Busy, Detail::Overloaded(count(*queue)))
+            }
+            EncodeError::Host(HostError::Full(_)) => (ErrorCode::Full, Detail::None),
             EncodeError::Supervisor(_) => (ErrorCode::Unavailable, Detail::None),
             EncodeError::Refused(Refusal::Settling { .. } | Refusal::Replaced) => {
                 (ErrorCode::Unavailable, Detail::None)

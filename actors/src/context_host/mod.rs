@@ -42,7 +42,10 @@ pub enum HostError {
     #[error(transparent)]
     Full(StoreFull),
     /// Its queue has no room.
-    #[error("context host {host} is overloaded ({queue} jobs wait); ask again in a moment")]
+    #[error(
+        "context host {host} is overloaded ({queue} jobs wait); ask again in {} s",
+        crate::retry::QUEUE_S
+    )]
     Overloaded {
         /// The host.
         host: HostId,
