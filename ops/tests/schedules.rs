@@ -2,6 +2,7 @@
 //! happen and what is wrong is said in `stellate_xtask`.
 
 #![cfg(unix)]
+#![allow(clippy::print_stdout, reason = "seeds and what came of them are told")]
 
 use std::path::Path;
 

@@ -2,6 +2,7 @@
 //! what they follow from, so that each is computed once for all schedules.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use anyhow::Context as _;
 use stellate_actors::{
@@ -185,9 +186,9 @@ impl Oracle {
 
     async fn context(&self, contexts: &mut BTreeMap<Text, Context>, text: Text) -> anyhow::Result<Context> {
         let first = Text { additions: 0, ..text };
-        if !contexts.contains_key(&first) {
+        if let Entry::Vacant(entry) = contexts.entry(first) {
             let layout = self.layout(text.is_exact);
-            contexts.insert(first, self.node.encode(self.source(text.document), layout).await?);
+            entry.insert(self.node.encode(self.source(text.document), layout).await?);
         }
         for additions in 1..=text.additions {
             let (shorter, longer) = (Text { additions: additions - 1, ..text }, Text { additions, ..text });

@@ -298,7 +298,8 @@ mod tests {
     fn a_line_has_its_slope_and_noise_around_a_level_has_none() {
         let line: Vec<_> = (0..10).map(|x| (f64::from(x), 3.0 * f64::from(x) + 1.0)).collect();
         assert!((slope(&line) - 3.0).abs() < 1e-9);
-        let level: Vec<_> = (0..10).map(|x| (f64::from(x), f64::from((x * x + 9 - 9 * x).pow(2)))).collect();
+        let level: Vec<_> =
+            (0..10i32).map(|x| (f64::from(x), f64::from((x * x + 9 - 9 * x).pow(2)))).collect();
         assert!(slope(&level).abs() < 1e-9);
         assert!(slope(&[]).abs() < 1e-9 && slope(&[(1.0, 1.0)]).abs() < 1e-9);
     }

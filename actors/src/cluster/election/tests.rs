@@ -1,3 +1,6 @@
+//! The voter: what it grants, and whole groups of voters on bad days.
+#![allow(clippy::print_stdout, reason = "seeds are told")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! Random runs. A node's disk keeps what was written; everything else ends with a crash. A request may be lost, be answered
 //! late or twice, and its answer be lost; a node that waits gives up at any time.
+#![allow(clippy::print_stdout, reason = "seeds are told")]
 
 use std::collections::BTreeMap;
 
