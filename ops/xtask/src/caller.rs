@@ -245,32 +245,25 @@ impl Caller {
         Ok(Ok(()))
     }
 
-    /// Closes its sessions and removes its contexts, as far as that can be had now.
+    /// Closes all sessions of its node and removes all contexts, as far as that can be had now: also those that were made without
+    /// its hearing of it. For a client that is alone on its node.
     ///
     /// # Errors
     /// What is wrong with the product.
     pub async fn forget(&mut self) -> Done<()> {
-        let Ok(client) = self.home.client().await else { return Ok(Ok(())) };
-        let mut kept = Vec::new();
-        for mut talk in self.talks.drain(..) {
-            let mut is_gone = true;
-            for done in [client.close_session(talk.session).await, client.remove_context(talk.context).await]
-            {
-                match done {
-                    Ok(()) | Err(RemoteError::Refused { code: ErrorCode::NotFound, .. }) => {}
-                    Err(error) => match of_remote(&error) {
-                        Ok(_) => is_gone = false,
-                        Err(wrong) => return Ok(Err(wrong)),
-                    },
-                }
+        self.talks.clear();
+        let forgetting = async {
+            let client = self.home.client().await?;
+            for session in client.sessions().await? {
+                client.close_session(session.id).await?;
             }
-            if !is_gone {
-                talk.is_closing = true;
-                kept.push(talk);
+            for context in client.contexts().await? {
+                client.remove_context(context.id).await?;
             }
-        }
-        self.talks = kept;
-        Ok(Ok(()))
+            Ok(())
+        };
+        let forgotten: Result<(), RemoteError> = forgetting.await;
+        Ok(forgotten.or_else(|error| of_remote(&error).map(drop)))
     }
 
     /// Looks at a talk's log, or asks it, again and again until that ends well.
