@@ -7,8 +7,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
-use stellate_actors::api::Client;
-use stellate_actors::{Addition, AskOptions, Context, ContextSource, Layout, QueryInput, TurnEvent};
+use stellate_actors::api::{Client, NodeInfo, NodeState, RemoteError};
+use stellate_actors::{
+    Addition, AskOptions, Context, ContextSource, EncodeError, Layout, QueryInput, TurnEvent,
+};
 
 use crate::machine::Workshop;
 use crate::oracle::Oracle;
@@ -119,7 +121,13 @@ async fn lose(
     let client = stage.door(0).client().await?;
     let ids = oracle.tokens(10_000 + round, BLOCKS * BLOCK_TOKENS)?;
     let layout = Layout::star(BLOCK_TOKENS, BLOCK_TOKENS);
-    let context = client.node().encode(ContextSource::Ids(ids.clone()), layout).await?;
+    let first = client.node();
+    let encode = || first.encode(ContextSource::Ids(ids.clone()), layout);
+    let context = match encode().await {
+        // On a busy machine the node may have given up a connection that was silent for too long, unheard.
+        Err(EncodeError::Remote(RemoteError::Lost(_))) => encode().await?,
+        encoded => encoded?,
+    };
     let held = stage.cluster().blocks_of(&client.context(context.id()).await?, 0).await?;
     let victim = held.iter().filter(|(name, _)| *name != "node-1").max_by_key(|(_, blocks)| blocks.len());
     let (name, blocks) = victim.context("no node but the first holds blocks")?;
@@ -159,7 +167,10 @@ async fn lose(
 
     // One that stands still is held for a holder of blocks until membership says otherwise: nothing is encoded beside it then.
     let floor_s = match loss {
-        Loss::Killed => floor(&client, oracle, &context, round, lost).await?,
+        Loss::Killed => {
+            until_down(stage, name).await?;
+            floor(&client, oracle, &context, round, lost).await?
+        }
         Loss::Frozen => None,
     };
     drop(session);
@@ -198,6 +209,14 @@ fn seconds_of_day(line: &str) -> Option<f64> {
     Some(parts.next()?? * 3600.0 + parts.next()?? * 60.0 + parts.next()??)
 }
 
+/// Waits until the node that places blocks holds this one for dead: until then some are placed there, and placed again.
+async fn until_down(stage: &Stage, name: &str) -> anyhow::Result<()> {
+    let is_down =
+        |nodes: &[NodeInfo]| nodes.iter().any(|node| node.name == name && node.state == NodeState::Down);
+    stage.cluster().until_seen(0, &format!("{name} to be down"), is_down).await?;
+    Ok(())
+}
+
 /// Seconds that `blocks` new blocks take on the survivors, behind the same anchor; none if others were encoded with them, or some
 /// twice.
 async fn floor(
@@ -212,7 +231,7 @@ async fn floor(
     let start = Instant::now();
     let longer = context.append(Addition::Ids(more)).await?;
     let took = start.elapsed().as_secs_f64();
-    let encoded = longer.progress().blocks_total - longer.progress().blocks_reused;
+    let encoded = longer.progress().blocks_total.saturating_sub(longer.progress().blocks_reused);
     Ok((encoded == blocks).then_some(took))
 }
 

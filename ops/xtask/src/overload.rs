@@ -87,30 +87,7 @@ pub async fn overload(
     tell(&format!("alone an answer takes {:.3} s (p50)", three(&alone)[0]));
 
     let start = Instant::now();
-    let mut asking = JoinSet::new();
-    let mut clients = Vec::new();
-    for number in 0..sessions {
-        if number % SESSIONS_PER_CONNECTION == 0 {
-            clients.push(stage.new_door((number / SESSIONS_PER_CONNECTION) % NODES).client().await?);
-        }
-        let connection = clients.len() - 1;
-        let (client, context) = (clients[connection].clone(), contexts[connection % NODES]);
-        let (oracle, fact) = (oracle.clone(), number % FACTS);
-        asking.spawn(async move { converse(&client, &oracle, context, fact).await });
-    }
-    let (mut all, mut most_open, mut most_rss) = (Asked::default(), 0, before);
-    loop {
-        tokio::select! {
-            next = asking.join_next() => match next {
-                Some(asked) => all.add(asked??),
-                None => break,
-            },
-            () = sleep(Duration::from_millis(200)) => {
-                most_rss = most_rss.max(rss_mib(&stage));
-                most_open = most_open.max(open_sessions(&stage).await);
-            }
-        }
-    }
+    let Loaded { all, most_open, most_rss } = load(&stage, &oracle, &contexts, sessions).await?;
     let load_s = start.elapsed().as_secs_f64();
     tell(&format!(
         "{} answers in {load_s:.1} s, {} refusals",
@@ -138,10 +115,51 @@ pub async fn overload(
         answer_s: three(&all.answer_s),
         alone_s: three(&alone),
         most_open,
-        rss_mib: [before, most_rss],
+        rss_mib: [before, most_rss.max(before)],
         recovered_s,
         load_s,
     })
+}
+
+/// What was seen of all sessions together.
+struct Loaded {
+    all: Asked,
+    most_open: u64,
+    most_rss: f64,
+}
+
+/// All sessions at once, until the last has ended.
+async fn load(
+    stage: &Stage,
+    oracle: &Arc<Oracle>,
+    contexts: &[ContextId],
+    sessions: usize,
+) -> anyhow::Result<Loaded> {
+    let mut asking = JoinSet::new();
+    let mut clients = Vec::new();
+    for number in 0..sessions {
+        if number % SESSIONS_PER_CONNECTION == 0 {
+            clients.push(stage.new_door((number / SESSIONS_PER_CONNECTION) % NODES).client().await?);
+        }
+        let connection = clients.len() - 1;
+        let (client, context) = (clients[connection].clone(), contexts[connection % NODES]);
+        let (oracle, fact) = (oracle.clone(), number % FACTS);
+        asking.spawn(async move { converse(&client, &oracle, context, fact).await });
+    }
+    let (mut all, mut most_open, mut most_rss) = (Asked::default(), 0, 0.0_f64);
+    loop {
+        tokio::select! {
+            next = asking.join_next() => match next {
+                Some(asked) => all.add(asked??),
+                None => break,
+            },
+            () = sleep(Duration::from_millis(200)) => {
+                most_rss = most_rss.max(rss_mib(stage));
+                most_open = most_open.max(open_sessions(stage).await);
+            }
+        }
+    }
+    Ok(Loaded { all, most_open, most_rss })
 }
 
 const TEXT: Text = Text { document: 0, additions: 0, is_exact: false };
