@@ -79,7 +79,7 @@ impl Node {
             query: None,
             membership: None,
             membership_due: None,
-            supervises: number == 0 && shape.voters == 0,
+            supervises: number == 0,
             runs_sessions: number < shape.query_nodes,
             capacity,
             clock_ahead: Duration::from_millis(chance.below(1_000_000)),

@@ -562,10 +562,10 @@ impl World {
         let Some(query) = &mut self.node_mut(number).query else { return };
         match (purpose, reply) {
             (Purpose::Renew, SupervisorReply::Noted(term)) => query.note(term),
-            (Purpose::Hold(context), SupervisorReply::Noted(term)) => {
-                if query.contexts.contains_key(&context) {
-                    query.told.insert(context, term);
-                }
+            (Purpose::Hold(context), SupervisorReply::Noted(term))
+                if query.contexts.contains_key(&context) =>
+            {
+                query.told.insert(context, term);
             }
             (Purpose::Release(context), SupervisorReply::Done) => drop(query.released.remove(&context)),
             _ => {}

@@ -105,9 +105,7 @@ impl World {
             let node = self.node_mut(number);
             (node.disk.is_full, node.disk.sync) = (false, Duration::from_millis(3));
             (node.agent.host.times, node.agent.host.damages, node.agent.host.lies) = (1, 0, 0);
-            if self.scenario.shape.voters == 0 {
-                self.node_mut(number).supervises = number == 0;
-            }
+            self.node_mut(number).supervises = number == 0;
             if self.node(number).paused_at.is_some() {
                 self.wake(number);
             }

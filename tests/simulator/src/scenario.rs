@@ -31,8 +31,6 @@ pub struct Shape {
     pub nodes: u16,
     /// How many of them run sessions, from the first on.
     pub query_nodes: u16,
-    /// How many of them vote for a supervisor: 0, 3 or 5. With 0 the first node supervises.
-    pub voters: u16,
     /// Blocks of full length that a host has room for.
     pub capacity_blocks: u64,
     /// Nodes that shall hold each block.
@@ -205,15 +203,9 @@ impl Scenario {
 
 fn shape(chance: &mut Chance) -> Shape {
     let nodes = chance.between(2, 7) as u16;
-    let voters = match nodes {
-        5.. => chance.pick(&[0, 3, 5]),
-        3 | 4 => chance.pick(&[0, 3]),
-        _ => 0,
-    };
     Shape {
         nodes,
         query_nodes: chance.between(1, u64::from(nodes.min(3))) as u16,
-        voters: voters * 0,
         capacity_blocks: chance.pick(&[9, 16, 24, 48]),
         replicas: chance.pick(&[1, 1, 1, 2]),
         has_membership: chance.permille(500),
