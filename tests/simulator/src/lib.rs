@@ -14,6 +14,7 @@
 mod agent;
 mod chance;
 mod checks;
+mod context;
 mod disk;
 mod member;
 mod message;

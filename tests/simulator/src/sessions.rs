@@ -12,11 +12,12 @@ use stellate_model::block::BlockId;
 
 use crate::agent::truth;
 use crate::chance::digest;
+use crate::context::TurnLog;
 use crate::disk::Write;
 use crate::message::{Message, Purpose, Timer};
 use crate::mutation::Mutation;
 use crate::node::node_of;
-use crate::query::{TurnLog, part};
+use crate::query::part;
 use crate::world::World;
 
 /// Times that one step may be asked again, each after a heal that succeeded.
