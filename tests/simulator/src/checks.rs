@@ -190,10 +190,9 @@ impl Checks {
     /// What is remembered of a session by the node that holds it.
     pub(crate) fn remembered(&mut self, session: SessionId, turns: Option<&[TurnLog]>) {
         let acknowledged = self.turns.get(&session).map_or(&[][..], Vec::as_slice);
-        let is_there = match turns {
-            Some(turns) => turns.starts_with(acknowledged),
-            None => acknowledged.is_empty(),
-        };
+        // In their order; between them may be others, which were on the disk when the node ended before it could say so.
+        let mut remembered = turns.into_iter().flatten();
+        let is_there = acknowledged.iter().all(|turn| remembered.any(|other| other == turn));
         if !is_there {
             let (had, has) = (acknowledged.len(), turns.map(<[_]>::len));
             let what = format!("{session} had {had} acknowledged turns, and its node remembers {has:?}");

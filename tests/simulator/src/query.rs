@@ -72,6 +72,8 @@ pub(crate) struct QueryNode {
     released: BTreeSet<ContextId>,
     /// Moves that are followed as soon as no step is under way, and until when that is told.
     pub(crate) switches: Vec<(SupervisorRequest, Duration)>,
+    /// Sessions on their way to the disk, by the number of the write.
+    pub(crate) opening: Vec<(u64, SessionId, ContextId)>,
 }
 
 impl QueryNode {
@@ -92,6 +94,7 @@ impl QueryNode {
             told: BTreeMap::new(),
             released: BTreeSet::new(),
             switches: Vec::new(),
+            opening: Vec::new(),
         }
     }
 
@@ -372,6 +375,7 @@ impl World {
             self.checks.made_context();
             self.open_sessions(number, id);
         }
+        self.sessions_kept(number, write);
         self.turns_kept(number, write);
     }
 
