@@ -322,7 +322,7 @@ impl Cluster {
         let migration = self.moves.get_mut(&id).expect("the move is under way");
         migration.step = Step::Switching;
         migration.deadline = now;
-        // A route that was made since is of the table as it is, and later than the move.
+        // Kept for when they are told again: a placement that came in between is later than the move.
         migration.version = self.table.version;
         migration.waiting = nodes;
         self.tell_moved(now, id);

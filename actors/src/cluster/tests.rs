@@ -1,5 +1,7 @@
 //! The supervisor against simulated clusters: what must hold under every fault, and what refusals say.
 
+mod mishaps;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

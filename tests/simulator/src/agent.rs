@@ -15,11 +15,12 @@ use stellate_actors::link::HostId;
 use stellate_model::block::BlockId;
 
 use crate::chance::digest;
+use crate::context::TOKEN_BYTES;
 use crate::disk::Write;
 use crate::message::{Message, Purpose, Timer};
 use crate::mutation::Mutation;
 use crate::node::{Node, node_of};
-use crate::query::{TOKEN_BYTES, part};
+use crate::query::part;
 use crate::scenario::Step;
 use crate::world::World;
 

@@ -10,7 +10,7 @@ use stellate_actors::manifest::ContextId;
 use stellate_actors::session::SessionId;
 
 use crate::chance::Chance;
-use crate::query::{ContextSpec, TurnLog};
+use crate::context::{ContextSpec, TurnLog};
 
 /// Something to be kept.
 #[derive(Clone, Debug)]

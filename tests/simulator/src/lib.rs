@@ -7,13 +7,14 @@
 //!
 //! The same [`Scenario`] gives the same run, told by [`Outcome::hash`]. After every event it is checked what must always hold
 //! ([`Violation`]); after the last fault, that everything heals within a bound and nothing is left over. A scenario that fails is
-//! made shorter by [`shrink`] and printed as JSON. [`Mutation`]s are bugs that are put in to see that they are found.
+//! made shorter by [`shrink()`] and printed as JSON. [`Mutation`]s are bugs that are put in to see that they are found.
 
 #![forbid(unsafe_code)]
 
 mod agent;
 mod chance;
 mod checks;
+mod context;
 mod disk;
 mod member;
 mod message;

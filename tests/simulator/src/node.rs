@@ -64,7 +64,7 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(number: u16, shape: Shape, chance: &mut Chance) -> Self {
         let key = key_of(number);
-        let capacity = shape.capacity_blocks * crate::query::BLOCK_BYTES;
+        let capacity = shape.capacity_blocks * crate::context::BLOCK_BYTES;
         Self {
             key,
             is_up: false,
@@ -181,7 +181,6 @@ impl World {
                 .filter(|session| session.is_asked())
                 .for_each(|_| self.checks.refused("the node ended"));
         }
-        self.checks.host_ended(number);
     }
 
     /// A node stands still for a while.

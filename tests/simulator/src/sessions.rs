@@ -12,11 +12,12 @@ use stellate_model::block::BlockId;
 
 use crate::agent::truth;
 use crate::chance::digest;
+use crate::context::TurnLog;
 use crate::disk::Write;
 use crate::message::{Message, Purpose, Timer};
 use crate::mutation::Mutation;
 use crate::node::node_of;
-use crate::query::{TurnLog, part};
+use crate::query::part;
 use crate::world::World;
 
 /// Times that one step may be asked again, each after a heal that succeeded.
@@ -79,15 +80,29 @@ impl Session {
 }
 
 impl World {
-    /// The sessions over a context that has just been made.
+    /// The sessions over a context that has just been made: each is there once it is on the disk.
     pub(crate) fn open_sessions(&mut self, number: u16, context: ContextId) {
         for _ in 0..self.chance.between(1, 2) {
             let id = SessionId(self.name());
-            if self.write(number, Write::Session(id, context)).is_none() {
-                self.checks.refused("the disk is full");
-                continue;
+            match self.write(number, Write::Session(id, context)) {
+                None => self.checks.refused("the disk is full"),
+                Some(write) => {
+                    if let Some(query) = &mut self.node_mut(number).query {
+                        query.opening.push((write, id, context));
+                    }
+                }
             }
-            if let Some(query) = &mut self.node_mut(number).query {
+        }
+    }
+
+    /// Sessions may be on the disk now.
+    pub(crate) fn sessions_kept(&mut self, number: u16, write: u64) {
+        let Some(query) = &mut self.node_mut(number).query else { return };
+        let opened: Vec<_> = query.opening.extract_if(.., |(at, ..)| *at <= write).collect();
+        for (_, id, context) in opened {
+            let Some(query) = &mut self.node_mut(number).query else { return };
+            // Given up meanwhile, with its context.
+            if query.contexts.contains_key(&context) {
                 query.sessions.insert(id, Session::new(context, Vec::new()));
                 self.checks.opened(id, number);
             }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use stellate_actors::cluster::drain::DrainState;
 use stellate_actors::cluster::intents::Intent;
 use stellate_actors::cluster::messages::{
-    AgentOrder, AgentRefusal, AgentReply, AgentRequest, NodeKey, QueryNodeNotice, Refusal, SupervisorReply,
-    SupervisorRequest,
+    AgentOrder, AgentRefusal, AgentReply, AgentRequest, NodeKey, Refusal, SupervisorReply, SupervisorRequest,
 };
 use stellate_actors::cluster::settings::ClusterSettings;
+use stellate_actors::cluster::snapshot::ClusterSnapshot;
 use stellate_actors::cluster::supervisor::{Action, Cluster};
 use stellate_actors::cluster::term::Term;
 
@@ -133,8 +133,18 @@ impl World {
 
     /// The node whose supervisor a node would ask.
     pub(crate) fn supervisor_for(&self, number: u16) -> Option<u16> {
-        let mut numbers = 0..self.nodes.len() as u16;
-        numbers.find(|&other| self.node(other).supervising.running().is_some() && self.reaches(number, other))
+        self.supervisors().find(|&other| self.reaches(number, other))
+    }
+
+    /// The nodes on which a supervisor runs.
+    pub(crate) fn supervisors(&self) -> impl Iterator<Item = u16> + '_ {
+        (0u16..).zip(&self.nodes).filter(|(_, node)| node.supervising.running().is_some()).map(|(n, _)| n)
+    }
+
+    /// What the supervisor of a node knows, if one runs there.
+    pub(crate) fn snapshot(&self, number: u16) -> Option<ClusterSnapshot> {
+        let node = self.node(number);
+        Some(node.supervising.running()?.cluster.snapshot(node.clock(self.now)))
     }
 
     /// A supervisor was asked.
@@ -192,9 +202,6 @@ impl World {
                     self.order(number, node, instance, order);
                 }
                 Action::ToQueryNode { node, notice } => {
-                    if let QueryNodeNotice::Moved { block, to, .. } = &notice {
-                        self.checks.copied(*to, *block);
-                    }
                     self.send(number, number_of(node), Message::Notice(notice));
                 }
                 Action::Drain(progress) => {
@@ -205,6 +212,7 @@ impl World {
                     }
                 }
                 Action::Intent { node, intent, before } => {
+                    self.checks.wish(node, intent);
                     let write = self.write(number, Write::Intent(node, intent));
                     let running = self.node_mut(number).supervising.running_mut().expect("just looked at");
                     running.keeping = Some(Keeping { write, wish: (node, intent), before, answer: None });
@@ -264,7 +272,9 @@ impl World {
                 running.cluster.awaiting(now);
             }
             running.cluster.tick(now);
-            self.checks.looked(&running_of(self, number).snapshot(now));
+            if let Some(snapshot) = self.snapshot(number) {
+                self.checks.looked(&snapshot);
+            }
             self.supervisor_goes_on(number);
         }
     }
@@ -301,7 +311,8 @@ impl World {
 
     /// Asks the supervisor of a node, on that node, for an administrator.
     pub(crate) fn wish(&mut self, request: SupervisorRequest) {
-        match self.supervisor_for(0).or_else(|| self.any_supervisor()) {
+        let alone = || self.supervisors().find(|&number| self.reaches(number, number));
+        match self.supervisor_for(0).or_else(alone) {
             Some(supervisor) => {
                 let call = self.name() | ADMINISTRATOR;
                 self.supervisor_asked(supervisor, supervisor, call, request);
@@ -318,19 +329,10 @@ impl World {
             }
         }
     }
-
-    fn any_supervisor(&self) -> Option<u16> {
-        (0..self.nodes.len() as u16)
-            .find(|&number| self.node(number).supervising.running().is_some() && self.reaches(number, number))
-    }
 }
 
 /// Calls of administrators have this bit.
 const ADMINISTRATOR: u64 = 1 << 63;
-
-fn running_of(world: &World, number: u16) -> &Cluster {
-    &world.node(number).supervising.running().expect("just looked at").cluster
-}
 
 /// Whether a refusal says that the supervisor will do what it is asked a little later.
 pub(crate) fn is_passing(refusal: &Refusal) -> bool {
