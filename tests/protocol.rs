@@ -99,7 +99,8 @@ fn every_close_code_membership_message_request_and_event_is_in_the_document() {
 fn every_test_that_the_failure_model_names_is_there() {
     let document = read("ops/docs/failure-model.md");
     let mut code = String::new();
-    for folder in ["runtime/src", "runtime/tests", "actors/src", "actors/tests", "ops/src", "ops/tests"] {
+    let crates = ["runtime/src", "runtime/tests", "actors/src", "actors/tests", "ops/src", "ops/tests"];
+    for folder in crates.into_iter().chain(["tests/simulator/tests"]) {
         let files = files_below(folder, &[]);
         files.iter().for_each(|path| code.push_str(&read(path)));
     }

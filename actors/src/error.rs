@@ -21,6 +21,7 @@ use crate::journal::JournalError;
 use crate::manifest::ContextId;
 use crate::member::AskFailure;
 use crate::prompt::PromptError;
+use crate::retry::{QUEUE_S, SESSION_S};
 use crate::session::SessionId;
 
 /// The actor or thread that was asked has stopped: the node is closing.
@@ -117,7 +118,7 @@ pub enum EncodeError {
     #[error(transparent)]
     Fanout(#[from] FanoutError),
     /// The query host, which computes `exact` blocks, has more to do than it may hold.
-    #[error("the query host's queue is full ({queue} jobs); encode again in a moment")]
+    #[error("the query host's queue is full ({queue} jobs); encode again in {} s", QUEUE_S)]
     Overloaded {
         /// Its bound.
         queue: usize,
@@ -191,7 +192,7 @@ pub enum AskError {
     #[error("the session is closed; open another one over the context")]
     Closed,
     /// The query host has more to do than it may hold.
-    #[error("the query host's queue is full ({queue} jobs); ask again in a moment")]
+    #[error("the query host's queue is full ({queue} jobs); ask again in {} s", QUEUE_S)]
     Overloaded {
         /// Its bound.
         queue: usize,
@@ -256,13 +257,16 @@ pub enum SessionError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The query host serves as many sessions as it may.
-    #[error("{max_sessions} sessions are open, as many as query.max_sessions allows; close one or raise it")]
+    #[error(
+        "{max_sessions} sessions are open, as many as query.max_sessions allows; try again in {} s, close one, or raise it",
+        SESSION_S
+    )]
     TooMany {
         /// The bound.
         max_sessions: usize,
     },
     /// The query host has more to do than it may hold.
-    #[error("the query host's queue is full ({queue} jobs); open the session again in a moment")]
+    #[error("the query host's queue is full ({queue} jobs); open the session again in {} s", QUEUE_S)]
     Overloaded {
         /// Its bound.
         queue: usize,

@@ -186,19 +186,20 @@ impl Session {
         }
         let Cast { query, clock, queue_events, .. } = self.node.cast();
         let (events, receiver) = mpsc::channel(*queue_events);
-        let cancel = CancelToken::default();
+        let (cancel, abandoned) = (CancelToken::default(), CancelToken::default());
         let request = TurnRequest {
             input: input.into(),
             options,
             asked: clock.now(),
             events: events.clone(),
             cancel: cancel.clone(),
+            abandoned: abandoned.clone(),
         };
         if query.actor.cast(QueryHostMsg::Ask(self.id(), request)).is_err() {
             // The channel is empty: there is room.
             let _ = events.try_send(Err(AskError::Stopped));
         }
-        Turn { events: receiver, cancel }
+        Turn { events: receiver, cancel, abandoned }
     }
 
     /// The turns answered so far.
@@ -207,6 +208,23 @@ impl Session {
             return Ok(remote.turns().await?);
         }
         Ok(call!(self.node.cast().query.actor, QueryHostMsg::Turns, self.id()).asked()?)
+    }
+
+    /// Closes it wherever it is, for all: what is written of it is removed.
+    ///
+    /// # Errors
+    /// The node that has it cannot be asked, or refuses; there is none any more.
+    pub async fn remove(&self) -> Result<(), SessionError> {
+        match &self.lease {
+            Lease::Here(lease) => self.node.remove_session(lease.session()).await,
+            Lease::There(remote) => Ok(remote.remove().await?),
+        }
+    }
+
+    /// Whether the query host still has it. It is closed there when another node takes the session over.
+    pub(crate) async fn is_open(&self) -> bool {
+        let query = &self.node.cast().query.actor;
+        call!(query, QueryHostMsg::IsOpen, self.id()).asked().unwrap_or(false)
     }
 
     /// Ends the session and frees its own keys and values; so does dropping it, unless the node is of another process. What a

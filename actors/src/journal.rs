@@ -1,6 +1,7 @@
 //! What a node remembers of its contexts and sessions over its own end: what is written down, and when. How it is stored
 //! is in [`store`]; a node without a journal remembers nothing.
 
+pub mod kept;
 mod store;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use stellate_model::block::{BlockId, Layout};
 use stellate_runtime::store::HandleError;
 
+use crate::cluster::messages::NodeKey;
 use crate::manifest::{ContextId, Manifest};
 use crate::prompt::Prompting;
 use crate::session::{SessionId, TurnRecord};
@@ -32,6 +34,33 @@ pub enum JournalError {
         /// What was found.
         problem: String,
     },
+    /// The session is another node's by now. What was not acknowledged here is not in it, unless it finds it there.
+    #[error("session {session} is on node {owner} now; ask that one")]
+    Moved {
+        /// The session.
+        session: SessionId,
+        /// Whose it is.
+        owner: NodeKey,
+    },
+    /// It is written down here, and too few of the nodes that keep copies answered. It stays in the session; whether it
+    /// outlives this node is not known yet.
+    #[error(
+        "session {session} is written down here, but its copies are not ({silent} of them do not answer); ask again once \
+         those nodes are back, or others have joined"
+    )]
+    Unsettled {
+        /// The session.
+        session: SessionId,
+        /// Nodes that did not answer.
+        silent: usize,
+    },
+}
+
+impl JournalError {
+    /// Whether the entry is in the log of this node all the same.
+    pub fn is_written(&self) -> bool {
+        matches!(self, Self::Unsettled { .. })
+    }
 }
 
 /// A context as it is written down: enough to encode it again.

@@ -21,6 +21,7 @@ use crate::cancel::CancelToken;
 use crate::catalogue::Catalogue;
 use crate::context_host::ContextHostHandle;
 use crate::directory::Directory;
+use crate::disk::Disk;
 use crate::error::{Asked, EncodeError, OpenError, Stopped};
 use crate::fleet::Fleet;
 use crate::handle::Context;
@@ -37,6 +38,7 @@ use crate::query_host::{QueryHostHandle, QueryHostMsg, errands, run_errands};
 use crate::supervisor::{LocalSupervisor, SupervisorMsg};
 use crate::whereabouts::Moved;
 
+pub(crate) use start::held_by;
 pub use start::{start_hosts, start_supervisor};
 pub(crate) use weak::WeakNode;
 
@@ -76,6 +78,9 @@ pub struct NodeOptions {
     pub heal_tries: u32,
     /// Remembers contexts and sessions over the node's end, if that is to be. Its contexts stay until they are removed.
     pub journal: Option<Arc<dyn Journal>>,
+    /// Where the context hosts keep blocks over the node's end, if they are to: each is read when it is asked for, and those of a
+    /// member of a cluster come back by themselves as well. Whoever opened it closes it after the node.
+    pub disk: Option<Disk>,
     /// Where the hosts' time is counted by operation, if it is to be.
     pub profile: Option<Arc<Profile>>,
     /// Measures turns.
@@ -97,6 +102,7 @@ impl Default for NodeOptions {
             max_sessions: 64,
             heal_tries: 8,
             journal: None,
+            disk: None,
             profile: None,
             clock: Arc::new(SystemClock::new()),
         }

@@ -202,6 +202,7 @@ pub enum TurnEvent {
 pub struct Turn {
     pub(crate) events: mpsc::Receiver<Result<TurnEvent, AskError>>,
     pub(crate) cancel: CancelToken,
+    pub(crate) abandoned: CancelToken,
 }
 
 impl Turn {
@@ -213,6 +214,11 @@ impl Turn {
     /// Asks for the end: after the token under way the stream ends with [`FinishReason::Cancelled`].
     pub fn cancel(&self) {
         self.cancel.cancel();
+    }
+
+    /// Ends the turn as if it had never been asked: whoever asked is gone, and may ask again elsewhere.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.cancel();
     }
 
     /// The handle that [`cancel`](Self::cancel) uses, for another task.

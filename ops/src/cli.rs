@@ -22,6 +22,7 @@ use crate::commands::run::RunArgs;
 use crate::commands::serve::ServeArgs;
 use crate::commands::session::SessionArgs;
 use crate::commands::status::{PsArgs, StatusArgs};
+use crate::commands::supervisor::SupervisorArgs;
 use crate::commands::token::TokenArgs;
 use crate::settings::{Overrides, words};
 
@@ -111,6 +112,8 @@ pub(crate) enum Command {
     Node(NodeCommandArgs),
     /// Move blocks to where there is room
     Rebalance(RebalanceArgs),
+    /// Show who supervises, and have another node take over
+    Supervisor(SupervisorArgs),
     /// Check certificates, clocks and paths
     Doctor(DoctorArgs),
     /// Print completions for a shell

@@ -23,6 +23,14 @@ pub(crate) fn authority(data: &Path) -> PathBuf {
     data.join("ca")
 }
 
+/// Where a node keeps blocks: `kv.disk_dir`, else within its data folder.
+pub(crate) fn blocks(settings: &Settings) -> Result<PathBuf, UsageError> {
+    match settings.kv.disk_dir.as_os_str() {
+        empty if empty.is_empty() => Ok(data_dir(settings)?.join("blocks")),
+        folder => Ok(PathBuf::from(folder)),
+    }
+}
+
 /// A node's own identity, within its data folder.
 pub(crate) fn identity(data: &Path) -> PathBuf {
     data.join("identity")

@@ -477,3 +477,31 @@ fn a_node_whose_certificate_is_over_joins_again_with_a_token_and_is_who_it_was()
         json(&mut stellate(&["node", "join", address, "--token-file", &file, "--dir", &dir, "--json"]));
     assert_eq!((&joined["id"], joined["name"].as_str()), (&id, Some("second")));
 }
+
+#[test]
+fn who_supervises_is_shown_and_a_takeover_is_refused_by_name_where_nobody_is_elected() {
+    let home = Home::new();
+    let first = home.serve();
+    home.nodes_until(&first, |nodes| are_active(nodes, &["first"]));
+    let shown = json(&mut home.ask(&first, &["supervisor", "status", "--json"]));
+    assert_eq!((&shown["leader"], &shown["voters"]), (&"first".into(), &Value::Array(Vec::new())));
+    let words = stdout(&mut home.ask(&first, &["supervisor", "status"]));
+    assert!(words.contains("`first` supervises") && words.contains("cluster.voters is empty"), "{words}");
+    let (code, message) = refusal(&mut home.ask(&first, &["supervisor", "takeover"]));
+    assert_eq!(code, 1);
+    assert!(message.contains("cluster.voters is empty"), "{message}");
+    drop(first);
+
+    // The same node, as the only voter of its cluster.
+    let settings = [("STELLATE_CLUSTER__VOTERS", r#"["first"]"#), ("STELLATE_CLUSTER__LEASE_S", "2")];
+    let first = Daemon::start_with(&home.path("data"), &[], &settings);
+    let shown = json(&mut home.ask(&first, &["supervisor", "takeover", "--json"]));
+    assert_eq!((&shown["leader"], &shown["majority"]), (&"first".into(), &1.into()));
+    assert_eq!(shown["voters"][0]["leads"], true);
+    let words = stdout(&mut home.ask(&first, &["supervisor", "status"]));
+    assert!(words.contains("`first` supervises in term") && words.contains("leads"), "{words}");
+    let (code, message) = refusal(&mut home.ask(&first, &["supervisor", "takeover", "--node", "second"]));
+    assert_eq!(code, 1);
+    assert!(message.contains("`second` is no voter; the voters are first"), "{message}");
+    create(&home, &first);
+}

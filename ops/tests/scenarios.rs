@@ -6,8 +6,10 @@
 
 #[path = "scenarios/goldens.rs"]
 mod goldens;
+#[allow(dead_code, reason = "each test binary plays a part of the steps")]
 #[path = "scenarios/stage.rs"]
 mod stage;
+#[allow(dead_code, reason = "each test binary plays a part of the steps")]
 #[path = "scenarios/steps.rs"]
 mod steps;
 
@@ -119,6 +121,20 @@ async fn sessions_go_on_while_the_supervisor_is_gone_and_contexts_are_made_once_
         Begin(Work::Decode), Kill(1), Finish, Ask,
         Restart(1), Ask,
         Remove, Encode, Ask,
+    ]).await;
+}
+
+#[rustfmt::skip]
+#[tokio::test]
+async fn a_supervisor_that_is_killed_is_followed_by_another_and_a_minority_answers_and_places_nothing() {
+    play(Kind::Elected, &[
+        Start(3), AskAt(3), TakeOver(2), TakeOver(1),
+        // What was wanted of it is known to whoever comes next, so that no block lies on it.
+        Cordon(2), Encode, Ask,
+        Kill(1), LedByAnother(1), IsCordoned(2), Encode, Ask,
+        // One of three voters is left: it answers from what it holds.
+        Kill(2), NotLed, Ask, Refused("2 of 3 must"), Ask,
+        Restart(1), Restart(2), IsCordoned(2), Encode, Ask,
     ]).await;
 }
 

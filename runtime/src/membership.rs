@@ -26,6 +26,7 @@ mod machine;
 mod merge;
 mod news;
 mod options;
+mod overdue;
 mod peers;
 mod record;
 mod swim;

@@ -2,7 +2,7 @@
 //! request. Contexts and sessions over it are in `remote.rs`.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use stellate_runtime::encoding;
@@ -16,10 +16,10 @@ use tokio::sync::{Mutex, OnceCell};
 use wincode::SchemaReadOwned;
 use wincode::config::DefaultConfig;
 
-use super::cluster::{Check, DrainRequest, IssuedToken, NodeInfo, RebalancePlan, TokenInfo};
+use super::cluster::{Check, DrainRequest, IssuedToken, NodeInfo, RebalancePlan, SupervisorInfo, TokenInfo};
 use super::convert;
 use super::fault::{Fault, RemoteError};
-use super::info::{About, ContextInfo, SessionInfo, Status, TurnInfo};
+use super::info::{About, ContextInfo, SessionInfo, SessionPlaceInfo, Status, TurnInfo};
 use super::remote::{Moves, RemoteContext, RemoteSession};
 use super::wire::{CANCELLED, EVENT, Event, REQUEST, Request};
 use crate::error::{EncodeError, OpenError};
@@ -31,17 +31,28 @@ use crate::prompt::{ContextSource, Prompting};
 use crate::session::SessionId;
 use stellate_model::block::Layout;
 
+/// Nodes that are asked one after the other for a session that each says is on the next.
+const HOPS: usize = 4;
+
 /// A connection to a node of another process. Clones are the same connection. Contexts and sessions that are opened over it
 /// stay when it ends; see [`Client::remove_context`] and [`Client::close_session`].
 #[derive(Clone, Debug)]
 pub struct Client(Arc<Shared>);
 
+/// Its place on the network, which connections to several nodes share.
 #[derive(Debug)]
-struct Shared {
-    address: SocketAddr,
+struct Net {
     // Before the thread that drives it.
     endpoint: Endpoint,
     _network: NetworkThread,
+    /// Where nodes of the cluster were, that one may be asked in place of another.
+    known: std::sync::Mutex<Vec<SocketAddr>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    address: SocketAddr,
+    net: Arc<Net>,
     /// Where answers are followed.
     runtime: Handle,
     live: Mutex<Option<Connection>>,
@@ -78,8 +89,7 @@ impl Client {
         let (endpoint, _) = Endpoint::bind(&network.handle(), setup).map_err(|error| local(&error))?;
         let client = Self(Arc::new(Shared {
             address,
-            endpoint,
-            _network: network,
+            net: Arc::new(Net { endpoint, _network: network, known: std::sync::Mutex::default() }),
             runtime: Handle::current(),
             live: Mutex::default(),
             peer: OnceCell::new(),
@@ -98,6 +108,48 @@ impl Client {
         self.0.address
     }
 
+    /// Another node of the same cluster, asked in the same name. Nothing is dialled before it is asked.
+    pub fn beside(&self, address: SocketAddr) -> Self {
+        let (net, runtime) = (Arc::clone(&self.0.net), self.0.runtime.clone());
+        Self(Arc::new(Shared { address, net, runtime, live: Mutex::default(), peer: OnceCell::new() }))
+    }
+
+    /// Where nodes of the cluster are, as far as was learnt, this one first.
+    pub(super) fn known(&self) -> Vec<SocketAddr> {
+        let known = self.0.net.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = known.iter().copied().filter(|address| *address != self.0.address);
+        std::iter::once(self.0.address).chain(others).collect()
+    }
+
+    /// Learns where the other nodes are, so that sessions can be asked there when this one is gone; once is enough.
+    pub async fn learn(&self) -> Result<(), RemoteError> {
+        if self.known().len() > 1 {
+            return Ok(());
+        }
+        let nodes = self.nodes().await?.into_iter();
+        let addresses = nodes.filter_map(|node| node.address.parse().ok()).collect();
+        *self.0.net.known.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+        Ok(())
+    }
+
+    /// Asks where a session is, beginning here.
+    async fn at_owner<T, F>(&self, ask: impl Fn(Self) -> F) -> Result<T, RemoteError>
+    where
+        F: Future<Output = Result<T, RemoteError>>,
+    {
+        let mut client = self.clone();
+        for _ in 0..HOPS {
+            match ask(client.clone()).await {
+                Err(RemoteError::Elsewhere { address, message }) => match address.parse() {
+                    Ok(address) => client = self.beside(address),
+                    Err(_) => return Err(RemoteError::Elsewhere { address, message }),
+                },
+                answered => return answered,
+            }
+        }
+        ask(client).await
+    }
+
     /// Who is there, by its certificate.
     pub fn peer(&self) -> &Peer {
         self.0.peer.get().expect("a client is made once it has connected")
@@ -113,7 +165,7 @@ impl Client {
         if let Some(connection) = self.0.live.lock().await.take() {
             connection.close(CloseCode::Done);
             drop(connection);
-            self.0.endpoint.idle().await;
+            self.0.net.endpoint.idle().await;
         }
     }
 
@@ -158,18 +210,36 @@ impl Client {
 
     /// A session by its name.
     pub async fn session(&self, id: SessionId) -> Result<Session, RemoteError> {
-        let id = self.named_session(Request::Session(id)).await??;
-        Ok(Session::there(self.node(), RemoteSession::new(self.clone(), id)))
+        self.at_owner(|client| async move {
+            let id = client.named_session(Request::Session(id)).await??;
+            Ok(Session::there(client.node(), RemoteSession::new(client.clone(), id)))
+        })
+        .await
     }
 
     /// The turns of a session, in words.
     pub async fn turns(&self, id: SessionId) -> Result<Vec<TurnInfo>, RemoteError> {
-        self.body(Request::Turns(id)).await
+        self.at_owner(|client| async move { client.body(Request::Turns(id)).await }).await
     }
 
     /// Closes a session.
     pub async fn close_session(&self, id: SessionId) -> Result<(), RemoteError> {
-        self.done(Request::CloseSession(id)).await
+        self.at_owner(|client| async move { client.done(Request::CloseSession(id)).await }).await
+    }
+
+    /// Moves a session to the node of this name or id, once the turn under way has ended. Its context is then there too.
+    pub async fn move_session(&self, id: SessionId, to: &str) -> Result<(), RemoteError> {
+        let request = Request::MoveSession { session: id, to: to.to_owned() };
+        self.at_owner(|client| {
+            let request = request.clone();
+            async move { client.done(request).await }
+        })
+        .await
+    }
+
+    /// The sessions that the node has or keeps copies of, and where they are.
+    pub async fn session_places(&self) -> Result<Vec<SessionPlaceInfo>, RemoteError> {
+        self.body(Request::SessionPlaces).await
     }
 
     /// The nodes of the cluster.
@@ -220,6 +290,17 @@ impl Client {
     /// Revokes the certificates of an administrator, by name or by the id of one.
     pub async fn revoke_admin(&self, admin: &str) -> Result<(), RemoteError> {
         self.done(Request::RevokeAdmin { admin: admin.to_owned() }).await
+    }
+
+    /// Who supervises, and how the voters stand.
+    pub async fn supervisor(&self) -> Result<SupervisorInfo, RemoteError> {
+        self.body(Request::Supervisor).await
+    }
+
+    /// Has a voter supervise: the one of this name, else the node that is asked. Gives its name once that has begun;
+    /// [`supervisor`](Self::supervisor) tells when it is done.
+    pub async fn take_over(&self, node: Option<&str>) -> Result<String, RemoteError> {
+        self.body(Request::TakeOver { node: node.map(str::to_owned) }).await
     }
 
     /// The cluster's own checks.
@@ -319,7 +400,7 @@ impl Client {
             return Ok(connection.clone());
         }
         let target = Target::seed(self.0.address);
-        let connection = self.0.endpoint.dial(target, ConnectionClass::Admin).await?;
+        let connection = self.0.net.endpoint.dial(target, ConnectionClass::Admin).await?;
         let first = self.0.peer.get_or_init(|| async { connection.peer().clone() }).await;
         if first.id != connection.peer().id {
             let Peer { id: found, name: found_name, .. } = connection.peer().clone();

@@ -10,8 +10,11 @@ use tokio::sync::mpsc;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::fault::ErrorCode;
+use super::info::SessionPlaceInfo;
 use crate::cluster::versions::STUCK_HOSTS;
+use crate::disk::index::DiskFigures;
 use crate::link::HostId;
+use crate::session::SessionId;
 
 /// The state of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
@@ -92,6 +95,11 @@ pub struct NodeInfo {
     pub sessions: Option<u64>,
     /// Round-trip time from the node that was asked, in microseconds; none to itself.
     pub rtt_us: Option<u64>,
+    /// Blocks that were computed for its hosts since they have started, copies of anchors among them; none where no supervisor
+    /// said so.
+    pub computed_blocks: Option<u64>,
+    /// The blocks on its disk, in figures; none where it keeps none there, or no supervisor said so.
+    pub disk: Option<DiskFigures>,
 }
 
 impl NodeInfo {
@@ -223,6 +231,42 @@ pub struct TokenInfo {
     pub used_by: Vec<String>,
 }
 
+/// Who supervises, and who may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct SupervisorInfo {
+    /// The node that supervises, if one is known.
+    pub leader: Option<String>,
+    /// Its term, as in `3 of node-1`, if that is known.
+    pub term: Option<String>,
+    /// How long its lease lasts if it is not renewed, in milliseconds; none where none is elected.
+    pub lease_left_ms: Option<u64>,
+    /// For how long one is elected, in milliseconds; 0 where none is.
+    pub lease_ms: u64,
+    /// Voters that must agree; 0 where there are none.
+    pub majority: u64,
+    /// The voters, in the order of their names; empty where no supervisor is elected.
+    pub voters: Vec<VoterInfo>,
+}
+
+/// A voter, as it says it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct VoterInfo {
+    /// Its name.
+    pub name: String,
+    /// Whether it answers.
+    pub reachable: bool,
+    /// Why it does not.
+    pub why: Option<String>,
+    /// Whether it leads.
+    pub leads: bool,
+    /// The highest term that it has promised to.
+    pub promised: Option<String>,
+    /// How long it is bound by that still, in milliseconds; none if it is not.
+    pub bound_ms: Option<u64>,
+    /// Its copy of what is wanted of nodes: the term that it is of, and how many that leader had written.
+    pub copy: Option<String>,
+}
+
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
 #[serde(rename_all = "snake_case")]
@@ -269,6 +313,26 @@ pub enum ClusterError {
     /// It went wrong on the way.
     #[error("{0}")]
     Failed(String),
+    /// It cannot be done for the moment: nodes that it takes do not answer.
+    #[error("{0}")]
+    Waits(String),
+}
+
+/// Where a session is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// On this node.
+    Here {
+        /// Turns that are on the disks of most of its copies; none where there are no copies.
+        turns: Option<u64>,
+    },
+    /// On another one.
+    Elsewhere {
+        /// Its name.
+        node: String,
+        /// Where it listens.
+        address: String,
+    },
 }
 
 impl ClusterError {
@@ -276,7 +340,7 @@ impl ClusterError {
         match self {
             Self::UnknownNode { .. } | Self::Unknown(_) => ErrorCode::NotFound,
             Self::Refused(_) => ErrorCode::Refused,
-            Self::NotHere(_) => ErrorCode::Unavailable,
+            Self::NotHere(_) | Self::Waits(_) => ErrorCode::Unavailable,
             Self::Failed(_) => ErrorCode::Failed,
         }
     }
@@ -319,12 +383,44 @@ pub trait ClusterAdmin: fmt::Debug + Send + Sync + 'static {
     /// Revokes the certificates of an administrator, by name or by the id of one.
     fn revoke_admin(&self, admin: String) -> BoxFuture<'_, Result<(), ClusterError>>;
 
+    /// Who supervises, and how the voters stand.
+    fn supervisor(&self) -> BoxFuture<'_, Result<SupervisorInfo, ClusterError>> {
+        let no_cluster = "nobody supervises here: this process is no node of a cluster".to_owned();
+        Box::pin(std::future::ready(Err(ClusterError::NotHere(no_cluster))))
+    }
+
+    /// Has a voter supervise: the one of this name, else this node. Gives its name once that has begun.
+    fn take_over(&self, node: Option<String>) -> BoxFuture<'_, Result<String, ClusterError>> {
+        let _ = node;
+        let no_cluster = "nobody supervises here: this process is no node of a cluster".to_owned();
+        Box::pin(std::future::ready(Err(ClusterError::NotHere(no_cluster))))
+    }
+
     /// Looks at certificates, clocks and paths between this node and the others; with `everywhere`, has the others do so too.
     fn doctor(&self, everywhere: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>>;
 
     /// Whether this node takes requests for contexts and sessions; if not, the error names one that does.
     fn runs_sessions(&self) -> Result<(), ClusterError> {
         Ok(())
+    }
+
+    /// Makes a session this node's, if no other has it that can be asked.
+    fn claim(&self, session: SessionId) -> BoxFuture<'_, Result<Claimed, ClusterError>> {
+        let _ = session;
+        Box::pin(async { Ok(Claimed::Here { turns: None }) })
+    }
+
+    /// Has another node take a session of this one over. Nobody is asking it.
+    fn hand_over(&self, session: SessionId, to: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        let _ = (session, to);
+        Box::pin(async {
+            Err(ClusterError::NotHere("this node has no cluster to move sessions in".to_owned()))
+        })
+    }
+
+    /// The sessions that this node has or keeps copies of, and where they are.
+    fn places(&self) -> BoxFuture<'_, Result<Vec<SessionPlaceInfo>, ClusterError>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     /// The other node that gives contexts and sessions such names, and where it is, as in "`first` at 10.0.0.1:7400".
@@ -360,6 +456,8 @@ mod tests {
             blocks: None,
             sessions: None,
             rtt_us: None,
+            computed_blocks: None,
+            disk: None,
         };
         assert_eq!(stuck.clone().lowered(2), stuck);
         let told = stuck.lowered(1);

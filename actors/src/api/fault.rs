@@ -7,7 +7,9 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use super::cluster::ClusterError;
 use crate::cluster::messages::Refusal;
+use crate::context_host::HostError;
 use crate::error::{AskError, ContextFull, EncodeError, SessionError};
+use crate::journal::JournalError;
 use crate::manifest::ContextId;
 use crate::prompt::PromptError;
 use crate::session::SessionId;
@@ -36,6 +38,8 @@ pub enum ErrorCode {
     Failed,
     /// The certificate does not allow it.
     NotAllowed,
+    /// Another node has it, which is named with its address.
+    Elsewhere,
 }
 
 /// A node of another process could not be asked, or refused.
@@ -58,6 +62,20 @@ pub enum RemoteError {
         /// Why, and what to do.
         message: String,
     },
+    /// Another node has the session.
+    #[error("{message}")]
+    Elsewhere {
+        /// Where that node listens.
+        address: String,
+        /// Which it is, and what to do.
+        message: String,
+    },
+    /// The session has gone on, or was never that far: the turn that was asked for is not this question's.
+    #[error("{message}")]
+    OtherTurn {
+        /// Which turn, and what to do.
+        message: String,
+    },
     /// What it said makes no sense, or what was asked does not fit into a frame. Nothing is known of the request's fate.
     #[error("the request failed: {0}; run the same version of `stellate` on both sides")]
     Protocol(String),
@@ -75,6 +93,16 @@ impl RemoteError {
                 | Self::Unreachable(DialError::RefusedByPeer { .. } | DialError::PeerRefused { .. })
                 | Self::Lost(Closed::RefusedByPeer(_) | Closed::PeerRefused(_))
         )
+    }
+
+    /// Whether the same may come out well at another node, or here in a moment: nothing is wrong with what was asked.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Lost(_) => !self.is_identity(),
+            Self::Refused { code, .. } => *code == ErrorCode::Unavailable,
+            Self::Elsewhere { .. } => true,
+            Self::OtherTurn { .. } | Self::Protocol(_) | Self::Local(_) => false,
+        }
     }
 
     /// What is wrong with the certificate, if that is what it is.
@@ -130,6 +158,8 @@ pub(super) enum Detail {
     NoTokens,
     NoTokenizer,
     NothingToContinue,
+    Elsewhere { address: String },
+    OtherTurn,
 }
 
 impl Fault {
@@ -163,6 +193,21 @@ impl Fault {
         Self::new(ErrorCode::NotFound, message)
     }
 
+    pub(super) fn no_such_turn(id: SessionId, turn: u64, turns: usize) -> Self {
+        let message =
+            format!("session {id} has {turns} turns, and turn {turn} is not the next one; ask anew");
+        Self::new(ErrorCode::Refused, message).with(Detail::OtherTurn)
+    }
+
+    pub(super) fn other_question(error: impl ToString) -> Self {
+        Self::new(ErrorCode::Refused, error).with(Detail::OtherTurn)
+    }
+
+    pub(super) fn elsewhere(id: SessionId, node: &str, address: String) -> Self {
+        let message = format!("session {id} is on node `{node}` ({address}); ask that one");
+        Self::new(ErrorCode::Elsewhere, message).with(Detail::Elsewhere { address })
+    }
+
     pub(super) fn leaving() -> Self {
         let message =
             "the node is leaving and takes no new work; ask another node, or this one once it is back";
@@ -182,7 +227,11 @@ impl Fault {
 
 impl From<Fault> for RemoteError {
     fn from(fault: Fault) -> Self {
-        Self::Refused { code: fault.code, message: fault.message }
+        match fault.detail {
+            Detail::Elsewhere { address } => Self::Elsewhere { address, message: fault.message },
+            Detail::OtherTurn => Self::OtherTurn { message: fault.message },
+            _ => Self::Refused { code: fault.code, message: fault.message },
+        }
     }
 }
 
@@ -204,7 +253,10 @@ impl From<&EncodeError> for Fault {
                 };
                 (ErrorCode::Full, detail)
             }
-            EncodeError::Overloaded { queue } => (ErrorCode::Busy, Detail::Overloaded(count(*queue))),
+            EncodeError::Overloaded { queue } | EncodeError::Host(HostError::Overloaded { queue, .. }) => {
+                (ErrorCode::Busy, Detail::Overloaded(count(*queue)))
+            }
+            EncodeError::Host(HostError::Full(_)) => (ErrorCode::Full, Detail::None),
             EncodeError::Supervisor(_) => (ErrorCode::Unavailable, Detail::None),
             EncodeError::Refused(Refusal::Settling { .. } | Refusal::Replaced) => {
                 (ErrorCode::Unavailable, Detail::None)
@@ -232,6 +284,9 @@ impl From<&AskError> for Fault {
             AskError::Overloaded { queue } => (ErrorCode::Busy, Detail::Overloaded(*queue as u64)),
             AskError::Stopped => (ErrorCode::Unavailable, Detail::Stopped),
             AskError::Remote(RemoteError::Refused { code, .. }) => (*code, Detail::None),
+            AskError::Journal(JournalError::Moved { .. } | JournalError::Unsettled { .. }) => {
+                (ErrorCode::Unavailable, Detail::None)
+            }
             _ => (ErrorCode::Failed, Detail::None),
         };
         Self::new(code, error).with(detail)
@@ -246,6 +301,10 @@ impl From<&SessionError> for Fault {
             }
             SessionError::Overloaded { queue } => (ErrorCode::Busy, Detail::Overloaded(*queue as u64)),
             SessionError::Stopped => (ErrorCode::Unavailable, Detail::Stopped),
+            SessionError::Unknown { .. } => (ErrorCode::NotFound, Detail::None),
+            SessionError::Journal(JournalError::Moved { .. } | JournalError::Unsettled { .. }) => {
+                (ErrorCode::Unavailable, Detail::None)
+            }
             _ => (ErrorCode::Failed, Detail::None),
         };
         Self::new(code, error).with(detail)

@@ -101,6 +101,21 @@ pub struct SessionInfo {
     pub tokens: u64,
 }
 
+/// Where a session is, as a node knows it that has it or keeps a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
+pub struct SessionPlaceInfo {
+    /// The session.
+    #[serde(rename = "session", serialize_with = "as_text")]
+    pub id: SessionId,
+    /// The context that it is over.
+    #[serde(serialize_with = "as_text")]
+    pub context: ContextId,
+    /// The node that runs it, by name where that is known.
+    pub node: String,
+    /// Nodes that have all of it, that one among them, and nodes that shall; none where it is another node's.
+    pub copies: Option<(u64, u64)>,
+}
+
 /// One turn, in words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, SchemaRead, SchemaWrite)]
 pub struct TurnInfo {

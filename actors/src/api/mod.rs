@@ -22,18 +22,20 @@ mod fault;
 mod info;
 pub mod peer;
 mod remote;
+mod roaming;
 mod server;
+mod sessions;
 mod shelf;
 mod wire;
 mod work;
 
 pub use client::Client;
 pub use cluster::{
-    Check, ClusterAdmin, ClusterError, DrainRequest, Finding, IssuedToken, MoveEvent, MoveKind, NodeInfo,
-    NodeState, Planned, RebalancePlan, TokenInfo,
+    Check, Claimed, ClusterAdmin, ClusterError, DrainRequest, Finding, IssuedToken, MoveEvent, MoveKind,
+    NodeInfo, NodeState, Planned, RebalancePlan, SupervisorInfo, TokenInfo, VoterInfo,
 };
 pub use fault::{ErrorCode, RemoteError};
-pub use info::{About, BadId, ContextInfo, SessionInfo, Status, TurnInfo};
+pub use info::{About, BadId, ContextInfo, SessionInfo, SessionPlaceInfo, Status, TurnInfo};
 pub use remote::{Moves, RemoteContext, RemoteSession};
 pub use server::{Api, MAX_READING, serve_api};
 pub use shelf::{MAX_CONTEXTS, Shelf};

@@ -1,7 +1,7 @@
 //! Contexts, sessions and moves of a node of another process: what stands behind the handles of `handle.rs` when the node was
 //! connected to.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
@@ -10,16 +10,17 @@ use super::cluster::MoveEvent;
 use super::convert;
 use super::fault::RemoteError;
 use super::info::TurnInfo;
-use super::wire::{Event, Request, WireOptions};
+use super::roaming::{Question, Roaming};
+use super::wire::{Event, Request};
 use crate::cancel::CancelToken;
-use crate::error::{AskError, EncodeError, SessionError};
+use crate::error::{EncodeError, SessionError};
 use crate::handle::Context;
 use crate::manifest::Manifest;
 use crate::node::Node;
 use crate::progress::EncodeMeter;
 use crate::prompt::{Addition, Prompting};
 use crate::session::{SessionId, TurnRecord};
-use crate::turn::{AskOptions, QueryInput, Turn, TurnEvent};
+use crate::turn::{AskOptions, QueryInput, Turn};
 use crate::whereabouts::Places;
 
 /// Events of an answer that may wait for its listener; beyond, the server waits.
@@ -69,34 +70,39 @@ impl RemoteContext {
     }
 }
 
-/// A session of a node of another process.
+/// A session of a node of another process, wherever it goes.
 #[derive(Debug)]
 pub struct RemoteSession {
-    client: Client,
+    /// The node that had it last.
+    client: Arc<Mutex<Client>>,
     id: SessionId,
 }
 
 impl RemoteSession {
     pub(super) fn new(client: Client, id: SessionId) -> Self {
-        Self { client, id }
+        Self { client: Arc::new(Mutex::new(client)), id }
     }
 
     pub(crate) fn id(&self) -> SessionId {
         self.id
     }
 
+    fn client(&self) -> Client {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks, and asks again elsewhere as long as that may help: the answer goes on where it was cut off.
     pub(crate) fn ask(&self, input: QueryInput, options: AskOptions) -> Turn {
         let (events, receiver) = mpsc::channel(QUEUE_EVENTS);
         let cancel = CancelToken::default();
-        let (input, payload) = convert::input_parts(input);
-        let request = Request::Ask { session: self.id, input, options: WireOptions::from(options) };
-        let asked = Asked { client: self.client.clone(), events, cancel: cancel.clone() };
-        self.client.spawn(asked.run(request, payload));
-        Turn { events: receiver, cancel }
+        let at = Arc::clone(&self.client);
+        let question = Question::new(self.id, input, options);
+        self.client().spawn(Roaming::new(at, question, events, cancel.clone()).run());
+        Turn { events: receiver, cancel, abandoned: CancelToken::default() }
     }
 
     pub(crate) async fn turns(&self) -> Result<Vec<TurnRecord>, RemoteError> {
-        let turns: Vec<TurnInfo> = self.client.body(Request::Turns(self.id)).await?;
+        let turns: Vec<TurnInfo> = self.client().turns(self.id).await?;
         let record = |turn: TurnInfo| {
             let finish = convert::finish_of(&turn.finish)?;
             Ok(TurnRecord { query_ids: turn.query_ids, ids: turn.ids, finish })
@@ -104,71 +110,19 @@ impl RemoteSession {
         turns.into_iter().map(record).collect()
     }
 
+    /// Has the session closed.
+    pub(crate) async fn remove(&self) -> Result<(), RemoteError> {
+        self.client().close_session(self.id).await
+    }
+
     /// Has the session closed, whenever the node hears of it.
     pub(crate) fn close(&self) {
-        let (client, id) = (self.client.clone(), self.id);
-        self.client.spawn(async move {
+        let (client, id) = (self.client(), self.id);
+        client.clone().spawn(async move {
             if let Err(error) = client.close_session(id).await {
                 tracing::debug!(session = %id, %error, "a session was not closed");
             }
         });
-    }
-}
-
-/// A question under way: passes events from the stream to the listener.
-struct Asked {
-    client: Client,
-    events: mpsc::Sender<Result<TurnEvent, AskError>>,
-    cancel: CancelToken,
-}
-
-impl Asked {
-    async fn run(self, request: Request, payload: Vec<u8>) {
-        if let Err(error) = self.follow(request, &payload).await {
-            // A listener that is gone has nothing to be told.
-            let _ = self.events.send(Err(error)).await;
-        }
-    }
-
-    async fn follow(&self, request: Request, payload: &[u8]) -> Result<(), AskError> {
-        let mut call = self.client.call(request, payload).await?;
-        let mut query_logits = Vec::new();
-        let mut cancelled = false;
-        loop {
-            let (event, payload) = tokio::select! {
-                biased;
-                () = self.cancel.cancelled(), if !cancelled => {
-                    cancelled = true;
-                    call.cancel();
-                    continue;
-                }
-                event = call.event() => event?,
-            };
-            let told = match event {
-                Event::Token(head) => TurnEvent::Token(convert::token(head, &payload)?),
-                Event::QueryLogits => {
-                    query_logits.extend(convert::floats(&payload)?);
-                    continue;
-                }
-                Event::Finished(head) => {
-                    call.end();
-                    TurnEvent::Finished(Box::new(convert::report(
-                        &head,
-                        &payload,
-                        std::mem::take(&mut query_logits),
-                    )?))
-                }
-                Event::Failed(fault) => {
-                    call.end();
-                    return Err(fault.into());
-                }
-                event => return Err(call.unexpected(event).into()),
-            };
-            let is_last = matches!(told, TurnEvent::Finished(_));
-            if self.events.send(Ok(told)).await.is_err() || is_last {
-                return Ok(());
-            }
-        }
     }
 }
 

@@ -17,14 +17,14 @@ use super::cluster::ClusterAdmin;
 use super::convert;
 use super::fault::{ErrorCode, Fault};
 use super::info::{About, ContextInfo, SessionInfo, Status, TurnInfo};
+use super::sessions::Gates;
 use super::shelf::Shelf;
 use super::wire::{EVENT, Event, REQUEST, Request};
 use super::work;
-use crate::error::{ContextError, SessionError};
+use crate::error::ContextError;
 use crate::handle::{Context, Session};
 use crate::manifest::ContextId;
 use crate::node::Node;
-use crate::session::SessionId;
 use stellate_model::block::Attention;
 
 /// Requests of one connection that are being read at once: their payloads are held in memory while they arrive.
@@ -42,6 +42,8 @@ pub(super) struct Shared {
     pub(super) node: Node,
     pub(super) shelf: Arc<Shelf>,
     pub(super) cluster: Arc<dyn ClusterAdmin>,
+    /// Held by whoever asks a session, and alone by whoever moves it.
+    pub(super) gates: Gates,
     model: String,
     running: watch::Sender<usize>,
     leaving: AtomicBool,
@@ -61,7 +63,7 @@ impl Api {
     /// Serves `node`, whose model people call `model`, with the contexts and sessions of `shelf`.
     pub fn new(node: Node, shelf: Arc<Shelf>, model: String, cluster: Arc<dyn ClusterAdmin>) -> Self {
         let (running, leaving) = (watch::Sender::new(0), AtomicBool::new(false));
-        Self(Arc::new(Shared { node, shelf, cluster, model, running, leaving }))
+        Self(Arc::new(Shared { node, shelf, cluster, gates: Gates::default(), model, running, leaving }))
     }
 
     /// The contexts and sessions that are kept for clients.
@@ -117,21 +119,12 @@ impl Api {
 
     /// Lets a context go, in memory and on disk.
     async fn remove_context(&self, id: ContextId) -> Result<(), Fault> {
+        self.forget_the_lost().await;
         self.0.shelf.remove_context(id)?;
         match self.0.node.remove_context(id).await {
             // A node without a journal remembers none.
             Ok(()) | Err(ContextError::Unknown { .. }) => Ok(()),
             Err(error) => Err(Fault::new(ErrorCode::Failed, error.to_string())),
-        }
-    }
-
-    /// Lets a session go, in memory and on disk.
-    async fn close_session(&self, id: SessionId) -> Result<(), Fault> {
-        self.0.shelf.close_session(id)?;
-        match self.0.node.remove_session(id).await {
-            // A node without a journal remembers none.
-            Ok(()) | Err(SessionError::Unknown { .. }) => Ok(()),
-            Err(error) => Err(Fault::from(&error)),
         }
     }
 
@@ -268,18 +261,20 @@ impl Served {
             Request::Encode { .. }
             | Request::Append { .. }
             | Request::OpenSession(_)
-            | Request::Ask { .. } => work::run(self, api, request, payload).await,
+            | Request::Ask { .. }
+            | Request::AskTurn { .. } => work::run(self, api, request, payload).await,
             Request::Drain(_) | Request::Rebalance => work::watch_moves(self, api, request).await,
             Request::Context(id) => match api.0.shelf.context(id) {
                 Ok(context) => self.context(&context).await,
                 Err(fault) => Ok(Err(fault)),
             },
-            Request::Session(id) => match api.0.shelf.session(id) {
+            Request::Session(id) => match api.session(id).await {
                 Ok((_, session)) => self.event(&Event::Session(session.id())).await.map(Ok),
                 Err(fault) => Ok(Err(fault)),
             },
             Request::RemoveContext(id) => self.done(api.remove_context(id).await).await,
             Request::CloseSession(id) => self.done(api.close_session(id).await).await,
+            Request::MoveSession { session, to } => self.done(api.move_session(session, to).await).await,
             Request::Remove { node, force } => {
                 let removed = api.0.cluster.remove(node, force).await;
                 self.done(removed.map_err(|error| Fault::from(&error))).await
@@ -354,6 +349,16 @@ pub(super) async fn given_up(receiver: &mut FrameReceiver) {
     }
 }
 
+/// As [`given_up`]; whether the connection is gone rather than this request.
+pub(super) async fn lost_or_reset(receiver: &mut FrameReceiver) -> bool {
+    match receiver.receive().await {
+        // It only has no more to say.
+        Ok(None) => std::future::pending().await,
+        Err(StreamError::Closed(_)) => true,
+        Ok(Some(_)) | Err(_) => false,
+    }
+}
+
 /// The answer to a question that takes no time, for a client that speaks `version`.
 async fn body(api: &Api, request: Request, version: u16) -> Result<Vec<u8>, Fault> {
     let cluster = &api.0.cluster;
@@ -375,13 +380,19 @@ async fn body(api: &Api, request: Request, version: u16) -> Result<Vec<u8>, Faul
             )
         }
         Request::Sessions => {
+            api.take_up_the_rest().await?;
             let mut infos = Vec::new();
             for (context, session) in api.0.shelf.sessions() {
                 infos.push(api.session_info(context, &session).await?);
             }
             bytes(&infos)
         }
-        Request::Turns(id) => bytes(&api.turns(&api.0.shelf.session(id)?.1).await?),
+        Request::Turns(id) => bytes(&api.turns(&api.session(id).await?.1).await?),
+        Request::TurnCount(id) => {
+            let turns = api.session(id).await?.1.turns().await.map_err(|error| Fault::from(&error))?;
+            bytes(&(turns.len() as u64))
+        }
+        Request::SessionPlaces => bytes(&cluster.places().await.map_err(refused)?),
         Request::Nodes => {
             let nodes = cluster.nodes().await.map_err(refused)?;
             bytes(&nodes.into_iter().map(|node| node.lowered(version)).collect::<Vec<_>>())
@@ -394,6 +405,8 @@ async fn body(api: &Api, request: Request, version: u16) -> Result<Vec<u8>, Faul
             bytes(&cluster.create_token(Duration::from_secs(ttl_s), uses).await.map_err(refused)?)
         }
         Request::Tokens => bytes(&cluster.tokens().await.map_err(refused)?),
+        Request::Supervisor => bytes(&cluster.supervisor().await.map_err(refused)?),
+        Request::TakeOver { node } => bytes(&cluster.take_over(node).await.map_err(refused)?),
         Request::Doctor { everywhere } => bytes(&cluster.doctor(everywhere).await.map_err(refused)?),
         _ => unreachable!("answered by its own event"),
     }

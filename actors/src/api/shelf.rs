@@ -88,6 +88,12 @@ impl Shelf {
         self.contents().sessions.get(&id).cloned().ok_or_else(|| Fault::no_session(id))
     }
 
+    /// Lets a session go that is another node's by now; there may be none.
+    pub(super) fn forget_session(&self, id: SessionId) {
+        let forgotten = self.contents().sessions.remove(&id);
+        drop(forgotten);
+    }
+
     pub(super) fn close_session(&self, id: SessionId) -> Result<(), Fault> {
         self.contents().sessions.remove(&id).map(drop).ok_or_else(|| Fault::no_session(id))
     }

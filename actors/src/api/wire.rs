@@ -85,19 +85,29 @@ pub(super) enum Request {
     Tokens,
     /// Answered by `Done`.
     RevokeToken { id: String },
+    /// Answered by `Body` with a [`super::SupervisorInfo`].
+    Supervisor,
+    /// Answered by `Body` with the name of who is to supervise.
+    TakeOver { node: Option<String> },
+    /// Answered by `Body` with the number of turns (`u64`) in a session.
+    TurnCount(SessionId),
+    /// As `Ask`, for the turn of this number, the first being 0: one that is logged is told again, and of the tokens only those
+    /// behind the first `received` are sent. Lost with its connection, it was never asked; reset, it keeps what was said.
+    AskTurn { session: SessionId, turn: u64, received: u64, input: InputKind, options: WireOptions },
+    /// Answered by `Done`.
+    MoveSession { session: SessionId, to: String },
+    /// Answered by `Body` with a list of [`super::SessionPlaceInfo`].
+    SessionPlaces,
 }
 
 impl Request {
-    /// The number of the context or session that it names.
+    /// The number of the context that it names: those are asked for where they were made. Sessions go anywhere.
     pub(super) fn name(&self) -> Option<u64> {
         match self {
             Self::Append { context: id, .. }
             | Self::Context(id)
             | Self::RemoveContext(id)
             | Self::OpenSession(id) => Some(id.0),
-            Self::Session(id) | Self::CloseSession(id) | Self::Ask { session: id, .. } | Self::Turns(id) => {
-                Some(id.0)
-            }
             _ => None,
         }
     }
@@ -124,6 +134,10 @@ impl Request {
                 | Self::CloseSession(_)
                 | Self::Ask { .. }
                 | Self::Turns(_)
+                | Self::TurnCount(_)
+                | Self::AskTurn { .. }
+                | Self::MoveSession { .. }
+                | Self::SessionPlaces
         )
     }
 }

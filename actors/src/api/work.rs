@@ -6,12 +6,12 @@ use tokio::sync::{mpsc, watch};
 
 use super::convert;
 use super::fault::Fault;
-use super::server::{Api, Served, given_up};
+use super::server::{Api, Served, given_up, lost_or_reset};
 use super::wire::{Event, LOGITS_BYTES, Request};
 use crate::error::{AskError, EncodeError};
 use crate::handle::Context;
 use crate::progress::EncodeProgress;
-use crate::turn::{Turn, TurnEvent, TurnReport};
+use crate::turn::{AskOptions, Turn, TurnEvent, TurnReport};
 
 /// The request's own end, within the stream's.
 type Answered = Result<Result<(), Fault>, StreamError>;
@@ -57,12 +57,37 @@ pub(super) async fn run(call: &mut Served, api: &Api, request: Request, payload:
             call.event(&Event::Session(name)).await.map(Ok)
         }
         Request::Ask { session, input, options } => {
-            let (_, session) = or_fault!(shelf.session(session));
+            let _asking = api.0.gates.of(session).read_owned().await;
+            let (_, session) = or_fault!(api.session(session).await);
             let input = or_fault!(convert::input(input, payload));
             let turn = session.ask(input, options.into());
             // Whoever closes the session meanwhile ends the turn.
             drop(session);
-            follow(call, turn).await
+            follow(call, turn, None).await
+        }
+        Request::AskTurn { session, turn, received, input, options } => {
+            let _asking = api.0.gates.of(session).read_owned().await;
+            let (context, open, settled) = or_fault!(api.session_with_turns(session).await);
+            let input = or_fault!(convert::input(input, payload));
+            let options: AskOptions = options.into();
+            let turns = or_fault!(open.turns().await.map_err(|error| Fault::from(&error)));
+            let known = usize::try_from(turn).ok().filter(|turn| *turn <= turns.len());
+            let known = or_fault!(known.ok_or_else(|| Fault::no_such_turn(session, turn, turns.len())));
+            if known < turns.len() {
+                if settled.is_some_and(|settled| turn >= settled) {
+                    // It is being written down: it is told once it is certain to stay.
+                    return Ok(Err(Fault::from(&AskError::Busy)));
+                }
+                return tell_again(
+                    call,
+                    or_fault!(api.replay(context, turns, known, &input, &options)),
+                    received,
+                )
+                .await;
+            }
+            let turn = open.ask(input, options);
+            drop(open);
+            follow(call, turn, Some(received)).await
         }
         _ => unreachable!("the server sends work here and nothing else"),
     }
@@ -91,20 +116,26 @@ async fn encode(
     call.context(&context).await
 }
 
-/// Sends a turn's events until its last.
-async fn follow(call: &mut Served, mut turn: Turn) -> Answered {
+/// Sends a turn's events until its last; of a turn that can be asked again elsewhere, only tokens behind the first `received`,
+/// and it never was asked if the connection is lost.
+async fn follow(call: &mut Served, mut turn: Turn, received: Option<u64>) -> Answered {
     let cancel = turn.cancel_token();
+    let mut left = received.unwrap_or(0);
     loop {
         let event = tokio::select! {
             biased;
             event = turn.next() => event,
-            () = given_up(&mut call.receiver), if !cancel.is_cancelled() => {
+            is_lost = lost_or_reset(&mut call.receiver), if !cancel.is_cancelled() => {
+                if is_lost && received.is_some() {
+                    turn.abandon();
+                }
                 // What was said so far is still told to a client that listens.
                 cancel.cancel();
                 continue;
             }
         };
         match event {
+            Some(Ok(TurnEvent::Token(_))) if left > 0 => left -= 1,
             Some(Ok(TurnEvent::Token(token))) => {
                 let (head, logits) = convert::token_parts(token);
                 call.send(&Event::Token(head), &[&logits]).await?;
@@ -114,6 +145,22 @@ async fn follow(call: &mut Served, mut turn: Turn) -> Answered {
             None => return Ok(Err(Fault::from(&AskError::Stopped))),
         }
     }
+}
+
+/// Sends the events of a turn that is logged, as [`follow`] does.
+async fn tell_again(call: &mut Served, events: Vec<TurnEvent>, received: u64) -> Answered {
+    let mut left = received;
+    for event in events {
+        match event {
+            TurnEvent::Token(_) if left > 0 => left -= 1,
+            TurnEvent::Token(token) => {
+                let (head, logits) = convert::token_parts(token);
+                call.send(&Event::Token(head), &[&logits]).await?;
+            }
+            TurnEvent::Finished(report) => return finished(call, *report).await,
+        }
+    }
+    Ok(Err(Fault::from(&AskError::Stopped)))
 }
 
 async fn finished(call: &mut Served, report: TurnReport) -> Answered {

@@ -12,6 +12,7 @@ use stellate_runtime::clock::Clock;
 
 use super::drain::DrainProgress;
 use super::intents::Intent;
+use super::mandate::Mandate;
 use super::messages::{
     AgentOrder, AgentReply, NodeKey, QueryNodeNotice, Refusal, SupervisorReply, SupervisorRequest,
 };
@@ -51,8 +52,17 @@ pub trait SupervisorStore: Send + Sync + fmt::Debug + 'static {
     /// Keeps an intent, or forgets it.
     ///
     /// # Errors
-    /// In words.
-    fn keep(&mut self, node: NodeKey, intent: Option<Intent>) -> BoxFuture<'_, Result<(), String>>;
+    /// It is not kept, or it is not known whether it is.
+    fn keep(&mut self, node: NodeKey, intent: Option<Intent>) -> BoxFuture<'_, Result<(), NotKept>>;
+}
+
+/// An intent was not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotKept {
+    /// The disk of the supervisor's node failed, in these words. It does not hold.
+    Disk(String),
+    /// Too few voters have it, in these words. A later supervisor may find it or not.
+    Voters(String),
 }
 
 /// What a supervisor starts with.
@@ -66,6 +76,8 @@ pub struct ClusterArgs {
     pub store: Box<dyn SupervisorStore>,
     /// The highest term that it has been told of, if it was replaced before.
     pub seen: Term,
+    /// Until when it may act.
+    pub mandate: Mandate,
     /// Its clock.
     pub clock: Arc<dyn Clock>,
 }
@@ -100,6 +112,7 @@ pub struct ClusterState {
     cluster: Cluster,
     transport: Arc<dyn Transport>,
     store: Box<dyn SupervisorStore>,
+    mandate: Mandate,
     clock: Arc<dyn Clock>,
 }
 
@@ -113,13 +126,16 @@ impl Actor for ClusterSupervisor {
         myself: ActorRef<ClusterMsg>,
         args: ClusterArgs,
     ) -> Result<ClusterState, ActorProcessingErr> {
-        let ClusterArgs { settings, transport, mut store, seen, clock } = args;
+        let ClusterArgs { settings, transport, mut store, seen, mandate, clock } = args;
         let (term, intents) = (store.raise_term(seen).await?, store.intents().await?);
         tracing::info!(%term, "supervisor started");
         drop(myself.send_interval(TICK, || ClusterMsg::Tick));
         let wall = clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let cluster = Cluster::new(clock.now(), wall, term, settings, intents);
-        Ok(ClusterState { cluster, transport, store, clock })
+        let mut cluster = Cluster::new(clock.now(), wall, term, settings, intents);
+        if mandate.is_elected() {
+            cluster.fence_agents();
+        }
+        Ok(ClusterState { cluster, transport, store, mandate, clock })
     }
 
     async fn handle(
@@ -129,6 +145,10 @@ impl Actor for ClusterSupervisor {
         state: &mut ClusterState,
     ) -> Result<(), ActorProcessingErr> {
         let now = state.clock.now();
+        if !state.may_act() {
+            // What was asked is refused, and nothing that it has in mind is done.
+            state.cluster.stand_down();
+        }
         match message {
             ClusterMsg::Ask(request, reply) => {
                 let answer = state.cluster.ask(now, request);
@@ -149,10 +169,18 @@ impl Actor for ClusterSupervisor {
 }
 
 impl ClusterState {
+    fn may_act(&self) -> bool {
+        self.mandate.holds(self.cluster.term(), self.clock.now())
+    }
+
     /// Carries out what was done. Some if what is wanted of a node could not be kept, and was taken back.
     async fn act(&mut self, myself: &ActorRef<ClusterMsg>) -> Option<Refusal> {
         let mut refusal = None;
         while let Some(action) = self.cluster.poll_action() {
+            if !self.may_act() && !matches!(action, Action::Replaced { .. }) {
+                self.cluster.stand_down();
+                continue;
+            }
             match action {
                 Action::ToAgent { node, order } => {
                     let (number, answer, myself) =
@@ -163,10 +191,13 @@ impl ClusterState {
                 Action::ToQueryNode { node, notice } => self.transport.notify(node, notice),
                 Action::Drain(progress) => self.transport.drained(progress),
                 Action::Intent { node, intent, before } => {
-                    if let Err(cause) = self.store.keep(node, intent).await {
-                        tracing::error!(%node, ?intent, %cause, "what is wanted of a node was not kept on disk");
+                    if let Err(failure) = self.store.keep(node, intent).await {
+                        tracing::error!(%node, ?intent, ?failure, "what is wanted of a node was not kept");
                         self.cluster.not_kept(self.clock.now(), node, before);
-                        refusal = Some(Refusal::NotKept { node, cause });
+                        refusal = Some(match failure {
+                            NotKept::Disk(cause) => Refusal::NotKept { node, cause },
+                            NotKept::Voters(cause) => Refusal::NotReplicated { node, cause },
+                        });
                     }
                 }
                 Action::Replaced { highest } => {
@@ -186,6 +217,9 @@ impl Cluster {
     }
 
     fn answer(&mut self, now: Duration, request: SupervisorRequest) -> Result<SupervisorReply, Refusal> {
+        if self.is_replaced {
+            return Err(Refusal::Replaced);
+        }
         match request {
             SupervisorRequest::Inventory(inventory) => self.inventory(now, &inventory),
             SupervisorRequest::StuckInventory { inventory, stuck } => {
@@ -291,6 +325,8 @@ mod tests {
                 capacity_bytes: 1000,
                 blocks: held.iter().map(|(&id, &bytes)| HeldBlock { id, bytes }).collect(),
                 inbound: Vec::new(),
+                from_disk: Vec::new(),
+                computed_blocks: 0,
                 encode_tokens_per_s: 0,
                 copy_bytes_per_s: 0,
             };
@@ -322,8 +358,9 @@ mod tests {
         fn intents(&mut self) -> BoxFuture<'_, Result<BTreeMap<NodeKey, Intent>, String>> {
             Box::pin(async { Ok(BTreeMap::new()) })
         }
-        fn keep(&mut self, _: NodeKey, _: Option<Intent>) -> BoxFuture<'_, Result<(), String>> {
-            let kept = if self.is_disk_full { Err("the disk is full".to_owned()) } else { Ok(()) };
+        fn keep(&mut self, _: NodeKey, _: Option<Intent>) -> BoxFuture<'_, Result<(), NotKept>> {
+            let full = || NotKept::Disk("the disk is full".to_owned());
+            let kept = if self.is_disk_full { Err(full()) } else { Ok(()) };
             Box::pin(async { kept })
         }
     }
@@ -356,13 +393,14 @@ mod tests {
             transport: Arc::new(memory.clone()),
             store: Box::new(memory),
             seen: Term::NONE,
+            mandate: Mandate::configured(),
             clock: Arc::new(ManualClock::new()),
         };
         let (supervisor, _) = Actor::spawn(None, ClusterSupervisor, args).await.unwrap();
         let node = NodeKey::of(host(0));
         let at = Stamp { start: 1, count: 1 };
         let hosts = Names::default().inventory().await;
-        let inventory = Inventory { node, at, up_ms: 0, seen: Term::NONE, hosts };
+        let inventory = Inventory { node, at, up_ms: 0, seen: Term::NONE, hosts, disk: None };
         ask(&supervisor, SupervisorRequest::Inventory(inventory)).await;
         let cause = "the disk is full".to_owned();
         let not_kept = SupervisorReply::Refused(Refusal::NotKept { node, cause });
@@ -376,6 +414,35 @@ mod tests {
             assert_eq!((snapshot.hosts[0].state, snapshot.drains), (HostState::Active, Vec::new()));
         }
         supervisor.stop(None);
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_whose_lease_has_ended_refuses_everything_orders_nothing_and_stops() {
+        let (reports, _reported) = mpsc::unbounded_channel();
+        // It has no agent: whoever orders something finds that out.
+        let memory = Memory { agent: Arc::default(), reports, is_disk_full: false };
+        let (clock, mandate) = (ManualClock::new(), Mandate::elected());
+        let term = Term::NONE.next(NodeKey([1; 6]));
+        mandate.renew(Some((term, clock.now() + Duration::from_secs(9))));
+        let args = ClusterArgs {
+            settings: ClusterSettings { settle: Duration::ZERO, ..ClusterSettings::default() },
+            transport: Arc::new(memory.clone()),
+            store: Box::new(memory),
+            seen: Term::NONE,
+            mandate: mandate.clone(),
+            clock: Arc::new(clock.clone()),
+        };
+        let (supervisor, ended) = Actor::spawn(None, ClusterSupervisor, args).await.unwrap();
+        let node = NodeKey::of(host(0));
+        let hosts = Names::default().inventory().await;
+        let at = Stamp { start: 1, count: 1 };
+        let inventory = Inventory { node, at, up_ms: 0, seen: term, hosts, disk: None };
+        assert_eq!(ask(&supervisor, SupervisorRequest::Inventory(inventory)).await, SupervisorReply::Done);
+        assert_eq!(ask(&supervisor, SupervisorRequest::Cordon(node)).await, SupervisorReply::Done);
+        clock.advance(Duration::from_secs(9));
+        let refused = SupervisorReply::Refused(Refusal::Replaced);
+        assert_eq!(ask(&supervisor, SupervisorRequest::Uncordon(node)).await, refused);
+        ended.await.unwrap();
     }
 
     #[tokio::test]
@@ -399,6 +466,7 @@ mod tests {
             transport: Arc::new(memory.clone()),
             store: Box::new(memory),
             seen: Term::NONE,
+            mandate: Mandate::configured(),
             clock: Arc::new(clock.clone()),
         };
         let (supervisor, _) = Actor::spawn(None, ClusterSupervisor, args).await.unwrap();

@@ -14,6 +14,7 @@ use stellate_model::block::BlockId;
 use stellate_runtime::clock::Clock;
 
 use crate::checksum::Checksum;
+use crate::disk::index::DiskFigures;
 use crate::link::HostId;
 
 use super::messages::{
@@ -104,6 +105,10 @@ pub trait AgentHosts: Send + Sync + fmt::Debug + 'static {
     }
     /// What the hosts have.
     fn inventory(&self) -> BoxFuture<'static, Vec<HostInventory>>;
+    /// The disk that they share, in figures, if the node has one.
+    fn disk(&self) -> Option<DiskFigures> {
+        None
+    }
 }
 
 /// What an agent keeps on disk.
@@ -285,7 +290,8 @@ impl AgentState {
         let at = self.moments.next();
         let up_ms = self.clock.now().saturating_sub(self.up_since).as_millis() as u64;
         let seen = self.fence.highest;
-        Inventory { node: self.node, at, up_ms, seen, hosts: self.hosts.inventory().await }
+        let hosts = self.hosts.inventory().await;
+        Inventory { node: self.node, at, up_ms, seen, hosts, disk: self.hosts.disk() }
     }
 }
 

@@ -16,6 +16,11 @@ pub fn of_host(bytes: u64) -> u64 {
     bytes.min(MAX_HOST_BYTES)
 }
 
+/// A count of blocks that a host has computed, as far as it is believed.
+pub fn of_count(blocks: u64) -> u64 {
+    blocks.min(MAX_HOST_BYTES)
+}
+
 /// The bytes of a block, as far as they are believed.
 pub fn of_block(bytes: u64) -> u64 {
     bytes.min(MAX_BLOCK_BYTES)
@@ -48,12 +53,15 @@ mod tests {
             host,
             capacity_bytes,
             inbound: blocks.clone(),
+            from_disk: blocks.clone(),
+            computed_blocks: u64::MAX,
             blocks,
             encode_tokens_per_s: u64::MAX,
             copy_bytes_per_s: u64::MAX,
         };
         let hosts = hosts.into_iter().map(of_host).collect();
-        Inventory { node, at: Stamp { start: 1, count: 1 }, up_ms: u64::MAX, seen: Term::NONE, hosts }
+        let at = Stamp { start: 1, count: 1 };
+        Inventory { node, at, up_ms: u64::MAX, seen: Term::NONE, hosts, disk: None }
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use stellate_model::block::BlockId;
+use wincode::{SchemaRead, SchemaWrite};
 
 use crate::manifest::ContextId;
 
@@ -16,7 +18,7 @@ use super::supervisor::{Action, Cluster};
 use super::table::{Hold, HostState};
 
 /// What an administrator wants of a node; outlives supervisors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub enum Intent {
     /// No new blocks.
     Cordon,
@@ -26,6 +28,9 @@ pub enum Intent {
         deadline: Option<Duration>,
     },
 }
+
+/// When to ask again of a node that a supervisor which has just started has not heard of: agents report every second.
+const FIRST_REPORT_MS: u64 = 1000;
 
 /// A drain that is under way.
 #[derive(Clone, Debug)]
@@ -259,6 +264,13 @@ impl Cluster {
 
     fn known(&self, node: NodeKey) -> Result<(), Refusal> {
         let is_known = self.table.hosts.keys().any(|&host| NodeKey::of(host) == node);
-        if is_known { Ok(()) } else { Err(Refusal::NoSuchNode { node }) }
+        match is_known {
+            true => Ok(()),
+            // It may be about to report.
+            false if !self.has_settled && !self.is_replaced => {
+                Err(Refusal::Settling { retry_ms: FIRST_REPORT_MS })
+            }
+            false => Err(Refusal::NoSuchNode { node }),
+        }
     }
 }

@@ -8,6 +8,7 @@ use stellate_model::block::BlockId;
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::checksum::Checksum;
+use crate::disk::index::DiskFigures;
 use crate::link::HostId;
 use crate::manifest::ContextId;
 
@@ -180,6 +181,11 @@ pub struct HostInventory {
     pub blocks: Vec<HeldBlock>,
     /// Blocks on their way to it, with the bytes that have come.
     pub inbound: Vec<HeldBlock>,
+    /// Blocks that come back from the node's disk, with the bytes that they will take. They need not be encoded, and may turn
+    /// out not to come after all.
+    pub from_disk: Vec<HeldBlock>,
+    /// Blocks that were computed for it since it has started, copies of anchors among them.
+    pub computed_blocks: u64,
     /// Measured rate of encoding, in tokens a second; 0 where nothing was encoded yet.
     pub encode_tokens_per_s: u64,
     /// Measured bandwidth of copies, in bytes a second; 0 where nothing was copied yet.
@@ -199,6 +205,8 @@ pub struct Inventory {
     pub seen: Term,
     /// Its hosts.
     pub hosts: Vec<HostInventory>,
+    /// The disk that they share, if it has one.
+    pub disk: Option<DiskFigures>,
 }
 
 /// An order to an agent. An agent refuses orders of a term lower than the highest it has seen.
@@ -576,6 +584,17 @@ pub enum Refusal {
     #[error("the supervisor could not read what was asked: {cause}; run the same version on both sides")]
     Unreadable {
         /// What is wrong with it.
+        cause: String,
+    },
+    /// What is wanted of a node was written down by too few voters. Whether it holds is decided by who supervises next.
+    #[error(
+        "what is wanted of node {node} was not written down by a majority of the voters: {cause}; it may hold or not: look with \
+         `stellate status`, see that most voters run (`stellate supervisor status`), and ask again"
+    )]
+    NotReplicated {
+        /// The node.
+        node: NodeKey,
+        /// What happened.
         cause: String,
     },
 }

@@ -51,13 +51,15 @@ pub(crate) struct Migration {
     pub(crate) why: MoveReason,
     pub(crate) choice: RepairChoice,
     pub(crate) step: Step,
-    /// The block's version that the commit expects.
+    /// The block's version that the commit expects; once committed, the table's when query nodes were first told.
     version: u64,
     checksum: Option<Checksum>,
     /// When the step has taken too long; once committed, when the commit was.
     pub(crate) deadline: Duration,
     /// Query nodes that have not switched yet.
     waiting: BTreeSet<NodeKey>,
+    /// When they were told last.
+    told: Duration,
 }
 
 impl Migration {
@@ -152,6 +154,7 @@ impl Cluster {
             checksum: None,
             deadline,
             waiting,
+            told: now,
         };
         self.moves.insert(id, migration);
         self.order(to, AgentRequest::Reserve { host: to, block, bytes, tokens }, Pending::Move(id));
@@ -189,6 +192,7 @@ impl Cluster {
             checksum: None,
             deadline,
             waiting,
+            told: now,
         };
         self.moves.insert(id, migration);
         self.switch(now, id);
@@ -303,7 +307,7 @@ impl Cluster {
 
     /// Tells the query nodes of the block's new host.
     fn switch(&mut self, now: Duration, id: u64) {
-        let Migration { block, bytes, from, to, .. } = self.moves[&id];
+        let Migration { block, bytes, from, .. } = self.moves[&id];
         if self.table.hold(from, &block) != Some(Hold::Held) {
             // The source has died in the meantime: there is nothing to free. Query nodes that route there heal.
             self.moves.remove(&id);
@@ -311,16 +315,34 @@ impl Cluster {
         }
         self.table.set(from, block, bytes, Hold::Leaving);
         let nodes = self.table.query_nodes(&block);
-        let (term, version) = (self.term, self.table.version);
-        for &node in &nodes {
-            let notice = QueryNodeNotice::Moved { migration: id, term, version, block, from, to };
-            self.actions.push_back(Action::ToQueryNode { node, notice });
-        }
         let migration = self.moves.get_mut(&id).expect("the move is under way");
         migration.step = Step::Switching;
         migration.deadline = now;
+        // Kept for when they are told again: a placement that came in between is later than the move.
+        migration.version = self.table.version;
         migration.waiting = nodes;
+        self.tell_moved(now, id);
         self.free_source(now, id);
+    }
+
+    /// Tells the query nodes that have not switched.
+    fn tell_moved(&mut self, now: Duration, id: u64) {
+        let Some(migration) = self.moves.get_mut(&id) else { return };
+        migration.told = now;
+        let Migration { block, from, to, version, .. } = *migration;
+        for &node in &migration.waiting {
+            let notice = QueryNodeNotice::Moved { migration: id, term: self.term, version, block, from, to };
+            self.actions.push_back(Action::ToQueryNode { node, notice });
+        }
+    }
+
+    /// Tells query nodes again that have not said for a while that they have switched: the notice or its answer was lost, or
+    /// the node was started anew in between.
+    pub(crate) fn tell_moved_again(&mut self, now: Duration) {
+        let again = self.settings.order_timeout;
+        let is_due = |m: &Migration| m.step == Step::Switching && now.saturating_sub(m.told) >= again;
+        let due: Vec<_> = self.moves.iter().filter(|(_, m)| is_due(m)).map(|(&id, _)| id).collect();
+        due.into_iter().for_each(|id| self.tell_moved(now, id));
     }
 
     /// A query node routes to the new host.
@@ -409,6 +431,11 @@ impl Cluster {
             let notice = QueryNodeNotice::Moved { migration, term, version, block, from: to, to: from };
             self.actions.push_back(Action::ToQueryNode { node, notice });
         }
+    }
+
+    /// The source of a move keeps its block after all: a placement wants it there.
+    pub(crate) fn end_freeing(&mut self, host: HostId, block: BlockId) {
+        self.moves.retain(|_, m| !(m.step == Step::Freeing && m.from == host && m.block == block));
     }
 
     pub(crate) fn is_receiving(&self, host: HostId) -> bool {

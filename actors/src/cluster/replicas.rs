@@ -143,6 +143,8 @@ mod tests {
             capacity_bytes: 10_000,
             blocks: blocks.iter().map(|&id| HeldBlock { id, bytes: 100 }).collect(),
             inbound: Vec::new(),
+            from_disk: Vec::new(),
+            computed_blocks: 0,
             encode_tokens_per_s: 0,
             copy_bytes_per_s: 0,
         };
@@ -153,6 +155,7 @@ mod tests {
             up_ms: 0,
             seen: Term::NONE,
             hosts: (0..).zip(hosts).map(host).collect(),
+            disk: None,
         }
     }
 

@@ -301,12 +301,15 @@ impl World {
                 capacity_bytes: host.capacity,
                 blocks: held(&host.blocks),
                 inbound: Vec::new(),
+                from_disk: Vec::new(),
+                computed_blocks: 0,
                 encode_tokens_per_s: 1000,
                 copy_bytes_per_s: 1000,
             };
             let up_ms = (now - host.since).as_millis() as u64;
             let seen = host.fence.highest();
-            let inventory = Inventory { node: NodeKey::of(id), at, up_ms, seen, hosts: vec![inventory] };
+            let (node, hosts) = (NodeKey::of(id), vec![inventory]);
+            let inventory = Inventory { node, at, up_ms, seen, hosts, disk: None };
             let stuck = host.is_stuck.then_some(id).into_iter().collect();
             self.send(Message::Inventory(term, inventory, stuck));
         }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use stellate_model::block::BlockId;
 use wincode::{SchemaRead, SchemaWrite};
 
+use crate::disk::index::DiskFigures;
 use crate::link::HostId;
 use crate::manifest::ContextId;
 
@@ -38,6 +39,10 @@ pub struct HostRow {
     pub copy_bytes_per_s: u64,
     /// Milliseconds since it was heard of.
     pub silent_ms: u64,
+    /// Blocks that were computed for it since it has started.
+    pub computed_blocks: u64,
+    /// The disk that it shares with the other hosts of its node, if that has one.
+    pub disk: Option<DiskFigures>,
 }
 
 /// A context.

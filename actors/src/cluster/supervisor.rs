@@ -62,7 +62,13 @@ pub enum Action {
 #[derive(Clone, Debug)]
 pub(crate) enum Pending {
     Move(u64),
-    Free { host: HostId, version: u64, blocks: Vec<BlockId> },
+    Free {
+        host: HostId,
+        version: u64,
+        blocks: Vec<BlockId>,
+    },
+    /// That the agent knows of the term.
+    Fence,
 }
 
 /// The supervisor.
@@ -71,11 +77,15 @@ pub struct Cluster {
     pub(crate) settings: ClusterSettings,
     pub(crate) term: Term,
     pub(crate) started: Duration,
+    /// When it looked at the time last.
+    pub(crate) ticked: Duration,
     /// What the time of day, since 1970, is ahead of the clock.
     pub(crate) wall_ahead: Duration,
     /// When it has listened for long enough to decide.
     pub(crate) settles: Duration,
     pub(crate) is_replaced: bool,
+    /// Whether agents are told of the term before anything is ordered in it.
+    pub(crate) fences: bool,
     /// Whether somebody has told of a supervisor before it.
     pub(crate) has_predecessor: bool,
     pub(crate) table: Table,
@@ -115,8 +125,10 @@ impl Cluster {
             settings,
             term,
             started: now,
+            ticked: now,
             wall_ahead,
             is_replaced: false,
+            fences: false,
             has_predecessor: false,
             table: Table::default(),
             drains: intents::resumed(&intents, wall_ahead),
@@ -144,6 +156,20 @@ impl Cluster {
         self.actions.pop_front()
     }
 
+    /// From now on every agent that reports is told of the term, and refuses earlier supervisors from then on: for one that
+    /// was elected, since the one before it may not have noticed yet.
+    pub fn fence_agents(&mut self) {
+        self.fences = true;
+    }
+
+    /// It may not act any more, without knowing of a later one.
+    pub fn stand_down(&mut self) {
+        if !self.is_replaced {
+            self.is_replaced = true;
+            self.actions.push_back(Action::Replaced { highest: self.term });
+        }
+    }
+
     /// Its term.
     pub fn term(&self) -> Term {
         self.term
@@ -153,6 +179,9 @@ impl Cluster {
     /// not used.
     pub fn inventory_with_stuck(&mut self, now: Duration, inventory: &Inventory, stuck: &[HostId]) {
         self.hear_of_others(inventory);
+        if self.fences && inventory.seen < self.term {
+            self.order_of(inventory.node, AgentRequest::Inventory, Pending::Fence);
+        }
         for reported in inventory.hosts.iter().filter(|host| NodeKey::of(host.host) == inventory.node) {
             let host = reported.host;
             let up_since = now.saturating_sub(Duration::from_millis(inventory.up_ms));
@@ -172,6 +201,7 @@ impl Cluster {
             let has_restarted = entry.at.start != 0 && entry.at.start != inventory.at.start;
             entry.at = inventory.at;
             entry.measure(reported);
+            entry.disk = inventory.disk;
             self.compare(now, host, reported, has_restarted);
             self.note_stuck(now, host, stuck.contains(&host));
             if is_back {
@@ -191,7 +221,8 @@ impl Cluster {
         has_restarted: bool,
     ) {
         let listed: BTreeSet<BlockId> = reported.blocks.iter().map(|block| block.id).collect();
-        let is_unknown = reported.blocks.iter().any(|block| self.table.holding(host, &block.id).is_none());
+        let mut told = reported.blocks.iter().chain(&reported.from_disk);
+        let is_unknown = told.any(|block| self.table.holding(host, &block.id).is_none());
         let anchors = if is_unknown { self.table.anchors() } else { BTreeMap::new() };
         for block in &reported.blocks {
             let hold = self.table.hold(host, &block.id);
@@ -217,6 +248,7 @@ impl Cluster {
         for block in missing.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.forget(now, host, block);
         }
+        self.compare_disk(now, host, reported, &anchors);
         for inbound in &reported.inbound {
             let deadline = now + self.settings.copy_timeout;
             let moves = self.moves.values_mut().filter(|m| m.to == host && m.block == inbound.id);
@@ -253,7 +285,7 @@ impl Cluster {
                 }
             }
             // Sent again in time.
-            (Pending::Free { .. }, _) => {}
+            (Pending::Free { .. } | Pending::Fence, _) => {}
         }
         self.pump(now);
     }
@@ -351,11 +383,18 @@ impl Cluster {
         match self.table.hold(host, &block) {
             Some(Hold::Held | Hold::Leaving) => return true,
             Some(Hold::Promised | Hold::Incoming) => {}
+            None => self.table.set(host, block, bytes, Hold::Promised),
             // A later version takes back what an earlier one had freed: see [`AgentOrder::version`].
-            None | Some(Hold::Freeing(_)) => self.table.set(host, block, bytes, Hold::Promised),
+            Some(Hold::Freeing(_)) => {
+                self.table.set(host, block, bytes, Hold::Promised);
+                self.end_freeing(host, block);
+            }
         }
         if let Some(holding) = self.table.holding_mut(host, &block) {
             holding.unclaimed = None;
+        }
+        if let Some(entry) = self.table.hosts.get_mut(&host) {
+            entry.from_disk.remove(&block);
         }
         false
     }
@@ -439,10 +478,14 @@ impl Cluster {
     }
 
     pub(crate) fn order(&mut self, host: HostId, request: AgentRequest, pending: Pending) {
+        self.order_of(NodeKey::of(host), request, pending);
+    }
+
+    fn order_of(&mut self, node: NodeKey, request: AgentRequest, pending: Pending) {
         let (order, term, version) = (self.number(), self.term, self.table.version);
         self.pending.insert(order, pending);
         let order = AgentOrder { term, version, order, request };
-        self.actions.push_back(Action::ToAgent { node: NodeKey::of(host), order });
+        self.actions.push_back(Action::ToAgent { node, order });
     }
 
     /// Inventories of a host's node that were taken before `at` are out of date.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use stellate_model::block::BlockId;
 use wincode::{SchemaRead, SchemaWrite};
 
+use crate::disk::index::DiskFigures;
 use crate::link::HostId;
 
 use super::bounds;
@@ -78,6 +79,10 @@ pub(crate) struct HostEntry {
     /// The latest moment heard of: inventories taken before are out of date.
     pub(crate) at: Stamp,
     pub(crate) blocks: BTreeMap<BlockId, Holding>,
+    /// Those of them that are promised because they come from the disk of the node, and not by a placement.
+    pub(crate) from_disk: BTreeSet<BlockId>,
+    pub(crate) computed_blocks: u64,
+    pub(crate) disk: Option<DiskFigures>,
 }
 
 impl HostEntry {
@@ -93,6 +98,9 @@ impl HostEntry {
             heard: now,
             at: Stamp::default(),
             blocks: BTreeMap::new(),
+            from_disk: BTreeSet::new(),
+            computed_blocks: 0,
+            disk: None,
         }
     }
 
@@ -121,6 +129,7 @@ impl HostEntry {
         self.capacity_bytes = bounds::of_host(inventory.capacity_bytes);
         self.encode_tokens_per_s = inventory.encode_tokens_per_s;
         self.copy_bytes_per_s = inventory.copy_bytes_per_s;
+        self.computed_blocks = bounds::of_count(inventory.computed_blocks);
     }
 }
 
@@ -227,6 +236,7 @@ impl Table {
     pub(crate) fn remove(&mut self, host: HostId, block: &BlockId) -> Option<Holding> {
         let entry = self.hosts.get_mut(&host)?;
         let holding = entry.blocks.remove(block)?;
+        entry.from_disk.remove(block);
         entry.used_bytes -= holding.bytes;
         self.version += 1;
         if let Some(holders) = self.holders.get_mut(block) {

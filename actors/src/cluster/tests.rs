@@ -1,5 +1,7 @@
 //! The supervisor against simulated clusters: what must hold under every fault, and what refusals say.
 
+mod mishaps;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -7,12 +9,12 @@ use proptest::prelude::*;
 
 use super::drain::DrainState;
 use super::messages::{
-    AnchorCopy, ContextClaim, HostInventory, Inventory, NodeKey, Refusal, Stamp, SupervisorReply,
-    SupervisorRequest,
+    AgentOrder, AgentRequest, AnchorCopy, ContextClaim, HostInventory, Inventory, NodeKey, Refusal, Stamp,
+    SupervisorReply, SupervisorRequest,
 };
 use super::plan::Skipped;
 use super::settings::{ClusterSettings, RepairPolicy};
-use super::sim::{BLOCK, Chance, STEP, World, claim, host, term};
+use super::sim::{BLOCK, Chance, STEP, WALL, World, claim, host, term};
 use super::supervisor::{Action, Cluster};
 use super::table::{Hold, HostState};
 use super::term::Term;
@@ -407,6 +409,7 @@ fn of_two_supervisors_the_earlier_stands_down_as_soon_as_an_agent_or_a_query_nod
         up_ms: 0,
         seen: later,
         hosts: Vec::new(),
+        disk: None,
     };
     told.cluster.inventory(told.now, &inventory);
     assert_eq!(told.cluster.poll_action(), Some(Action::Replaced { highest: later }));
@@ -424,9 +427,12 @@ fn a_first_supervisor_begins_at_once_and_one_that_hears_of_another_listens_first
             capacity_bytes: 1000,
             blocks: Vec::new(),
             inbound: Vec::new(),
+            from_disk: Vec::new(),
+            computed_blocks: 0,
             encode_tokens_per_s: 0,
             copy_bytes_per_s: 0,
         }],
+        disk: None,
     };
     let earlier = Term { counter: 1, node: NodeKey([1; 6]) };
     for (seen, is_first) in [(Term::NONE, true), (earlier, false)] {
@@ -552,5 +558,37 @@ proptest! {
         }).collect();
         let kept: BTreeSet<_> = world.hosts.values().flat_map(|host| host.blocks.keys().copied()).collect();
         prop_assert!(kept.is_subset(&wanted), "what nobody needs was freed");
+    }
+}
+
+#[test]
+fn an_elected_supervisor_has_agents_raise_its_term_before_it_orders_anything_else() {
+    let node = NodeKey::of(host(0));
+    let inventory = |count, seen| {
+        let hosts = vec![HostInventory {
+            host: host(0),
+            capacity_bytes: 1000,
+            blocks: Vec::new(),
+            inbound: Vec::new(),
+            from_disk: Vec::new(),
+            computed_blocks: 0,
+            encode_tokens_per_s: 0,
+            copy_bytes_per_s: 0,
+        }];
+        Inventory { node, at: Stamp { start: 1, count }, up_ms: 0, seen, hosts, disk: None }
+    };
+    for is_elected in [false, true] {
+        let (settings, intents) = (ClusterSettings::default(), BTreeMap::new());
+        let mut cluster = Cluster::new(Duration::ZERO, WALL, term(5), settings, intents);
+        if is_elected {
+            cluster.fence_agents();
+        }
+        cluster.inventory(Duration::ZERO, &inventory(1, term(3)));
+        let request = AgentRequest::Inventory;
+        let order = AgentOrder { term: term(5), version: 0, order: 1, request };
+        let expected = is_elected.then_some(Action::ToAgent { node, order });
+        assert_eq!((cluster.poll_action(), cluster.poll_action()), (expected, None));
+        cluster.inventory(Duration::from_secs(1), &inventory(2, term(5)));
+        assert_eq!(cluster.poll_action(), None, "it knows");
     }
 }

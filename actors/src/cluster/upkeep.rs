@@ -16,6 +16,9 @@ use super::snapshot::{ClusterSnapshot, ContextRow, HostRow};
 use super::supervisor::{Action, Cluster, Pending};
 use super::table::{Hold, HostState};
 
+/// Time between two looks from which on it was the supervisor that stood still: it looks every second.
+const STALL: Duration = Duration::from_secs(3);
+
 /// Orders that may wait for an answer: far more than all hosts together are ever given.
 const MAX_PENDING: usize = 100_000;
 
@@ -25,6 +28,7 @@ impl Cluster {
         if self.is_replaced {
             return;
         }
+        self.make_up_for_stall(now);
         let silent = |heard: Duration, limit: Duration| now.saturating_sub(heard) > limit;
         let hosts = self.table.hosts.iter();
         let gone =
@@ -47,6 +51,7 @@ impl Cluster {
             self.cancel_move(now, id, "a step took too long");
         }
         self.release_switches(now);
+        self.tell_moved_again(now);
         self.pass_deadlines(now);
         if now >= self.next_round
             && let Some(every) = self.settings.rebalance_every
@@ -61,6 +66,20 @@ impl Cluster {
         }
         self.pump(now);
         self.pump_replicas(now);
+    }
+
+    /// If this comes late, it was the supervisor that stood still, and what the others said meanwhile is yet to be read: their
+    /// silence does not count.
+    fn make_up_for_stall(&mut self, now: Duration) {
+        let stood_still = now.saturating_sub(self.ticked);
+        self.ticked = now;
+        if stood_still < STALL {
+            return;
+        }
+        tracing::warn!(?stood_still, "the supervisor stood still; silence meanwhile does not count");
+        self.table.hosts.values_mut().for_each(|entry| entry.heard = (entry.heard + stood_still).min(now));
+        self.query_nodes.values_mut().for_each(|heard| *heard = (*heard + stood_still).min(now));
+        self.moves.values_mut().filter(|m| !m.is_committed()).for_each(|m| m.deadline += stood_still);
     }
 
     /// Starts what can start of drains, then of the round of rebalancing. Looks at few blocks, so that every event may call it.
@@ -349,6 +368,8 @@ impl Cluster {
             encode_tokens_per_s: entry.encode_tokens_per_s,
             copy_bytes_per_s: entry.copy_bytes_per_s,
             silent_ms: now.saturating_sub(entry.heard).as_millis() as u64,
+            computed_blocks: entry.computed_blocks,
+            disk: entry.disk,
         });
         let contexts = self.table.contexts.values().map(|claim| {
             let holders: Vec<_> = claim.needs.iter().map(|need| self.table.holders(&need.id)).collect();

@@ -49,6 +49,8 @@ mod tests {
             capacity_bytes: 1000,
             blocks: Vec::new(),
             inbound: Vec::new(),
+            from_disk: Vec::new(),
+            computed_blocks: 0,
             encode_tokens_per_s: 0,
             copy_bytes_per_s: 0,
         };
@@ -59,6 +61,7 @@ mod tests {
             up_ms: 0,
             seen: Term::NONE,
             hosts: hosts.iter().map(of).collect(),
+            disk: None,
         }
     }
 

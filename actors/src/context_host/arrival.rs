@@ -19,6 +19,17 @@ pub enum Way {
     Encode,
     /// Its bytes come from elsewhere.
     Copy,
+    /// It is computed elsewhere for this host, and its bytes come from there.
+    Put,
+    /// Its bytes, so many, come from the disk of the node.
+    Disk(u64),
+}
+
+impl Way {
+    /// Whether bytes come, in place of being computed here: those who are to compute the block wait for them.
+    pub(super) fn brings_bytes(self) -> bool {
+        self != Self::Encode
+    }
 }
 
 /// Why a block is not held that was to be. Its memory is given back.
@@ -36,6 +47,7 @@ pub struct Arrival {
     blocks: Arc<HeldBlocks>,
     id: BlockId,
     number: u64,
+    way: Way,
     revoked: CancelToken,
     arrived: Arc<AtomicU64>,
     _ended: watch::Sender<()>,
@@ -71,7 +83,7 @@ impl Entry {
         let (sender, ended) = watch::channel(());
         let (revoked, arrived) = (CancelToken::default(), Arc::new(AtomicU64::new(0)));
         let entry = Self { number, way, revoked: revoked.clone(), arrived: Arc::clone(&arrived), ended };
-        (entry, Arrival { blocks: Arc::clone(blocks), id, number, revoked, arrived, _ended: sender })
+        (entry, Arrival { blocks: Arc::clone(blocks), id, number, way, revoked, arrived, _ended: sender })
     }
 
     /// Its end.
@@ -112,7 +124,7 @@ impl Arrival {
     /// # Errors
     /// [`NotSealed`]; the block is given back.
     pub fn seal(self, block: BudgetedBlock) -> Result<(), NotSealed> {
-        self.blocks.seal(self.id, &self.revoked, block)
+        self.blocks.seal(self.id, self.way, &self.revoked, block)
     }
 
     /// Gives the room back as promised, with what has come, unless the block was released meanwhile.

@@ -90,6 +90,11 @@ impl EncodeWork {
         self.arrival.of_block()
     }
 
+    /// Whether there is nothing left to do.
+    pub(super) fn is_held(&self, held: &HeldBlocks) -> bool {
+        held.get(&self.job.id).is_some()
+    }
+
     /// Tells who asked.
     pub(super) fn answer(self, answer: Result<Encoded, HostError>) {
         let Self { reply, arrival, anchor, .. } = self;
@@ -157,6 +162,7 @@ impl Device {
 
     /// Answers a decode step: the attention over the blocks that are asked for, or none at all.
     fn attend(&mut self, job: AttendJob) {
+        self.hold_back_disk();
         let AttendJob { request, reply } = job;
         let answer = self.at_work(|device| device.attention(request));
         reply.send(answer);
@@ -189,6 +195,13 @@ impl Device {
         self.gathered = gathered;
         // The queries are let go before the reply: their asker uses the memory again.
         Ok(AttendReply { blocks, partials })
+    }
+
+    /// The disk lets the host compute.
+    fn hold_back_disk(&self) {
+        if let Some(disk) = self.held.disk() {
+            disk.note_work();
+        }
     }
 
     /// Starts a block, with its anchor first if that is not there.
@@ -238,6 +251,7 @@ impl Device {
             drop(stage);
             return work.answer(Err(error));
         }
+        self.hold_back_disk();
         let started = self.clock.now();
         let (step, outcome) = self.advance_stage(&mut work, stage);
         let (tokens, took) = (tokens + step, took + self.clock.now().saturating_sub(started));

@@ -1,6 +1,7 @@
 //! What a context host holds: its blocks, the room that it has promised, and what is on its way to it. Shared by the device
 //! thread, which computes blocks and attends to them, and by those who ask what is there, so that none of them waits for a
-//! block that is being encoded. Nothing here computes or waits; the bytes are counted in [`crate::budget`].
+//! block that is being encoded. Nothing here computes or waits; the bytes are counted in [`crate::budget`]. What comes back from
+//! the node's disk is in [`recall`].
 //!
 //! # Order
 //!
@@ -8,11 +9,14 @@
 //! when it comes. A block that is read when it is released counts its bytes until its last reader lets go.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stellate_model::block::BlockId;
 use stellate_runtime::clock::Clock;
+
+mod recall;
 
 use super::arrival::Entry;
 pub use super::arrival::{Arrival, Ended, NotSealed, Way};
@@ -20,6 +24,7 @@ use super::strip::Strip;
 use super::{HostError, Reserved};
 use crate::budget::{BudgetedBlock, KvBudget};
 use crate::cancel::CancelToken;
+use crate::disk::Disk;
 use crate::link::HostId;
 
 /// How long a promise of room is kept that nobody comes back to: longer than a query node takes for an `exact` block. Who
@@ -32,6 +37,9 @@ pub struct HeldBlocks {
     host: HostId,
     budget: Arc<KvBudget>,
     clock: Arc<dyn Clock>,
+    disk: Option<Disk>,
+    /// Blocks that were computed for it.
+    computed: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -79,12 +87,27 @@ pub enum Opening {
 impl HeldBlocks {
     /// A host that holds nothing yet, and whose blocks lie in `budget`. Promises end by `clock`.
     pub fn new(host: HostId, budget: Arc<KvBudget>, clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { host, budget, clock, state: Mutex::default() })
+        Self::backed(host, budget, clock, None)
+    }
+
+    /// The same, with the disk of its node, if that has one.
+    pub fn backed(
+        host: HostId,
+        budget: Arc<KvBudget>,
+        clock: Arc<dyn Clock>,
+        disk: Option<Disk>,
+    ) -> Arc<Self> {
+        Arc::new(Self { host, budget, clock, disk, computed: AtomicU64::new(0), state: Mutex::default() })
     }
 
     /// The store that its blocks lie in.
     pub fn budget(&self) -> &Arc<KvBudget> {
         &self.budget
+    }
+
+    /// Blocks that were computed for it since it has started, copies of anchors among them.
+    pub fn computed(&self) -> u64 {
+        self.computed.load(Ordering::Relaxed)
     }
 
     /// A block, if it is held. It stays as it is until the last reader is done.
@@ -116,7 +139,7 @@ impl HeldBlocks {
     pub fn inbound(&self) -> Vec<(BlockId, u64)> {
         let state = self.state();
         let copies = state.arrivals.iter().filter_map(|(&id, entries)| {
-            let copies = entries.iter().filter(|entry| entry.way == Way::Copy);
+            let copies = entries.iter().filter(|entry| matches!(entry.way, Way::Copy | Way::Put));
             Some((id, copies.map(Entry::arrived_bytes).max()?))
         });
         let mut inbound: Vec<_> = copies.collect();
@@ -139,7 +162,9 @@ impl HeldBlocks {
         if state.held.contains_key(&id) {
             return Ok(true);
         }
-        let is_copied = |entries: &Vec<Entry>| entries.iter().any(|entry| entry.way == Way::Copy);
+        // What comes from the disk takes room only when it is its turn.
+        let is_copied =
+            |entries: &Vec<Entry>| entries.iter().any(|entry| matches!(entry.way, Way::Copy | Way::Put));
         if state.arrivals.get(&id).is_some_and(is_copied) {
             return Ok(false);
         }
@@ -154,11 +179,14 @@ impl HeldBlocks {
         Ok(false)
     }
 
-    /// Room for a block that is computed in this process, unless it is held; waits for one that is on its way.
+    /// Room for a block that is computed in this process, unless it is held or comes from the disk; waits for one that is on its
+    /// way.
     ///
     /// # Errors
     /// There is no room, or the host has stopped.
-    pub async fn reserve(&self, id: BlockId, tokens: usize) -> Result<Reserved, HostError> {
+    pub async fn reserve(self: &Arc<Self>, id: BlockId, tokens: usize) -> Result<Reserved, HostError> {
+        // Once: one that cannot be read, or for which there is no room, is computed.
+        drop(self.recall(&[id]));
         loop {
             let arrivals = {
                 let state = self.open()?;
@@ -198,7 +226,7 @@ impl HeldBlocks {
                             None => Strip::new(self.budget.allocate(tokens)?),
                         };
                         strip.restart();
-                        let arrival = self.note(&mut state, id, Way::Copy);
+                        let arrival = self.note(&mut state, id, Way::Put);
                         return Ok(Opening::Room { strip, arrival, was_promised });
                     }
                     arrivals => arrivals,
@@ -228,8 +256,8 @@ impl HeldBlocks {
     /// # Errors
     /// The host has stopped.
     pub fn insert(&self, id: BlockId, block: BudgetedBlock) -> Result<(), HostError> {
-        // Dropped behind the lock: giving memory back takes time.
-        let _spare = hold(&mut *self.open()?, id, block);
+        let held = hold(&mut *self.open()?, id, block);
+        self.held_now(id, Way::Encode, held);
         Ok(())
     }
 
@@ -242,7 +270,7 @@ impl HeldBlocks {
             dropped.push((state.held.remove(id), state.promised.remove(id)));
             for entry in state.arrivals.get(id).into_iter().flatten() {
                 entry.revoked.cancel();
-                if entry.way == Way::Copy {
+                if entry.way.brings_bytes() {
                     copies.push(entry.ended());
                 }
             }
@@ -258,7 +286,7 @@ impl HeldBlocks {
     }
 
     /// Lets go of everything, for good: the host has stopped.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.state();
         state.is_closed = true;
         for entry in state.arrivals.values().flatten() {
@@ -273,6 +301,7 @@ impl HeldBlocks {
     pub(super) fn seal(
         &self,
         id: BlockId,
+        way: Way,
         revoked: &CancelToken,
         block: BudgetedBlock,
     ) -> Result<(), NotSealed> {
@@ -283,10 +312,23 @@ impl HeldBlocks {
         if revoked.is_cancelled() {
             return Err(NotSealed::Released);
         }
-        let spare = hold(&mut state, id, block);
+        let held = hold(&mut state, id, block);
         drop(state);
-        drop(spare);
+        self.held_now(id, way, held);
         Ok(())
+    }
+
+    /// A block was to be held: what it is that is not needed any more goes, and the disk is told of what is new. Behind the lock:
+    /// giving memory back takes time.
+    fn held_now(&self, id: BlockId, way: Way, held: Held) {
+        let Held { fresh, .. } = held;
+        let Some(block) = fresh else { return };
+        if matches!(way, Way::Encode | Way::Put) {
+            self.computed.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(disk) = &self.disk {
+            disk.offer(id, &block);
+        }
     }
 
     /// See [`Arrival::promise`].
@@ -303,7 +345,7 @@ impl HeldBlocks {
     pub(super) fn copies_before(&self, id: &BlockId, number: u64) -> Vec<Ended> {
         let state = self.state();
         let entries = state.arrivals.get(id).into_iter().flatten();
-        let copies = entries.filter(|entry| entry.number < number && entry.way == Way::Copy);
+        let copies = entries.filter(|entry| entry.number < number && entry.way.brings_bytes());
         copies.map(Entry::ended).collect()
     }
 
@@ -354,18 +396,28 @@ impl State {
     }
 }
 
-/// Holds a block, unless it is held. What is not needed any more is to be dropped behind the lock.
+/// What came of holding a block.
+struct Held {
+    /// The block, if it was not held before.
+    fresh: Option<Arc<BudgetedBlock>>,
+    #[expect(dead_code, reason = "held for their Drop")]
+    spare: (Option<BudgetedBlock>, Option<Promised>),
+}
+
+/// Holds a block, unless it is held. What is given back is to be dropped behind the lock.
 #[must_use]
-fn hold(state: &mut State, id: BlockId, block: BudgetedBlock) -> (Option<BudgetedBlock>, Option<Promised>) {
+fn hold(state: &mut State, id: BlockId, block: BudgetedBlock) -> Held {
     let promised = state.promised.remove(&id);
-    let spare = match state.held.entry(id) {
-        std::collections::hash_map::Entry::Occupied(_) => Some(block),
-        std::collections::hash_map::Entry::Vacant(entry) => {
-            entry.insert(Arc::new(block));
-            None
+    match state.held.entry(id) {
+        std::collections::hash_map::Entry::Occupied(_) => {
+            Held { fresh: None, spare: (Some(block), promised) }
         }
-    };
-    (spare, promised)
+        std::collections::hash_map::Entry::Vacant(entry) => {
+            let block = Arc::new(block);
+            entry.insert(Arc::clone(&block));
+            Held { fresh: Some(block), spare: (None, promised) }
+        }
+    }
 }
 
 async fn ended(arrivals: Vec<Ended>) {

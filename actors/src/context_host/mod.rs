@@ -22,6 +22,7 @@ use stellate_runtime::clock::Clock;
 use crate::budget::{BudgetedBlock, KvBudget, StoreFull};
 use crate::cancel::CancelToken;
 use crate::device_thread::{DeviceThread, Inbox};
+use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::health::Vitals;
 use crate::link::{AttendJob, HostId, LocalLink};
@@ -43,7 +44,10 @@ pub enum HostError {
     #[error(transparent)]
     Full(StoreFull),
     /// Its queue has no room.
-    #[error("context host {host} is overloaded ({queue} jobs wait); ask again in a moment")]
+    #[error(
+        "context host {host} is overloaded ({queue} jobs wait); ask again in {} s",
+        crate::retry::QUEUE_S
+    )]
     Overloaded {
         /// The host.
         host: HostId,
@@ -90,6 +94,14 @@ pub struct EncodeJob {
     pub meter: EncodeMeter,
     /// Ends the work between two chunks.
     pub cancel: CancelToken,
+}
+
+impl EncodeJob {
+    /// The blocks that a host holds when it has followed the order.
+    pub(crate) fn recalled(&self) -> Vec<BlockId> {
+        let anchor = self.anchor.as_ref().filter(|anchor| anchor.is_kept && !self.recompute_anchor);
+        std::iter::once(self.id).chain(anchor.map(|anchor| anchor.id)).collect()
+    }
 }
 
 /// What became of an [`EncodeJob`].
@@ -144,6 +156,8 @@ pub struct ContextHostArgs {
     pub stuck_after: Duration,
     /// Measures how fast it encodes, ends promises of room, and tells when it is stuck.
     pub clock: Arc<dyn Clock>,
+    /// The disk of its node, if that has one.
+    pub disk: Option<Disk>,
 }
 
 /// A context host that runs: the actor, and the ways past its mailbox.
@@ -181,8 +195,8 @@ pub async fn start(args: ContextHostArgs) -> Result<ContextHostHandle, ractor::S
     let (attends, attend_jobs) = bounded(ATTEND_QUEUE);
     let budget = KvBudget::new(args.kv_shape, args.capacity_bytes);
     let host = args.host;
-    let (held, rates) =
-        (HeldBlocks::new(host, Arc::clone(&budget), Arc::clone(&args.clock)), Arc::new(Rates::default()));
+    let held = HeldBlocks::backed(host, Arc::clone(&budget), Arc::clone(&args.clock), args.disk.clone());
+    let rates = Arc::new(Rates::default());
     let (pulse, clock) = (args.engine.pulse.clone(), Arc::clone(&args.clock));
     let vitals = Arc::new(Vitals::new(host, pulse, args.stuck_after, clock));
     let start = Start { args, held: Arc::clone(&held), rates: Arc::clone(&rates), attend_jobs };
@@ -229,8 +243,11 @@ impl Actor for ContextHost {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ContextHostMsg::Encode(job, reply) => {
+                // What is on the disk is waited for as a copy is.
+                drop(state.held.recall(&job.recalled()));
                 state.encode(&myself, EncodeWork::new(&state.held, job, reply));
             }
+            ContextHostMsg::Resume(work) if work.is_held(&state.held) => work.answer(Ok(Encoded::Held)),
             ContextHostMsg::Resume(work) => state.hand_over(work),
             ContextHostMsg::Reserve(id, tokens, reply) => {
                 let held = Arc::clone(&state.held);

@@ -73,14 +73,14 @@ impl StoreJournal {
         Ok(Self { store, scope, numbers: Mutex::new(Numbers { next: taken, taken }) })
     }
 
-    async fn write(&self, writes: Vec<Write>) -> Result<(), JournalError> {
+    pub(super) async fn write(&self, writes: Vec<Write>) -> Result<(), JournalError> {
         for outcome in self.store.write(writes).await? {
             outcome.map_err(HandleError::from)?;
         }
         Ok(())
     }
 
-    async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, JournalError> {
@@ -88,7 +88,7 @@ impl StoreJournal {
     }
 
     /// The keys of all records of a kind, which are numbers.
-    async fn keys(&self, kind: Kind) -> Result<Vec<u64>, JournalError> {
+    pub(super) async fn keys(&self, kind: Kind) -> Result<Vec<u64>, JournalError> {
         let keys = self.read(move |store| {
             let mut keys: Vec<Vec<u8>> = Vec::new();
             loop {
@@ -141,11 +141,7 @@ impl Journal for StoreJournal {
 
     fn context_created(&self, context: ContextRecord) -> Journaled<'_, ()> {
         Box::pin(async move {
-            let ContextRecord { id, layout, prompting, blocks, ids } = context;
-            let header = to_json(&Header { layout, prompting, blocks });
-            let mut value = (header.len() as u32).to_le_bytes().to_vec();
-            value.extend(header);
-            value.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+            let (id, value) = (context.id, context_bytes(context));
             self.write(vec![put(Kind::Manifest, key(id.0), value, Condition::Absent)]).await
         })
     }
@@ -225,7 +221,17 @@ impl Journal for StoreJournal {
     }
 }
 
-fn context_of(id: ContextId, value: &[u8]) -> Result<ContextRecord, JournalError> {
+fn context_bytes(context: ContextRecord) -> Vec<u8> {
+    let ContextRecord { layout, prompting, blocks, ids, .. } = context;
+    let header = to_json(&Header { layout, prompting, blocks });
+    let mut value = (header.len() as u32).to_le_bytes().to_vec();
+    value.extend(header);
+    value.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+    value
+}
+
+/// A context as it was written down.
+pub(super) fn context_of(id: ContextId, value: &[u8]) -> Result<ContextRecord, JournalError> {
     let what = format!("context {id}");
     let split = value
         .split_first_chunk()
@@ -241,20 +247,20 @@ fn context_of(id: ContextId, value: &[u8]) -> Result<ContextRecord, JournalError
     Ok(ContextRecord { id, layout, prompting, blocks, ids })
 }
 
-fn to_json(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("records have no map whose keys are no texts")
 }
 
-fn from_json<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, JournalError> {
+pub(super) fn from_json<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, JournalError> {
     serde_json::from_slice(bytes).map_err(|error| damaged(what, error.to_string()))
 }
 
-fn damaged(what: &str, problem: String) -> JournalError {
+pub(super) fn damaged(what: &str, problem: String) -> JournalError {
     JournalError::Damaged { what: what.to_owned(), problem }
 }
 
 /// The key of a record by its number; big endian, so that a listing is in the order of numbers.
-fn key(id: u64) -> Vec<u8> {
+pub(super) fn key(id: u64) -> Vec<u8> {
     id.to_be_bytes().to_vec()
 }
 
@@ -262,11 +268,11 @@ fn log(session: SessionId) -> Vec<u8> {
     [b"turns ", &session.0.to_be_bytes()[..]].concat()
 }
 
-fn put(kind: Kind, key: Vec<u8>, value: Vec<u8>, condition: Condition) -> Write {
+pub(super) fn put(kind: Kind, key: Vec<u8>, value: Vec<u8>, condition: Condition) -> Write {
     Write::Put { kind, key, value, condition }
 }
 
-fn delete(kind: Kind, id: u64) -> Write {
+pub(super) fn delete(kind: Kind, id: u64) -> Write {
     Write::Delete { kind, key: key(id), condition: Condition::Any }
 }
 

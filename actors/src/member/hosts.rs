@@ -16,6 +16,8 @@ use crate::cluster::agent::AgentHosts;
 use crate::cluster::messages::{AgentRefusal, EncodeOrder, HeldBlock, HostInventory};
 use crate::context_host::held::{Arrival, HeldBlocks, Way};
 use crate::context_host::{ContextHostHandle, EncodeJob, Encoded, HostError};
+use crate::disk::Disk;
+use crate::disk::index::DiskFigures;
 use crate::link::HostId;
 use crate::port::HostPort;
 use crate::progress::EncodeMeter;
@@ -78,6 +80,10 @@ impl NodeHosts {
         let Some((anchor, from)) = anchor.and_then(|anchor| Some((anchor, anchor.from?))) else { return };
         let Ok(target) = self.host(host) else { return };
         let held = Arc::clone(&target.held);
+        // It may lie nearer than the other host.
+        for ended in held.recall(&job.recalled()) {
+            ended.wait().await;
+        }
         let is_held = held.get(&anchor.id).or_else(|| held.get(&anchor.first_block)).is_some();
         if is_held
             || held.get(&job.id).is_some()
@@ -177,7 +183,24 @@ impl AgentHosts for NodeHosts {
         bytes: u64,
         tokens: u32,
     ) -> BoxFuture<'static, Result<bool, AgentRefusal>> {
-        Box::pin(ready(self.promise(host, block, bytes, tokens)))
+        let recalled = self.host(host).map(|target| target.held.recall(&[block])).unwrap_or_default();
+        if recalled.is_empty() {
+            return Box::pin(ready(self.promise(host, block, bytes, tokens)));
+        }
+        // Noted now: an order to free the block that comes next takes this one back.
+        let (hosts, expected) =
+            (self.clone(), self.host(host).map(|target| target.held.expect(block, Way::Encode)));
+        Box::pin(async move {
+            for ended in recalled {
+                ended.wait().await;
+            }
+            if expected?.revoked().is_cancelled() {
+                return Err(AgentRefusal::Failed {
+                    cause: "the block was freed before there was room".to_owned(),
+                });
+            }
+            hosts.promise(host, block, bytes, tokens)
+        })
     }
 
     fn pull(
@@ -221,10 +244,16 @@ impl AgentHosts for NodeHosts {
             capacity_bytes: host.budget.capacity_bytes() as u64,
             blocks: named(host.held.list()),
             inbound: named(host.held.inbound()),
+            from_disk: named(host.held.from_disk()),
+            computed_blocks: host.held.computed(),
             encode_tokens_per_s: host.rates.encode.per_second(),
             copy_bytes_per_s: host.rates.copy.per_second(),
         });
         Box::pin(ready(inventory.collect()))
+    }
+
+    fn disk(&self) -> Option<DiskFigures> {
+        self.hosts.values().find_map(|host| host.held.disk()).map(Disk::figures)
     }
 }
 

@@ -6,16 +6,23 @@
 //! * [`hosts`]: those of this node as its agent orders them about; [`pull`], blocks that come from elsewhere.
 //! * [`notices`]: what the supervisor tells the query side.
 //! * [`supervision`]: the supervisor, on the node that supervises; [`transport`], its way to the others.
+//! * [`voting`]: the voter of a node that is one, which starts and ends the supervisor; [`electorate`], who the voters are;
+//!   [`council`], what administrators see of them.
+//! * [`sessions`]: those of this node with their copies on others, and the copies that it keeps for others.
 //! * [`calls`] and [`peers`]: how nodes call each other; [`store`]: what must not be forgotten.
 
 mod calls;
 mod claims;
+mod council;
+mod electorate;
 mod neighbours;
 mod notices;
 mod own;
 mod peers;
+mod sessions;
 mod supervision;
 mod transport;
+mod voting;
 mod way;
 
 pub mod hosts;
@@ -31,17 +38,24 @@ use stellate_runtime::membership::Roles;
 use stellate_runtime::store::StoreHandle;
 use stellate_runtime::substrate::SubstrateHandle;
 use stellate_runtime::transport::Connection;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
-use self::calls::{AGENTS, AgentGate, Listener, QUERY_NODES, QueryGate};
+pub use self::council::{Council, Seat, TakeOverError};
+pub use self::electorate::VoterSetup;
+
+use self::calls::{AGENTS, AgentGate, KEEPERS, Listener, QUERY_NODES, QueryGate, SessionGate};
+use self::electorate::Electorate;
 use self::hosts::NodeHosts;
 use self::neighbours::Neighbours;
 use self::notices::Notices;
 use self::own::OwnHost;
 use self::peers::{Peers, key_of};
-use self::store::{AgentRecords, SupervisorRecords};
+pub use self::sessions::{ClaimError, CopiedJournal, SessionPlace, Sessions, Whose};
+use self::store::{AgentRecords, SupervisorRecords, VoterRecords};
 use self::supervision::{Running, Supervision, Watch};
+use self::voting::VoterInput;
 use self::way::{Reports, Seen, Way};
 use crate::budget::KvBudget;
 use crate::cluster::actor::SupervisorStore;
@@ -53,13 +67,18 @@ use crate::cluster::term::Term;
 use crate::context_host::ContextHostHandle;
 use crate::directory::Directory;
 use crate::error::OpenError;
+use crate::journal::kept::KeptSessions;
+use crate::journal::{Journal, StoreJournal};
 use crate::model::Model;
-use crate::node::{Node, NodeOptions, Surroundings, start_hosts};
+use crate::node::{Node, NodeOptions, Surroundings, held_by, start_hosts};
 use crate::port::SupervisorPort;
 use crate::remote::{AttendShape, BlockServer, LocalHosts, Pacer, serve_decode};
 
 /// Events of drains that may wait for a slow reader.
 const DRAINS: usize = 256;
+
+/// How long a voter may take to tell the others that it leaves.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// What a member of a cluster is started with.
 #[derive(Debug)]
@@ -74,12 +93,18 @@ pub struct MemberSetup {
     pub options: NodeOptions,
     /// What it is there for.
     pub roles: Roles,
-    /// Whether it is the one that supervises.
+    /// Whether it is the one that supervises. Of no effect with `voters`.
     pub supervises: bool,
+    /// The nodes of which one is elected to supervise, if one is.
+    pub voters: Option<VoterSetup>,
     /// By which figures, if it does.
     pub settings: ClusterSettings,
     /// Nodes that shall hold each block of the contexts of this node; 0 counts as 1.
     pub replicas: u16,
+    /// Nodes besides this one that shall keep each of its sessions; 0 keeps them here alone.
+    pub copies: usize,
+    /// What the names begin with that it gives to contexts and sessions; no other query node has the same.
+    pub scope: u32,
     /// Bytes a second that copies of blocks may take, those that leave this node together and each that comes; none is no
     /// bound but that of attention.
     pub max_bulk_rate: Option<u64>,
@@ -127,6 +152,22 @@ pub enum AskFailure {
         /// How long it was looked for, in seconds.
         waited_s: u64,
     },
+    /// None is elected: too few voters can be reached from here.
+    #[error(
+        "no supervisor was elected within {waited_s} s: of the voters {}, {} cannot be reached from here, and {needed} of {} must \
+         be; start them, and ask again. Sessions whose blocks are all there go on",
+        voters.join(", "), missing.join(" and "), voters.len()
+    )]
+    NoMajority {
+        /// How long it was looked for, in seconds.
+        waited_s: u64,
+        /// The voters, by name.
+        voters: Vec<String>,
+        /// Those that cannot be reached.
+        missing: Vec<String>,
+        /// How many must be.
+        needed: usize,
+    },
     /// It is there and does not answer.
     #[error("the supervisor on node {node} did not answer within {waited_s} s: {cause}; ask again")]
     Unanswered {
@@ -146,7 +187,9 @@ pub struct Member {
     directory: Arc<Directory>,
     drains: broadcast::Sender<DrainProgress>,
     running: Running,
+    voter: Option<mpsc::Sender<VoterInput>>,
     agent: Option<ActorRef<AgentMsg>>,
+    sessions: Option<Arc<Sessions>>,
     gates: Vec<ActorCell>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -176,6 +219,10 @@ impl Member {
             options.hosts.clear();
         }
         let own = start_hosts(&setup.model, &options, key.0).await?;
+        if let Some(disk) = &options.disk {
+            // Before anybody is told what there is.
+            disk.bring_back(&held_by(&own));
+        }
         let started = Self::start_with(&setup, peers, own.clone(), decode, bulk).await;
         if started.is_err() {
             own.iter().for_each(|host| host.actor.stop(None));
@@ -203,8 +250,10 @@ impl Member {
             KvBudget::new(kv_shape, options.capacity_bytes),
             pacer.clone(),
         ));
+        let electorate = setup.voters.as_ref().map(|voters| Electorate::new(voters, peers.clone()));
         let way = Arc::new(Way::new(
             peers.clone(),
+            electorate,
             Arc::clone(&seen),
             Arc::clone(&neighbours),
             kv_shape,
@@ -216,7 +265,9 @@ impl Member {
             directory,
             drains: broadcast::channel(DRAINS).0,
             running: Running::default(),
+            voter: None,
             agent: None,
+            sessions: None,
             gates: Vec::new(),
             tasks: Vec::new(),
         };
@@ -246,30 +297,51 @@ impl Member {
         Ok(member)
     }
 
-    /// Starts the supervisor, if this is its node.
+    /// Starts the supervisor, if this is its node; where one is elected, the voter, if this node is one.
     async fn supervise(&mut self, setup: &MemberSetup) -> Result<(), MemberError> {
-        if setup.supervises {
-            let (store, key) = (setup.store.clone(), self.way.peers.own_key());
-            let supervision = Supervision {
-                peers: self.way.peers.clone(),
-                settings: setup.settings.clone(),
-                clock: Arc::clone(&setup.options.clock),
-                stores: Arc::new(move || {
-                    Box::new(SupervisorRecords::new(store.clone(), key)) as Box<dyn SupervisorStore>
-                }),
-                drains: self.drains.clone(),
-                has_hosts: !self.own.is_empty(),
-                running: Arc::clone(&self.running),
-            };
+        if let Some(electorate) = self.way.electorate.clone() {
+            let Some(own) = electorate.own() else { return Ok(()) };
+            if !setup.roles.supervisor {
+                tracing::warn!(
+                    "this node is a voter, and its roles do not include `supervisor`: it does not vote"
+                );
+                return Ok(());
+            }
+            let key = self.way.peers.own_key();
+            let records = VoterRecords::new(setup.store.clone(), key);
+            let supervision = self.supervision(setup);
+            let ballots =
+                voting::start(own, electorate, supervision, records, voting::chance_of(key)).await?;
+            self.gates.push(ballots.gate);
+            self.tasks.extend(ballots.tasks);
+            self.voter = Some(ballots.inputs);
+        } else if setup.supervises {
+            let supervision = self.supervision(setup);
             let supervisor = supervision.start(Term::NONE).await?;
             self.tasks.push(tokio::spawn(supervision.keep_up(supervisor)));
         }
         Ok(())
     }
 
+    fn supervision(&self, setup: &MemberSetup) -> Supervision {
+        let (store, key) = (setup.store.clone(), self.way.peers.own_key());
+        Supervision {
+            peers: self.way.peers.clone(),
+            settings: setup.settings.clone(),
+            clock: Arc::clone(&setup.options.clock),
+            stores: Arc::new(move || {
+                Box::new(SupervisorRecords::new(store.clone(), key)) as Box<dyn SupervisorStore>
+            }),
+            drains: self.drains.clone(),
+            has_hosts: !self.own.is_empty(),
+            running: Arc::clone(&self.running),
+        }
+    }
+
     /// Opens the ways in to the agent and to the query side, and starts what goes on by itself.
     async fn open(&mut self, setup: &MemberSetup, agent: ActorRef<AgentMsg>) -> Result<(), MemberError> {
         self.agent = Some(agent.clone());
+        self.open_sessions(setup).await?;
         let gate = Actor::spawn(None, AgentGate, agent).await;
         let (gate, _) = gate.map_err(|error| not_started("the way in to the agent", error))?;
         self.join(AGENTS, gate.get_cell());
@@ -282,6 +354,36 @@ impl Member {
         }
         self.tasks.push(tokio::spawn(watch_roster(Arc::clone(&self.way), Arc::clone(&self.running))));
         Ok(())
+    }
+
+    /// Opens the sessions of this node and those that it keeps for others, and the way in to them.
+    async fn open_sessions(&mut self, setup: &MemberSetup) -> Result<(), MemberError> {
+        let me = self.way.peers.own_key();
+        let opened = async {
+            let journal = StoreJournal::open(setup.store.clone(), setup.scope).await?;
+            let kept = KeptSessions::open(journal, me).await?;
+            Sessions::open(Arc::clone(&self.way), kept, setup.copies).await
+        };
+        let sessions = opened.await.map_err(|error| MemberError::Store(error.to_string()))?;
+        self.sessions = Some(Arc::clone(&sessions));
+        let gate = Actor::spawn(None, SessionGate, Arc::clone(&sessions)).await;
+        let (gate, _) = gate.map_err(|error| not_started("the way in to the sessions", error))?;
+        self.join(KEEPERS, gate.get_cell());
+        self.tasks.push(tokio::spawn(sessions.keep_up()));
+        Ok(())
+    }
+
+    /// The sessions of this node, with their copies.
+    ///
+    /// # Panics
+    /// Never: a member that has started has them.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        self.sessions.as_ref().expect("they are opened with the member")
+    }
+
+    /// Where the query node of this process writes down what it must not forget.
+    pub fn journal(&self) -> Arc<dyn Journal> {
+        Arc::new(CopiedJournal(Arc::clone(self.sessions())))
     }
 
     /// Serves the connections of other nodes, on the network thread.
@@ -337,7 +439,22 @@ impl Member {
 
     /// The node of the supervisor, if one is known.
     pub fn supervisor(&self) -> Option<NodeId> {
-        self.way.peers.supervisor().map(|(node, _)| node)
+        self.way.supervisor(None).map(|(node, _)| node)
+    }
+
+    /// The voters, and how each stands; none where no supervisor is elected.
+    pub async fn council(&self) -> Option<Council> {
+        council::look(self.way.electorate.as_ref()?).await.into()
+    }
+
+    /// Has the voter of this name supervise: who does hands over, or, if nobody does, it leads as soon as leases allow. It has
+    /// begun then; [`council`](Self::council) tells when it is done.
+    ///
+    /// # Errors
+    /// [`TakeOverError`]; nothing has changed.
+    pub async fn take_over(&self, name: &str) -> Result<(), TakeOverError> {
+        let electorate = self.way.electorate.as_ref().ok_or(TakeOverError::NoElection)?;
+        council::take_over(electorate, name).await
     }
 
     /// How drains go on, from now on. Only the supervisor's node is told; others ask for
@@ -348,6 +465,12 @@ impl Member {
 
     /// Ends it, the supervisor first. The hosts end with their node.
     pub async fn stop(mut self) {
+        if let Some(voter) = self.voter.take() {
+            // Others need not wait for a lease to end.
+            let (left, gone) = oneshot::channel();
+            let told = async { (voter.send(VoterInput::Leave(left)).await.is_ok(), gone.await) };
+            let _ = timeout(GOODBYE, told).await;
+        }
         let supervisor = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.tasks.drain(..).for_each(|task| task.abort());
         if let Some(supervisor) = supervisor {

@@ -15,7 +15,11 @@ use stellate_runtime::substrate::SubstrateHandle;
 use stellate_runtime::transport::ConnectionClass;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::calls::{AGENTS, AgentCall, QUERY_NODES, QueryCall, SUPERVISORS, SupervisorCall};
+use super::calls::{
+    AGENTS, AgentCall, KEEPERS, QUERY_NODES, QueryCall, SUPERVISORS, SessionCall, SupervisorCall, VoterCall,
+    VoterReply, VoterRequest,
+};
+use super::sessions::{SessionAnswer, SessionAsk};
 use crate::cluster::messages::{
     AgentOrder, AgentReply, NodeKey, QueryNodeNotice, SupervisorReply, SupervisorRequest,
 };
@@ -69,10 +73,18 @@ impl Peers {
         members
     }
 
-    /// The supervisor, if one is known: that of the lowest node, should there be two for a moment.
-    pub(super) fn supervisor(&self) -> Option<(NodeId, ActorRef<SupervisorCall>)> {
-        let (node, actor) = self.members(SUPERVISORS).into_iter().next()?;
-        Some((node, actor.into()))
+    /// The supervisor, if one is known. Should there be two for a moment, that of the node `latest`, which was the last to be
+    /// heard of, unless it is the one to `avoid`; else that of the lowest node.
+    pub(super) fn supervisor(
+        &self,
+        latest: NodeKey,
+        avoid: Option<NodeId>,
+    ) -> Option<(NodeId, ActorRef<SupervisorCall>)> {
+        let members = self.members(SUPERVISORS);
+        let others = || members.iter().filter(|(node, _)| Some(*node) != avoid);
+        let found = others().find(|(node, _)| key_of(*node) == latest);
+        let (node, actor) = found.or_else(|| others().next()).or_else(|| members.first())?;
+        Some((*node, actor.clone().into()))
     }
 
     /// Whether another node supervises.
@@ -135,7 +147,7 @@ impl Peers {
             || control.is_some_and(|control| control.ready_peers().iter().any(|node| key_of(*node) == key))
     }
 
-    fn find(&self, group: &'static str, key: NodeKey) -> Option<(NodeId, ActorCell)> {
+    pub(super) fn find(&self, group: &'static str, key: NodeKey) -> Option<(NodeId, ActorCell)> {
         self.members(group).into_iter().find(|(node, _)| key_of(*node) == key)
     }
 
@@ -160,12 +172,33 @@ impl Peers {
         answer(asked.await)
     }
 
+    /// Asks a voter once.
+    pub(super) async fn ask_voter(
+        &self,
+        voter: &ActorRef<VoterCall>,
+        request: VoterRequest,
+        limit: Duration,
+    ) -> Result<VoterReply, String> {
+        answer(voter.call(|reply| VoterCall::Ask(Wire::new(request), reply), Some(limit)).await)
+    }
+
     /// Gives an order to the agent of a node, and waits for the answer: as long as `limit`, or as long as the node is there.
     pub(super) async fn order(
         &self,
         key: NodeKey,
         order: AgentOrder,
         limit: Option<Duration>,
+    ) -> Result<AgentReply, String> {
+        self.order_if(key, order, limit, || true).await
+    }
+
+    /// As [`order`](Self::order), if it may still be given once the agent was found, which can take a while.
+    pub(super) async fn order_if(
+        &self,
+        key: NodeKey,
+        order: AgentOrder,
+        limit: Option<Duration>,
+        may_order: impl Fn() -> bool,
     ) -> Result<AgentReply, String> {
         let start = Instant::now();
         let (node, agent) = loop {
@@ -180,11 +213,40 @@ impl Peers {
         };
         let gone = self.gone(node);
         let agent = ActorRef::<AgentCall>::from(agent);
+        if !may_order() {
+            return Err("its supervisor may not order anything any more".to_owned());
+        }
         let called = agent.call(|reply| AgentCall::Order(Wire::new(order), reply), limit);
         tokio::select! {
             called = called => answer(called),
             () = gone => Err("its node has gone".to_owned()),
         }
+    }
+
+    /// Asks a node about a session once, if it can be called at the moment.
+    pub(super) async fn ask_about(
+        &self,
+        key: NodeKey,
+        ask: SessionAsk,
+        limit: Duration,
+    ) -> Result<SessionAnswer, String> {
+        let (node, keeper) = self.find(KEEPERS, key).ok_or("its node cannot be called at the moment")?;
+        let gone = self.gone(node);
+        let keeper = ActorRef::<SessionCall>::from(keeper);
+        let called = keeper.call(|reply| SessionCall::Ask(Wire::new(ask), reply), Some(limit));
+        let answered = tokio::select! {
+            called = called => answer(called)?,
+            () = gone => return Err("its node has gone".to_owned()),
+        };
+        match answered {
+            SessionAnswer::Refused(why) => Err(why),
+            answered => Ok(answered),
+        }
+    }
+
+    /// The nodes whose sessions can be asked about at the moment, this one among them.
+    pub(super) fn keepers(&self) -> Vec<NodeKey> {
+        self.members(KEEPERS).into_iter().map(|(node, _)| key_of(node)).collect()
     }
 
     /// Waits until a node cannot be called any more. For this node that never is.

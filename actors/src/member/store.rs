@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use stellate_runtime::store::{Condition, HandleError, Kind, Promise, StoreHandle, Write};
 
-use crate::cluster::actor::SupervisorStore;
+use crate::cluster::actor::{NotKept, SupervisorStore};
 use crate::cluster::agent::AgentStore;
+use crate::cluster::election::{Ballot, Book, Version};
 use crate::cluster::intents::Intent;
 use crate::cluster::messages::NodeKey;
 use crate::cluster::term::Term;
 
 const STARTS_KEY: &[u8] = b"agent starts";
 const TERM_KEY: &[u8] = b"supervisor term";
+const BALLOT_KEY: &[u8] = b"voter ballot";
 /// Before the first bytes of a node's id.
 const INTENT_PREFIX: &[u8] = b"node/";
 /// Intents read at once.
@@ -65,7 +68,10 @@ impl SupervisorStore for SupervisorRecords {
             // Where the supervisor was on another node before, the agent of this one has seen its term.
             let counter = number(&self.store, TERM_KEY).await?.unwrap_or(0);
             let own = Term { counter, node: self.node };
-            let term = own.max(promised(&self.store).await?).max(seen).next(self.node);
+            // Where voters elected it before, they have promised to later terms than any that agents have seen.
+            let voted = read_ballot(&self.store).await?.map_or(Term::NONE, |ballot| ballot.promised);
+            let seen = seen.max(voted).max(promised(&self.store).await?);
+            let term = own.max(seen).next(self.node);
             keep_number(&self.store, TERM_KEY, term.counter).await?;
             Ok(term)
         })
@@ -94,16 +100,78 @@ impl SupervisorStore for SupervisorRecords {
         })
     }
 
-    fn keep(&mut self, node: NodeKey, intent: Option<Intent>) -> BoxFuture<'_, Result<(), String>> {
+    fn keep(&mut self, node: NodeKey, intent: Option<Intent>) -> BoxFuture<'_, Result<(), NotKept>> {
         Box::pin(async move {
             let (kind, condition, key) = (Kind::Intent, Condition::Any, intent_key(node));
             let write = match intent {
                 Some(intent) => Write::Put { kind, key, value: words(intent), condition },
                 None => Write::Delete { kind, key, condition },
             };
-            self.store.write_one(write).await.map(|_| ()).map_err(in_words)
+            self.store.write_one(write).await.map(|_| ()).map_err(|error| NotKept::Disk(in_words(error)))
         })
     }
+}
+
+/// What a voter must not forget.
+#[derive(Clone, Debug)]
+pub struct VoterRecords {
+    store: StoreHandle,
+    node: NodeKey,
+}
+
+/// A ballot as it is kept: JSON, which has no maps by node.
+#[derive(Serialize, Deserialize)]
+struct KeptBallot {
+    promised: Term,
+    version: Version,
+    intents: Vec<(NodeKey, Intent)>,
+}
+
+impl VoterRecords {
+    /// Those in the store of this node.
+    pub fn new(store: StoreHandle, node: NodeKey) -> Self {
+        Self { store, node }
+    }
+
+    /// The ballot, and the highest term that this node has heard of otherwise. A node that has never voted begins with what was
+    /// wanted of nodes while it supervised without an election.
+    ///
+    /// # Errors
+    /// In words; the voter does not start.
+    pub async fn load(&self) -> Result<(Ballot, Term), String> {
+        let counter = number(&self.store, TERM_KEY).await?.unwrap_or(0);
+        let own = if counter == 0 { Term::NONE } else { Term { counter, node: self.node } };
+        let seen = own.max(promised(&self.store).await?);
+        if let Some(ballot) = read_ballot(&self.store).await? {
+            return Ok((ballot, seen));
+        }
+        let intents = SupervisorRecords::new(self.store.clone(), self.node).intents().await?;
+        let version = Version { term: Term::NONE, sequence: u64::from(!intents.is_empty()) };
+        Ok((Ballot { promised: Term::NONE, book: Book { version, intents } }, seen))
+    }
+
+    /// Keeps a ballot; returns when it is safe.
+    ///
+    /// # Errors
+    /// In words; it may be kept or not.
+    pub async fn keep(&self, ballot: Ballot) -> Result<(), String> {
+        let Ballot { promised, book: Book { version, intents } } = ballot;
+        let kept = KeptBallot { promised, version, intents: intents.into_iter().collect() };
+        let value = serde_json::to_vec(&kept).map_err(|error| error.to_string())?;
+        let (key, condition) = (BALLOT_KEY.to_vec(), Condition::Any);
+        let write = Write::Put { kind: Kind::Node, key, value, condition };
+        self.store.write_one(write).await.map(|_| ()).map_err(in_words)
+    }
+}
+
+async fn read_ballot(store: &StoreHandle) -> Result<Option<Ballot>, String> {
+    let record = store.read(|store| store.get(Kind::Node, BALLOT_KEY)).await.map_err(in_words)?;
+    let Some(record) = record else { return Ok(None) };
+    let kept: KeptBallot = serde_json::from_slice(&record.value).map_err(|error| {
+        format!("this node's vote is kept in a form that this version does not read ({error}); start the version that wrote it")
+    })?;
+    let book = Book { version: kept.version, intents: kept.intents.into_iter().collect() };
+    Ok(Some(Ballot { promised: kept.promised, book }))
 }
 
 fn intent_key(node: NodeKey) -> Vec<u8> {
@@ -274,6 +342,38 @@ mod tests {
         let mut records = SupervisorRecords::new(store.clone(), node(5));
         assert_eq!(records.intents().await.unwrap(), expected);
         drop(records);
+        store.close();
+    }
+
+    #[tokio::test]
+    async fn a_ballot_is_there_again_after_reopening_and_a_first_one_has_what_was_wanted_before_elections() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let mut before = SupervisorRecords::new(store.clone(), node(5));
+        assert_eq!(before.raise_term(term(6, 9)).await, Ok(term(7, 5)));
+        before.keep(node(1), Some(Intent::Cordon)).await.unwrap();
+        AgentRecords::new(store.clone()).raise(term(8, 4)).await.unwrap();
+        let voter = VoterRecords::new(store.clone(), node(5));
+        let (mut ballot, seen) = voter.load().await.unwrap();
+        assert_eq!((ballot.promised, seen), (Term::NONE, term(8, 4)));
+        assert_eq!(ballot.book.intents, BTreeMap::from([(node(1), Intent::Cordon)]));
+        assert!(
+            ballot.book.version > Version::default(),
+            "it counts for more than that of a node that knows of nothing"
+        );
+        ballot.promised = term(9, 3);
+        let deadline = Some(Duration::from_millis(1_800_000_000_007));
+        ballot.book.intents = BTreeMap::from([(node(2), Intent::Drain { deadline })]);
+        ballot.book.version = Version { term: term(9, 3), sequence: 4 };
+        voter.keep(ballot.clone()).await.unwrap();
+        drop((before, voter));
+        store.close();
+        let store = open(folder.path());
+        let voter = VoterRecords::new(store.clone(), node(5));
+        assert_eq!(voter.load().await, Ok((ballot, term(8, 4))));
+        let mut after = SupervisorRecords::new(store.clone(), node(5));
+        assert_eq!(after.raise_term(Term::NONE).await, Ok(term(10, 5)), "above what was promised");
+        drop((voter, after));
         store.close();
     }
 }

@@ -19,6 +19,7 @@ use super::peers::{Peers, key_of};
 use super::transport::Outward;
 use crate::cluster::actor::{ClusterArgs, ClusterMsg, ClusterSupervisor, SupervisorStore};
 use crate::cluster::drain::DrainProgress;
+use crate::cluster::mandate::Mandate;
 use crate::cluster::messages::{NodeKey, Refusal, SupervisorReply, SupervisorRequest};
 use crate::cluster::settings::ClusterSettings;
 use crate::cluster::term::Term;
@@ -56,6 +57,14 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
+    /// Waits until it has ended; the highest term that it was told of by then.
+    pub(super) async fn ended(&self) -> Term {
+        // One that has stopped already has nothing to wait for.
+        let _ = self.cluster.wait(None).await;
+        self.gate.stop(None);
+        *self.replaced.borrow()
+    }
+
     /// Stops it without waiting.
     pub(super) fn end(&self) {
         self.gate.stop(None);
@@ -73,14 +82,31 @@ impl Supervisor {
 impl Supervision {
     /// Starts a supervisor of a term above `seen` and above all that this node has seen.
     pub(super) async fn start(&self, seen: Term) -> Result<Supervisor, MemberError> {
+        self.start_with((self.stores)(), seen, Mandate::configured()).await
+    }
+
+    /// Starts a supervisor with what `store` remembers, which may act as long as `mandate` holds.
+    pub(super) async fn start_with(
+        &self,
+        store: Box<dyn SupervisorStore>,
+        seen: Term,
+        mandate: Mandate,
+    ) -> Result<Supervisor, MemberError> {
         let failed = |what, reason: String| MemberError::Start { what, reason };
         let (replaced_by, replaced) = watch::channel(Term::NONE);
         let (peers, drains) = (self.peers.clone(), self.drains.clone());
         let args = ClusterArgs {
             settings: self.settings.clone(),
-            transport: Arc::new(Outward { peers, drains, replaced: replaced_by }),
-            store: (self.stores)(),
+            transport: Arc::new(Outward {
+                peers,
+                mandate: mandate.clone(),
+                clock: Arc::clone(&self.clock),
+                drains,
+                replaced: replaced_by,
+            }),
+            store,
             seen,
+            mandate,
             clock: Arc::clone(&self.clock),
         };
         let started = Actor::spawn(None, ClusterSupervisor, args).await;

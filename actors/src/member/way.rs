@@ -7,13 +7,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
+use ractor::ActorRef;
 use stellate_kernels::KvShape;
+use stellate_runtime::identity::NodeId;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::AskFailure;
+use super::calls::SupervisorCall;
 use super::claims::{Claims, Placing};
+use super::electorate::Electorate;
 use super::neighbours::Neighbours;
 use super::peers::Peers;
 use crate::budget::free_tokens;
@@ -33,6 +37,8 @@ use crate::supervisor::{PlaceRequest, Placement};
 
 /// How long a supervisor that is not there, or has just started, is waited for: longer than its node takes to start again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one that was just elected may take to hear its hosts, beside what its election takes.
+const SETTLING: Duration = Duration::from_secs(8);
 /// How long hosts are waited for where none is known: three of their reports.
 const FIRST_REPORTS: Duration = Duration::from_secs(3);
 /// How often it is asked meanwhile.
@@ -65,6 +71,8 @@ impl Seen {
 #[derive(Debug)]
 pub(super) struct Way {
     pub(super) peers: Peers,
+    /// The voters, where the supervisor is elected.
+    pub(super) electorate: Option<Electorate>,
     pub(super) seen: Arc<Seen>,
     pub(super) neighbours: Arc<Neighbours>,
     kv_shape: KvShape,
@@ -81,6 +89,7 @@ pub(super) struct Way {
 impl Way {
     pub(super) fn new(
         peers: Peers,
+        electorate: Option<Electorate>,
         seen: Arc<Seen>,
         neighbours: Arc<Neighbours>,
         kv_shape: KvShape,
@@ -88,6 +97,7 @@ impl Way {
     ) -> Self {
         Self {
             peers,
+            electorate,
             seen,
             neighbours,
             kv_shape,
@@ -117,21 +127,53 @@ impl Way {
         self.news.notify_one();
     }
 
+    /// The supervisor, if one is known: of two, the one that was heard of last, and another than the one to avoid.
+    pub(super) fn supervisor(&self, avoid: Option<NodeId>) -> Option<(NodeId, ActorRef<SupervisorCall>)> {
+        let (latest, _) = self.seen.now();
+        self.peers.supervisor(latest.node, avoid)
+    }
+
+    /// How long the supervisor is looked for: where it is elected and a majority of voters is there, until one was and has
+    /// listened to its hosts.
+    fn patience(&self) -> Duration {
+        match &self.electorate {
+            Some(electorate) if self.no_majority(0).is_none() => {
+                PATIENCE.max(2 * electorate.settings().lease + SETTLING)
+            }
+            _ => PATIENCE,
+        }
+    }
+
+    /// Some if too few voters can be reached to elect one.
+    fn no_majority(&self, waited_s: u64) -> Option<AskFailure> {
+        let electorate = self.electorate.as_ref()?;
+        let (missing, settings) = (electorate.missing(), electorate.settings());
+        let voters: Vec<String> = electorate.names().map(|(_, name)| name.to_owned()).collect();
+        let needed = settings.majority();
+        (voters.len() - missing.len() < needed).then_some(AskFailure::NoMajority {
+            waited_s,
+            voters,
+            missing,
+            needed,
+        })
+    }
+
     /// Asks the supervisor; waits for one that is not there or has just started.
     pub(super) async fn ask(&self, request: SupervisorRequest) -> Result<SupervisorReply, AskFailure> {
         let start = Instant::now();
-        let (mut last, mut hostless) = (None, None);
+        let (mut last, mut hostless, mut avoid) = (None, None, None);
         loop {
-            let left = PATIENCE.saturating_sub(start.elapsed());
-            let waited_s = PATIENCE.as_secs();
-            match self.peers.supervisor() {
+            let patience = self.patience();
+            let left = patience.saturating_sub(start.elapsed());
+            let waited_s = patience.as_secs();
+            match self.supervisor(avoid.take()) {
                 Some(supervisor) => {
                     let (node, limit) = (supervisor.0, ANSWER.min(left.max(POLL)));
                     match self.peers.ask(&supervisor, request.clone(), limit).await {
-                        Ok(SupervisorReply::Refused(Refusal::Settling { .. } | Refusal::Replaced))
-                            if !left.is_zero() =>
-                        {
-                            hostless = None;
+                        Ok(SupervisorReply::Refused(
+                            refusal @ (Refusal::Settling { .. } | Refusal::Replaced),
+                        )) if !left.is_zero() => {
+                            (hostless, avoid) = (None, (refusal == Refusal::Replaced).then_some(node));
                         }
                         // Hosts report every second; a supervisor that has just come, or was just found, may not have heard of
                         // any.
@@ -142,8 +184,9 @@ impl Way {
                         Err(cause) => (last, hostless) = (Some((node, cause)), None),
                     }
                 }
-                None if left.is_zero() && last.is_none() => {
-                    return Err(AskFailure::NoSupervisor { waited_s });
+                None if left.is_zero() && (last.is_none() || self.no_majority(0).is_some()) => {
+                    let failure = self.no_majority(waited_s);
+                    return Err(failure.unwrap_or(AskFailure::NoSupervisor { waited_s }));
                 }
                 None => {}
             }
@@ -161,7 +204,7 @@ impl Way {
 
     /// Asks the supervisor once, if one is there.
     async fn ask_once(&self, request: SupervisorRequest) -> Option<SupervisorReply> {
-        let supervisor = self.peers.supervisor()?;
+        let supervisor = self.supervisor(None)?;
         let asked = self.peers.ask(&supervisor, request, ANSWER).await;
         asked.inspect_err(|cause| tracing::debug!(%cause, "the supervisor did not answer")).ok()
     }

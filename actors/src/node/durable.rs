@@ -137,6 +137,12 @@ impl Node {
         Ok(())
     }
 
+    /// Closes a session that is another node's by now; its turn ends with an error. What is written of it stays.
+    pub(crate) fn close_session_here(&self, id: SessionId) {
+        // A query host that is gone has no sessions.
+        let _ = self.fleet().query.cast(QueryHostMsg::Close(id));
+    }
+
     fn fleet(&self) -> &Fleet {
         &self.cast().fleet
     }

@@ -9,6 +9,7 @@ use stellate_model::decoder::Decoder;
 
 use super::{HostThreads, NodeOptions};
 use crate::catalogue::Catalogue;
+use crate::context_host::held::HeldBlocks;
 use crate::context_host::{self, ContextHostArgs, ContextHostHandle};
 use crate::directory::Directory;
 use crate::engine::Engine;
@@ -37,11 +38,20 @@ pub async fn start_hosts(
             queue_jobs: options.queue_jobs,
             stuck_after: options.stuck_after,
             clock: Arc::clone(&options.clock),
+            disk: options.disk.clone(),
         };
         let started = context_host::start(args).await;
         hosts.push(started.map_err(|error| not_started(&format!("context host {host}"), error))?);
     }
+    if let Some(disk) = &options.disk {
+        disk.serve(&held_by(&hosts));
+    }
     Ok(hosts)
+}
+
+/// What hosts hold.
+pub(crate) fn held_by(hosts: &[ContextHostHandle]) -> Vec<Arc<HeldBlocks>> {
+    hosts.iter().map(|host| Arc::clone(&host.held)).collect()
 }
 
 /// Starts a supervisor of these hosts and of those that join it.

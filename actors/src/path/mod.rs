@@ -5,3 +5,4 @@
 pub mod context;
 pub mod heal;
 pub mod query;
+pub mod replay;

@@ -137,6 +137,8 @@ pub struct TurnRequest {
     pub events: mpsc::Sender<Result<TurnEvent, AskError>>,
     /// Ends the turn between two steps.
     pub cancel: CancelToken,
+    /// A turn that is cancelled once this is set is taken back, whatever was said in it.
+    pub abandoned: CancelToken,
 }
 
 /// A turn on its way. It advances by one chunk of the question or one token of the answer at a time, so that sessions
@@ -157,6 +159,7 @@ pub struct TurnRun {
     words: Option<TokenStream>,
     events: mpsc::Sender<Result<TurnEvent, AskError>>,
     cancel: CancelToken,
+    abandoned: CancelToken,
     before: Before,
     ids: Vec<u32>,
     text: String,
@@ -183,7 +186,7 @@ impl TurnRun {
         prompter: &Prompter,
         engine: &Engine,
     ) -> Result<Self, AskError> {
-        let TurnRequest { input, options, asked, events, cancel } = request;
+        let TurnRequest { input, options, asked, events, cancel, abandoned } = request;
         if options.max_tokens == 0 {
             return Err(AskError::NoTokens);
         }
@@ -216,6 +219,7 @@ impl TurnRun {
             options,
             events,
             cancel,
+            abandoned,
             before,
             ids: Vec::new(),
             text: String::new(),
@@ -265,6 +269,13 @@ impl TurnRun {
             AskError::Closed => tracing::debug!(%error, "turn ended"),
             _ => tracing::warn!(%error, "turn failed"),
         }
+        // A full or closed queue belongs to a listener that is gone or that will find the stream ended.
+        let _ = self.events.try_send(Err(error));
+    }
+
+    /// Ends a turn that is logged, and not known to outlast its node, with an error.
+    pub fn doubt(self, error: AskError) {
+        tracing::warn!(%error, "a turn is in doubt");
         // A full or closed queue belongs to a listener that is gone or that will find the stream ended.
         let _ = self.events.try_send(Err(error));
     }
@@ -416,6 +427,9 @@ impl TurnRun {
     /// happened; one cancelled within its answer keeps what was said.
     fn finish(&mut self, session: &mut SessionState, finish: FinishReason, clock: &dyn Clock) -> Step {
         let query_ids = self.feed[..self.query_tokens].to_vec();
+        if finish == FinishReason::Cancelled && self.abandoned.is_cancelled() {
+            self.ids.clear();
+        }
         if self.ids.is_empty() {
             self.take_back(session);
         } else {

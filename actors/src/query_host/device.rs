@@ -138,6 +138,7 @@ impl Device {
                 let turns = self.sessions.get(&session).map(|slot| slot.session().turns().to_vec());
                 drop(reply.send(turns.unwrap_or_default()));
             }
+            QueryHostMsg::IsOpen(session, reply) => drop(reply.send(self.sessions.contains_key(&session))),
             QueryHostMsg::Close(session) => {
                 if self.sessions.get_mut(&session).is_some_and(Slot::close) {
                     self.sessions.remove(&session);

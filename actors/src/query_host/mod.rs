@@ -72,6 +72,8 @@ pub enum QueryHostMsg {
     Ask(SessionId, TurnRequest),
     /// The log of a session; nothing if it is closed.
     Turns(SessionId, RpcReplyPort<Vec<TurnRecord>>),
+    /// Whether a session is open.
+    IsOpen(SessionId, RpcReplyPort<bool>),
     /// Close a session.
     Close(SessionId),
     /// A block lies elsewhere. Answered when no step asks for it in its old place any more.
@@ -202,7 +204,11 @@ fn hand_over(thread: &mut DeviceThread<QueryHostMsg>, message: QueryHostMsg) -> 
         // Nor is a move acknowledged: who misses it asks in the old place, and heals; so does who misses a loss.
         Ok(())
         | Err(
-            QueryHostMsg::Retry | QueryHostMsg::Turns(..) | QueryHostMsg::Moved(..) | QueryHostMsg::Heal(..),
+            QueryHostMsg::Retry
+            | QueryHostMsg::Turns(..)
+            | QueryHostMsg::IsOpen(..)
+            | QueryHostMsg::Moved(..)
+            | QueryHostMsg::Heal(..),
         ) => {}
         Err(QueryHostMsg::EncodeExact(_, reply)) => {
             drop(reply.send(Err(EncodeError::Overloaded { queue })));

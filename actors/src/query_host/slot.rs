@@ -216,6 +216,12 @@ impl Slot {
                     run.conclude();
                 }
             }
+            // The session goes on behind the turn: whoever asks for it again is told it once it is copied.
+            Err(error) if error.is_written() => {
+                if let Some(run) = self.run.take() {
+                    run.doubt(error.into());
+                }
+            }
             Err(error) => {
                 self.session.unlog();
                 self.fail(error.into());

@@ -178,12 +178,15 @@ async fn start(spec: &Spec) -> (Substrate, Member, Node) {
     let (model, mut options) = (model(), options(spec.capacity_bytes));
     options.stuck_after = spec.stuck_after_s.map_or(options.stuck_after, Duration::from_secs);
     let setup = MemberSetup {
+        copies: 2,
+        scope: 0,
         substrate: substrate.handle(),
         store,
         model: model.clone(),
         options: options.clone(),
         roles,
         supervises: spec.supervises,
+        voters: None,
         settings: ClusterSettings {
             unclaimed_grace: spec
                 .grace_ms

@@ -151,8 +151,17 @@ impl Model {
         let kv_shape = self.decoder.kv_shape(self.format);
         let capacity_bytes = kv_shape.bytes_for(8 * BLOCK_TOKENS);
         let clock = Arc::new(SystemClock::new());
-        let args =
-            ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 16, stuck_after, clock };
+        let disk = None;
+        let args = ContextHostArgs {
+            host,
+            engine,
+            kv_shape,
+            capacity_bytes,
+            queue_jobs: 16,
+            stuck_after,
+            clock,
+            disk,
+        };
         context_host::start(args).await.unwrap()
     }
 

@@ -132,6 +132,8 @@ impl OneNode {
             blocks: Some(1),
             sessions: Some(0),
             rtt_us: None,
+            computed_blocks: None,
+            disk: None,
         }
     }
 

@@ -93,7 +93,7 @@ pub(crate) async fn ask(args: AskArgs, app: &App) -> anyhow::Result<ExitCode> {
     let client = args.remote.connect(app).await?;
     let session = app.interrupt.or(session(&client, &args.over)).await??;
     let asked = ask_all(&args, app, &session).await;
-    let kept = leave(&client, &args.over, &session).await;
+    let kept = leave(&args.over, &session).await;
     let turns = asked?;
     if args.json {
         output::json(&Asked { session: session.id().to_string(), kept, turns })?;
@@ -127,7 +127,7 @@ pub(crate) async fn chat(args: ChatArgs, app: &App) -> anyhow::Result<ExitCode> 
     let client = args.remote.connect(app).await?;
     let session = app.interrupt.or(session(&client, &args.over)).await??;
     let ended = chatting::chat(app, &session, open::ask_options(&app.settings, &args.sampling.stop)).await;
-    leave(&client, &args.over, &session).await;
+    leave(&args.over, &session).await;
     ended
 }
 
@@ -153,12 +153,13 @@ async fn session(client: &Client, over: &OverArgs) -> anyhow::Result<Session> {
 }
 
 /// Closes a session that was opened for this command. Tells whether it stays.
-async fn leave(client: &Client, over: &OverArgs, session: &Session) -> bool {
+async fn leave(over: &OverArgs, session: &Session) -> bool {
     if over.session.is_some() || over.keep {
         progress::note(&format!("session {} stays open", session.id()));
         return true;
     }
-    if let Err(error) = client.close_session(session.id()).await {
+    // Wherever it is by now.
+    if let Err(error) = session.remove().await {
         tracing::warn!(session = %session.id(), %error, "the session could not be closed");
     }
     false

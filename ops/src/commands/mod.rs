@@ -16,6 +16,7 @@ pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod session;
 pub(crate) mod status;
+pub(crate) mod supervisor;
 pub(crate) mod token;
 
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ pub(crate) async fn run(command: Command, app: &App) -> anyhow::Result<ExitCode>
         Command::Status(args) => status::status(args, app).await,
         Command::Node(args) => node::run(args, app).await,
         Command::Rebalance(args) => node::rebalance(args, app).await,
+        Command::Supervisor(args) => supervisor::run(args, app).await,
         Command::Doctor(args) => doctor::run(args, app).await,
         Command::Completions(args) => completions::run(&args),
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use stellate_actors::api::{NodeInfo, Status};
+use stellate_actors::disk::index::DiskFigures;
 
 use crate::app::App;
 use crate::remote::RemoteArgs;
@@ -100,6 +101,7 @@ fn show(status: &Status) -> String {
 
 /// A line for each node.
 pub(super) fn nodes(nodes: &[NodeInfo]) -> String {
+    let has_disks = nodes.iter().any(|node| node.disk.is_some());
     let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
     let row = |node: &NodeInfo| {
         let unknown = || "-".to_owned();
@@ -109,7 +111,7 @@ pub(super) fn nodes(nodes: &[NodeInfo]) -> String {
             Some(why) => format!("{} ({why})", node.state),
             None => node.state.to_string(),
         };
-        vec![
+        let mut row = vec![
             node.name.clone(),
             node.address.clone(),
             state,
@@ -119,8 +121,19 @@ pub(super) fn nodes(nodes: &[NodeInfo]) -> String {
             node.blocks.map_or_else(unknown, |blocks| blocks.to_string()),
             node.sessions.map_or_else(unknown, |sessions| sessions.to_string()),
             node.rtt_us.map_or_else(unknown, |us| human::seconds(us as f64 / 1e6)),
-        ]
+        ];
+        row.extend(has_disks.then(|| node.disk.as_ref().map_or_else(unknown, disk)));
+        row
     };
-    let header = ["NODE", "ADDRESS", "STATE", "ROLES", "DEVICES", "KV USED", "BLOCKS", "SESSIONS", "RTT"];
+    let mut header =
+        vec!["NODE", "ADDRESS", "STATE", "ROLES", "DEVICES", "KV USED", "BLOCKS", "SESSIONS", "RTT"];
+    header.extend(has_disks.then_some("BLOCKS ON DISK"));
     table::plain(&header, nodes.iter().map(row).collect(), 5)
+}
+
+/// The disk of a node in words.
+fn disk(figures: &DiskFigures) -> String {
+    let DiskFigures { blocks, used_bytes, bound_bytes, hits, damaged, .. } = *figures;
+    let bytes = |count: u64| human::bytes(usize::try_from(count).unwrap_or(usize::MAX));
+    format!("{blocks} ({} of {}, {hits} read, {damaged} damaged)", bytes(used_bytes), bytes(bound_bytes))
 }

@@ -57,10 +57,22 @@ impl LocalOptions {
     }
 }
 
+/// What one node has of its own.
+#[derive(Clone, Debug, Default)]
+pub struct NodeSetup {
+    /// Where it listens; a free port of this machine if none. Where others reach it is a setting, `network.advertise`.
+    pub listen: Option<SocketAddr>,
+    /// Its data folder; one in the cluster's folder if none.
+    pub data: Option<PathBuf>,
+    /// Environment variables, besides [`LocalOptions::settings`].
+    pub environment: Vec<(String, String)>,
+}
+
 /// A node of a cluster of this machine, whether it runs or not.
 #[derive(Debug)]
 pub struct LocalNode {
     name: String,
+    setup: NodeSetup,
     data: PathBuf,
     log: PathBuf,
     /// As it was when it was ready last.
@@ -83,6 +95,11 @@ impl LocalNode {
     /// The number of its process, if one runs.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::pid)
+    }
+
+    /// Whether it could be asked at least once: it has an identity then, and can be started again.
+    pub fn was_ready(&self) -> bool {
+        self.ready.is_some()
     }
 
     /// The file that it logs to.
@@ -125,11 +142,23 @@ impl LocalCluster {
     /// # Errors
     /// [`LocalError`]; nothing is left behind.
     pub async fn found(options: LocalOptions, tell: &mut dyn FnMut(&str)) -> Result<Self, LocalError> {
+        Self::found_with(options, NodeSetup::default(), tell).await
+    }
+
+    /// [`found`](Self::found) with a first node that has things of its own.
+    ///
+    /// # Errors
+    /// [`LocalError`]; nothing is left behind.
+    pub async fn found_with(
+        options: LocalOptions,
+        first: NodeSetup,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Self, LocalError> {
         let folder = tempfile::Builder::new().prefix("stellate-").tempdir();
         let folder = folder.map_err(LocalError::io("make a temporary folder"))?;
         let mut cluster = Self { nodes: Vec::new(), options, admin: None, folder };
         tell("founding a cluster");
-        let mut node = cluster.new_node();
+        let mut node = cluster.new_node(first);
         let data = node.data.display().to_string();
         cluster.command(&["cluster", "init", "--name", &node.name, "--dir", &data]).await?;
         tell(&format!("starting {}", node.name));
@@ -170,28 +199,42 @@ impl LocalCluster {
     /// # Errors
     /// [`LocalError`]; the nodes that came up stay.
     pub async fn add(&mut self, count: usize, tell: &mut dyn FnMut(&str)) -> Result<(), LocalError> {
-        if count > 0 {
-            let founder = self.client(0).await?;
-            let uses = u32::try_from(count).unwrap_or(u32::MAX);
-            let token = founder.create_token(TOKEN_TTL, uses).await;
-            let token = token.map_err(LocalError::remote("make a join token"))?;
-            let file = self.folder.path().join("token");
-            fs::write(&file, &token.token).map_err(LocalError::io("write the join token"))?;
-            let file = file.display().to_string();
-            let join = ["--join", &token.join_address, "--token-file", &file];
-            let before = self.nodes.len();
-            for _ in 0..count {
-                let mut node = self.new_node();
-                tell(&format!("starting {}", node.name));
-                node.process = Some(self.spawn(&node, &join)?);
-                self.nodes.push(node);
-            }
-            for node in &mut self.nodes[before..] {
-                node.until_ready(self.options.patience).await?;
-            }
-        }
+        self.join(vec![NodeSetup::default(); count], tell).await?;
         tell("waiting until the nodes see each other");
         self.until_whole().await
+    }
+
+    /// Adds a node for each of `setups`, and waits until these can be asked.
+    ///
+    /// # Errors
+    /// [`LocalError`]; the nodes that came up stay, and the others are there without a process and were never ready.
+    pub async fn join(
+        &mut self,
+        setups: Vec<NodeSetup>,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<(), LocalError> {
+        if setups.is_empty() {
+            return Ok(());
+        }
+        let founder = self.client(0).await?;
+        let uses = u32::try_from(setups.len()).unwrap_or(u32::MAX);
+        let token = founder.create_token(TOKEN_TTL, uses).await;
+        let token = token.map_err(LocalError::remote("make a join token"))?;
+        let file = self.folder.path().join("token");
+        fs::write(&file, &token.token).map_err(LocalError::io("write the join token"))?;
+        let file = file.display().to_string();
+        let join = ["--join", &token.join_address, "--token-file", &file];
+        let before = self.nodes.len();
+        for setup in setups {
+            let mut node = self.new_node(setup);
+            tell(&format!("starting {}", node.name));
+            node.process = Some(self.spawn(&node, &join)?);
+            self.nodes.push(node);
+        }
+        for node in &mut self.nodes[before..] {
+            node.until_ready(self.options.patience).await?;
+        }
+        Ok(())
     }
 
     /// A connection to a node in the administrator's name, the same one each time.
@@ -333,10 +376,11 @@ impl LocalCluster {
         logs.collect::<Vec<_>>().join("\n")
     }
 
-    fn new_node(&self) -> LocalNode {
+    fn new_node(&self, setup: NodeSetup) -> LocalNode {
         let name = format!("node-{}", self.nodes.len() + 1);
         LocalNode {
-            data: self.folder.path().join(&name),
+            data: setup.data.clone().unwrap_or_else(|| self.folder.path().join(&name)),
+            setup,
             log: self.folder.path().join(format!("{name}.log")),
             name,
             ready: None,
@@ -347,11 +391,14 @@ impl LocalCluster {
 
     /// Starts the process of a node: on free ports the first time, at the same address later.
     fn spawn(&self, node: &LocalNode, more: &[&str]) -> Result<Process, LocalError> {
-        let (listen, join_listen) = match &node.ready {
+        let (address, join_listen) = match &node.ready {
             None => (FREE, FREE),
             Some(ready) => (&*ready.address, ready.join_address.as_deref().unwrap_or(FREE)),
         };
+        let listen = node.setup.listen.map_or_else(|| address.to_owned(), |listen| listen.to_string());
+        let listen = &*listen;
         let mut command = self.stellate();
+        command.envs(node.setup.environment.iter().map(|(name, value)| (name, value)));
         command.args(["--log-level", &self.options.log_level, "serve", "--json", "--end-with-stdin"]);
         command.arg("--dir").arg(&node.data).args(["--listen", listen, "--join-listen", join_listen]);
         command.args(&self.options.serve).args(more);

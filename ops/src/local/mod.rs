@@ -8,7 +8,7 @@ mod lifeline;
 mod process;
 mod wait;
 
-pub use cluster::{LocalCluster, LocalNode, LocalOptions};
+pub use cluster::{LocalCluster, LocalNode, LocalOptions, NodeSetup};
 pub use error::LocalError;
 pub use lifeline::end_with_stdin;
 pub use process::Ready;

@@ -46,20 +46,24 @@ pub(crate) enum Kind {
     Tight,
     /// Nodes between which a block is copied in seconds.
     Slow,
+    /// Nodes with room for everything, the first three of which elect who supervises.
+    Elected,
 }
 
 impl Kind {
     fn capacity(self) -> &'static str {
         match self {
-            Self::Demo | Self::Slow => "32MiB",
+            Self::Demo | Self::Slow | Self::Elected => "32MiB",
             Self::Tight => "5MiB",
         }
     }
 
     fn layouts(self) -> Vec<Layout> {
         match self {
-            Self::Demo => vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS), Layout::exact(BLOCK_TOKENS)],
-            Self::Tight => vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS)],
+            Self::Demo => {
+                vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS), Layout::exact(BLOCK_TOKENS)]
+            }
+            Self::Tight | Self::Elected => vec![Layout::star(BLOCK_TOKENS, BLOCK_TOKENS)],
             Self::Slow => {
                 vec![Layout::star(LONG_BLOCK_TOKENS, BLOCK_TOKENS), Layout::exact(LONG_BLOCK_TOKENS)]
             }
@@ -68,7 +72,7 @@ impl Kind {
 
     fn document_tokens(self) -> usize {
         match self {
-            Self::Demo | Self::Tight => DOCUMENT_TOKENS,
+            Self::Demo | Self::Tight | Self::Elected => DOCUMENT_TOKENS,
             Self::Slow => LONG_DOCUMENT_TOKENS,
         }
     }
@@ -76,6 +80,10 @@ impl Kind {
     fn settings(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Demo | Self::Tight => &[],
+            Self::Elected => &[
+                ("STELLATE_CLUSTER__VOTERS", r#"["node-3", "node-1", "node-2"]"#),
+                ("STELLATE_CLUSTER__LEASE_S", "3"),
+            ],
             Self::Slow => &[("STELLATE_CLUSTER__COPY_RATE", "1MiB"), ("STELLATE_CLUSTER__REPAIR", "copy")],
         }
     }
@@ -216,6 +224,22 @@ impl Stage {
                 let name = format!("node-{node}");
                 self.client().await?.set_cordon(&name, false).await?;
             }
+            Step::Cordon(node) => {
+                let name = format!("node-{node}");
+                self.client().await?.set_cordon(&name, true).await?;
+            }
+            Step::IsCordoned(node) => self.sees(node, NodeState::Cordoned).await?,
+            Step::TakeOver(node) => {
+                let name = format!("node-{node}");
+                self.client().await?.take_over(Some(&name)).await?;
+                self.led(&format!("{name} to lead"), |leader| leader == Some(&*name)).await?;
+            }
+            Step::LedByAnother(node) => {
+                let name = format!("node-{node}");
+                let is_other = |leader: Option<&str>| leader.is_some_and(|leader| leader != name);
+                self.led(&format!("another than {name} to lead"), is_other).await?;
+            }
+            Step::NotLed => self.led("nobody to lead", |leader| leader.is_none()).await?,
             Step::DrainRefused(node) => {
                 let moves = self.drain(node).await?;
                 let refused = follow(moves).await.err().context("the drain was not refused")?;
@@ -394,6 +418,16 @@ impl Stage {
         let is_so = |node: &stellate_actors::api::NodeInfo| node.name == name && node.state == state;
         self.cluster().until_seen(asked, &what, |seen| seen.iter().any(is_so)).await?;
         Ok(())
+    }
+
+    async fn led(&mut self, what: &str, is_so: impl Fn(Option<&str>) -> bool) -> anyhow::Result<()> {
+        let client = self.client().await?;
+        let look = async || match client.supervisor().await {
+            Ok(info) if is_so(info.leader.as_deref()) => Ok(()),
+            Ok(info) => Err(format!("{info:?}")),
+            Err(error) => Err(error.to_string()),
+        };
+        Ok(self.cluster().until(what, look).await?)
     }
 
     async fn begin(&mut self, work: Work) -> anyhow::Result<()> {

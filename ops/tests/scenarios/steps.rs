@@ -36,6 +36,16 @@ pub(crate) enum Step {
     Uncordon(usize),
     /// This node's drain is refused for want of room.
     DrainRefused(usize),
+    /// This node takes no new blocks.
+    Cordon(usize),
+    /// This node takes no new blocks, as the supervisor knows.
+    IsCordoned(usize),
+    /// This voter supervises from now on.
+    TakeOver(usize),
+    /// Another voter than this one was elected.
+    LedByAnother(usize),
+    /// No voter leads.
+    NotLed,
     /// This node is killed, held or not.
     Kill(usize),
     /// This node is held where it is.

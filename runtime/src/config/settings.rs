@@ -81,6 +81,10 @@ pub struct KvSettings {
     pub format: KvFormat,
     /// Memory for keys and values on each context host.
     pub capacity_bytes: Bytes,
+    /// Bytes that blocks may take on the disk of a serving node, all its hosts together; 0 keeps none there.
+    pub disk_bytes: Bytes,
+    /// The folder that they lie in; empty is `blocks` in `node.data_dir`.
+    pub disk_dir: PathBuf,
 }
 
 /// `[hosts]`
@@ -129,6 +133,8 @@ pub struct QuerySettings {
     pub queue_events: usize,
     /// Tokens guessed ahead in a step of an answer, at most.
     pub guess_tokens: usize,
+    /// Nodes besides this one that shall keep each of its sessions, at most 8; 0 keeps them here alone.
+    pub copies: usize,
 }
 
 impl QuerySettings {
@@ -218,6 +224,10 @@ pub struct NetworkSettings {
 pub struct ClusterSettings {
     /// The name of the node that places blocks; empty for the one that holds the CA's key.
     pub supervisor: String,
+    /// The names of the nodes of which a majority elects the one that places blocks; empty for no election.
+    pub voters: Vec<String>,
+    /// Seconds for which who was elected may place blocks before it must be confirmed.
+    pub lease_s: usize,
     /// Nodes that shall hold each block, at least 1.
     pub replicas: usize,
     /// How blocks are made again elsewhere.

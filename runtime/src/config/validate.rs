@@ -7,6 +7,9 @@ use super::settings::Settings;
 use crate::identity::NodeName;
 use crate::protocol::WIRE_VERSION;
 
+/// Every turn waits for a majority of them.
+const MAX_SESSION_COPIES: usize = 8;
+
 /// More context hosts in one process than this is surely a slip: each has its own thread pool and reserves memory.
 const MAX_HOSTS: usize = 256;
 /// The most threads of one host. Twice the hardware threads of the largest servers: beyond that threads only take turns,
@@ -21,6 +24,13 @@ const MAX_QUEUE: usize = 65_536;
 const MAX_GUESS: usize = 64;
 /// The longest block, chunk or answer in tokens, far above any model's context.
 const MAX_TOKENS: usize = 1 << 28;
+
+/// Voters that there may be: even numbers outlive no more losses than one less, and of more than five each renewal costs more.
+const VOTERS: [usize; 3] = [1, 3, 5];
+/// A fifth of the shortest is several times what a renewal takes on a machine that does much else.
+const MIN_LEASE_S: usize = 2;
+/// For as long nobody places blocks when who does is lost.
+const MAX_LEASE_S: usize = 300;
 
 /// More nodes than this surely hold no block: copies cost memory, and two already outlive a lost node.
 const MAX_REPLICAS: usize = 256;
@@ -44,7 +54,7 @@ struct Count {
 }
 
 /// The settings that count something and have a bound; 0 threads stand for as many as there are cores.
-const COUNTS: [Count; 16] = [
+const COUNTS: [Count; 18] = [
     Count { key: "attention.block_tokens", of: |s| s.attention.block_tokens, least: 1, most: MAX_TOKENS },
     Count { key: "hosts.count", of: |s| s.hosts.count, least: 1, most: MAX_HOSTS },
     Count { key: "hosts.threads", of: |s| s.hosts.threads, least: 0, most: MAX_THREADS },
@@ -54,6 +64,7 @@ const COUNTS: [Count; 16] = [
     Count { key: "query.threads", of: |s| s.query.threads, least: 0, most: MAX_THREADS },
     Count { key: "query.max_sessions", of: |s| s.query.max_sessions, least: 1, most: MAX_QUEUE },
     Count { key: "query.queue_events", of: |s| s.query.queue_events, least: 1, most: MAX_QUEUE },
+    Count { key: "query.copies", of: |s| s.query.copies, least: 0, most: MAX_SESSION_COPIES },
     Count { key: "query.guess_tokens", of: |s| s.query.guess_tokens, least: 0, most: MAX_GUESS },
     // Every version up to the newest; one that is too old is what the program was held to before, and raised to its oldest.
     Count {
@@ -62,6 +73,7 @@ const COUNTS: [Count; 16] = [
         least: 0,
         most: WIRE_VERSION as usize,
     },
+    Count { key: "cluster.lease_s", of: |s| s.cluster.lease_s, least: MIN_LEASE_S, most: MAX_LEASE_S },
     Count { key: "cluster.replicas", of: |s| s.cluster.replicas, least: 1, most: MAX_REPLICAS },
     Count {
         key: "cluster.rebalance_every_s",
@@ -183,6 +195,7 @@ impl Settings {
                 return invalid(key, error.to_string());
             }
         }
+        self.validate_voters()?;
         if self.cluster.max_copy_rate().is_some_and(|rate| rate < MIN_COPY_RATE) {
             return invalid(
                 "cluster.copy_rate",
@@ -221,6 +234,38 @@ impl Settings {
             ),
             None => Ok(()),
         }
+    }
+
+    fn validate_voters(&self) -> Result<(), SettingsError> {
+        let (voters, key) = (&self.cluster.voters, "cluster.voters");
+        if voters.is_empty() {
+            return Ok(());
+        }
+        for (at, name) in voters.iter().enumerate() {
+            if let Err(error) = name.parse::<NodeName>() {
+                return invalid(key, error.to_string());
+            }
+            if voters[..at].contains(name) {
+                return invalid(key, format!("found `{name}` twice, expected different nodes"));
+            }
+        }
+        if !VOTERS.contains(&voters.len()) {
+            return invalid(
+                key,
+                format!("found {}, expected the names of 1, 3 or 5 nodes, or [] for none", voters.len()),
+            );
+        }
+        if !self.cluster.supervisor.is_empty() {
+            return invalid(
+                "cluster.supervisor",
+                format!(
+                    "found \"{}\" beside cluster.voters, which elect who supervises; leave it empty, and choose a voter with \
+                     `stellate supervisor takeover --node NAME`",
+                    self.cluster.supervisor
+                ),
+            );
+        }
+        Ok(())
     }
 
     fn validate_sampling(&self) -> Result<(), SettingsError> {

@@ -43,6 +43,7 @@ impl Membership {
         for (node, suspect) in changed {
             self.event(if suspect { Event::Suspect(node) } else { Event::Trusted(node) });
         }
+        self.decide_overdue();
         for node in self.peers.forget(now, self.options.forget_after, UNHEARD) {
             self.event(Event::Forgotten(node));
         }

@@ -21,6 +21,10 @@ pub enum Kind {
     Node = 6,
     /// The highest promise; written through [`Write::Promise`] only.
     Promise = 7,
+    /// What this node has of a session that several nodes keep, beside the log of its turns.
+    Copy = 8,
+    /// What a context is made of whose sessions other nodes run.
+    KeptManifest = 9,
 }
 
 /// What must hold of a record for a write to take place.

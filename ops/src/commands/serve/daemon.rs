@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use stellate_actors::api::{Api, Shelf, serve_api};
 use stellate_actors::cluster::settings::{ClusterSettings, RepairPolicy};
-use stellate_actors::member::{Member, MemberSetup};
+use stellate_actors::disk::Disk;
+use stellate_actors::member::{Member, MemberSetup, VoterSetup};
 use stellate_actors::{Model, Node, NodeOptions};
 use stellate_runtime::config::{self, Repair};
 use stellate_runtime::membership::{Device, ModelFormat, NodeRecord, NodeState, RefusalReason, Requirements};
@@ -21,7 +22,7 @@ use super::durable::{Durable, take_up};
 use super::identity::Identity;
 use super::place::{Place, Seat};
 use super::readiness::Ready;
-use super::{ServeArgs, departure};
+use super::{ServeArgs, departure, disk};
 use crate::app::App;
 use crate::report::machine::{self, Machine};
 use crate::{open, paths};
@@ -39,6 +40,7 @@ pub(super) struct Daemon {
     node: Node,
     place: Arc<Place>,
     durable: Durable,
+    disk: Option<Disk>,
     /// Takes connections, for which it holds the API: it is ended first.
     accepting: Option<JoinHandle<()>>,
 }
@@ -53,9 +55,11 @@ impl Daemon {
         durable: Durable,
     ) -> anyhow::Result<Self> {
         let setup = substrate_setup(app, identity, model, &durable)?;
+        let blocks =
+            if setup.profile.roles.context { disk::open_for(&app.settings, model).await? } else { None };
         let (substrate, Incoming { decode, bulk, admin }) = Substrate::start(setup).await?;
         let ready = Ready::of(&substrate, model_name(app, args));
-        let member = member_setup(app, &substrate, model, &durable);
+        let member = member_setup(app, &substrate, model, &durable, blocks.clone()).await?;
         let member = match Member::start(member, decode, bulk).await {
             Ok(member) => member,
             Err(error) => {
@@ -66,6 +70,7 @@ impl Daemon {
         let place = Arc::new(Place::new(Seat { member, substrate }));
         match Self::open(app, model, ready, place.clone(), durable).await {
             Ok(mut daemon) => {
+                daemon.disk = blocks;
                 daemon.accepting = Some(tokio::spawn(accept(admin, daemon.api.clone())));
                 tokio::spawn(judge_by_supervisor(Arc::downgrade(&place)));
                 tokio::spawn(departure::return_to_work(Arc::downgrade(&place), daemon.durable.store()));
@@ -88,8 +93,8 @@ impl Daemon {
     ) -> anyhow::Result<Self> {
         let seat = place.get().await?;
         let own = seat.substrate.roster().own.clone();
-        let journal = durable.journal(scope(&own)).await?;
-        let options = NodeOptions { journal: Some(journal), ..open::node_options(&app.settings) };
+        let options =
+            NodeOptions { journal: Some(seat.member.journal()), ..open::node_options(&app.settings) };
         let node = Node::open_among(model, options, seat.member.surroundings()).await?;
         let shelf = Arc::new(Shelf::default());
         let kv_bytes_per_token = node.session_store().shape().bytes_per_token() as u64;
@@ -108,7 +113,7 @@ impl Daemon {
         }
         take_part(&seat.substrate).await?;
         drop(seat);
-        Ok(Self { api, ready, node, place, durable, accepting: None })
+        Ok(Self { api, ready, node, place, durable, disk: None, accepting: None })
     }
 
     /// Waits until the cluster says that this node was removed from it, if it ever does.
@@ -127,11 +132,14 @@ impl Daemon {
     pub(super) async fn finish(&self) {
         self.api.finish().await;
         departure::depart(&self.place, &self.durable.store()).await;
+        if let Some(blocks) = &self.disk {
+            disk::settle(blocks).await;
+        }
     }
 
     /// Leaves the cluster, lets contexts and sessions go, and closes the store.
     pub(super) async fn leave(self) {
-        let Self { api, node, place, durable, accepting, .. } = self;
+        let Self { api, node, place, durable, disk, accepting, .. } = self;
         if let Some(accepting) = accepting {
             accepting.abort();
         }
@@ -139,6 +147,9 @@ impl Daemon {
         node.close().await;
         place.leave().await;
         drop((api, node));
+        if let Some(disk) = disk {
+            disk.close().await;
+        }
         durable.close().await;
     }
 }
@@ -167,19 +178,39 @@ fn supervises(app: &App, own: &NodeRecord) -> bool {
     is_meant && own.roles.supervisor
 }
 
-fn member_setup(app: &App, substrate: &Substrate, model: &Model, durable: &Durable) -> MemberSetup {
+/// The nodes of which one is elected to place blocks, if settings name some.
+fn voters(app: &App, own: &NodeRecord) -> Option<VoterSetup> {
+    let settings = &app.settings.cluster;
+    let names = Some(settings.voters.clone()).filter(|names| !names.is_empty())?;
+    if names.contains(&own.name) && !own.roles.supervisor {
+        tracing::warn!("this node is one of cluster.voters, and its roles do not include `supervisor`");
+    }
+    Some(VoterSetup { names, lease: Duration::from_secs(settings.lease_s as u64) })
+}
+
+async fn member_setup(
+    app: &App,
+    substrate: &Substrate,
+    model: &Model,
+    durable: &Durable,
+    disk: Option<Disk>,
+) -> anyhow::Result<MemberSetup> {
     let own = substrate.roster().own.clone();
-    MemberSetup {
+    let scope = durable.kept_scope(scope(&own)).await?;
+    Ok(MemberSetup {
+        copies: app.settings.query.copies,
+        scope,
         substrate: substrate.handle(),
         store: durable.store(),
         model: model.clone(),
-        options: open::node_options(&app.settings),
+        options: NodeOptions { disk, ..open::node_options(&app.settings) },
         roles: own.roles,
         supervises: supervises(app, &own),
+        voters: voters(app, &own),
         settings: cluster_settings(&app.settings.cluster),
         replicas: u16::try_from(app.settings.cluster.replicas).unwrap_or(u16::MAX),
         max_bulk_rate: app.settings.cluster.max_copy_rate(),
-    }
+    })
 }
 
 /// The figures by which this node decides, if it supervises.

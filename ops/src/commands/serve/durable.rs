@@ -2,12 +2,11 @@
 //! acknowledged is on the disk: nothing waits for it to close, and the end of the process frees the folder.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use stellate_actors::Node;
 use stellate_actors::api::Api;
-use stellate_actors::{Journal, Node, StoreJournal};
 use stellate_runtime::store::{Condition, Kind, Store, StoreHandle, StoreOptions, Write};
 
 /// How long the last users of the store may take to let it go.
@@ -47,14 +46,10 @@ impl Durable {
         }
     }
 
-    /// The node's contexts and sessions in it, whose names begin with the scope that the node had at its first start, `scope`
-    /// if this is it. It never changes: two nodes must not give the same names when the CA's key goes from one to the other.
-    pub(super) async fn journal(&self, scope: u32) -> anyhow::Result<Arc<dyn Journal>> {
-        let scope = self.kept_scope(scope).await?;
-        Ok(Arc::new(StoreJournal::open(self.store(), scope).await?))
-    }
-
-    async fn kept_scope(&self, scope: u32) -> anyhow::Result<u32> {
+    /// What the names begin with that this node gives to contexts and sessions: the scope that it had at its first start,
+    /// `scope` if this is it. It never changes: two nodes must not give the same names when the CA's key goes from one to the
+    /// other.
+    pub(super) async fn kept_scope(&self, scope: u32) -> anyhow::Result<u32> {
         let kept = self.store.read(|store| store.get(Kind::Node, SCOPE)).await?;
         if let Some(record) = kept {
             let bytes = record.value.try_into().ok().context("the scope of this node's names is damaged")?;

@@ -1,10 +1,11 @@
 //! `stellate serve`: a node until it is told to stop. Who it is comes from `identity.rs`, what runs is put together in
 //! `daemon.rs`, its place in the cluster is held in `place.rs` and given up by `departure.rs`, what administrators are told
-//! is in `cluster`, what outlives the process in `durable.rs`, and how it is told that the node can be asked in `readiness.rs`.
+//! is in `cluster`, what outlives the process in `durable.rs` and `disk.rs`, and how it is told that the node can be asked in `readiness.rs`.
 
 mod cluster;
 mod daemon;
 mod departure;
+mod disk;
 mod durable;
 mod identity;
 mod place;

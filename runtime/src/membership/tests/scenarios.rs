@@ -147,6 +147,28 @@ fn a_host_cut_off_alone_finds_its_way_back_by_seeds() {
 }
 
 #[test]
+fn a_host_that_was_cut_off_while_it_suspected_others_suspects_nobody_for_ever() {
+    // Cut off for so long that it is taken for dead and not yet decides about all whom it suspects itself.
+    for (seed, cut) in (0..24).map(|seed| (seed, 13.0 + (seed % 8) as f64)) {
+        let mut cluster = Cluster::formed(650 + seed, 5);
+        cluster.cut([1]);
+        cluster.run(seconds(cut));
+        cluster.heal();
+        let suspects = |cluster: &Cluster| {
+            let of =
+                |host| cluster.machine(host).members().filter(|it| it.liveness == Liveness::Suspect).count();
+            (0..5).map(of).sum::<usize>()
+        };
+        cluster.run_until(seconds(90.0), "nobody is suspected", |cluster| {
+            suspects(cluster) == 0 && cluster.all_agree()
+        });
+        cluster.take_happened();
+        cluster.run(seconds(60.0));
+        assert_eq!((suspects(&cluster), downs(&mut cluster)), (0, Vec::new()), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_restarted_host_replaces_its_former_self_at_once_and_leaves_no_ghost() {
     let mut cluster = Cluster::formed(700, 50);
     cluster.take_happened();

@@ -98,7 +98,8 @@ pub(super) async fn start_host(
     let kv_shape = decoder.kv_shape(FORMAT);
     let capacity_bytes = kv_shape.bytes_for(tokens);
     let clock = Arc::new(SystemClock::new());
-    let stuck_after = Duration::from_secs(30);
-    let args = ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 4, stuck_after, clock };
+    let (stuck_after, disk) = (Duration::from_secs(30), None);
+    let args =
+        ContextHostArgs { host, engine, kv_shape, capacity_bytes, queue_jobs: 4, stuck_after, clock, disk };
     context_host::start(args).await.context("a context host starts")
 }

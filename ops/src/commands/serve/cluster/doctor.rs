@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use stellate_actors::api::{Check, ClusterError, Finding, NodeInfo, NodeState, peer};
+use stellate_actors::api::{Check, ClusterError, Finding, NodeInfo, NodeState, SupervisorInfo, peer};
 use stellate_runtime::identity::{CertificateDetails, NodeId};
 use stellate_runtime::transport::{Connection, ConnectionClass};
 
 use super::super::place::Place;
-use super::nodes;
+use super::{nodes, supervisor};
 use crate::commands::doctor::{CLOCK_LIMIT_S, clock_detail};
 use crate::human;
 
@@ -23,15 +23,13 @@ const LEAST_MTU_BYTES: u16 = 1280;
 
 /// Every check, in the order of nodes.
 pub(super) async fn check(place: &Place, everywhere: bool) -> Result<Vec<Check>, ClusterError> {
+    let supervisor =
+        within(LOOK, async { supervisor::look(place).await.map_err(|error| error.to_string()) }).await;
     let snapshot =
         within(LOOK, async { place.snapshot().await.map_err(|error| error.to_string()) }).await.ok();
     let (own, others, mut checks) = {
         let seat = place.get().await?;
         let roster = seat.substrate.roster();
-        // In the words of who it is, where the snapshot knows it.
-        let in_term = snapshot.as_ref().map_or_else(String::new, |snapshot| {
-            format!(", in term {}", nodes::with_names(&roster, &snapshot.term.to_string()))
-        });
         let credentials = seat.substrate.endpoint().credentials();
         let others: Vec<_> = roster.members.iter().filter(|member| member.is_up()).collect();
         let others: Vec<_> = others.iter().map(|member| (member.id, member.record.name.clone())).collect();
@@ -39,12 +37,14 @@ pub(super) async fn check(place: &Place, everywhere: bool) -> Result<Vec<Check>,
             .into_iter()
             .filter_map(|row| amiss(&row))
             .collect::<Vec<_>>();
-        let supervisor = match seat.member.supervisor() {
-            Some(_) => (Finding::Good, format!("it is there{in_term}")),
-            None => (
-                Finding::Bad,
-                "none is there; start the node that supervises (cluster.supervisor)".to_owned(),
-            ),
+        let is_whole = |info: &SupervisorInfo| info.voters.iter().all(|voter| voter.reachable);
+        let supervisor = match &supervisor {
+            Err(why) => (Finding::Bad, why.clone()),
+            Ok(info) => match supervisor::in_words(info) {
+                Ok(who) if is_whole(info) => (Finding::Good, who),
+                Ok(who) => (Finding::Warning, who),
+                Err(why) => (Finding::Bad, why),
+            },
         };
         let own = roster.own.name.clone();
         let mut checks = vec![certificate(credentials.details()), found(&own, "supervisor", supervisor)];

@@ -5,6 +5,8 @@ mod doctor;
 mod issuing;
 mod moves;
 mod nodes;
+mod sessions;
+mod supervisor;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,11 +15,12 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use stellate_actors::api::{
-    Check, ClusterAdmin, ClusterError, DrainRequest, IssuedToken, MoveEvent, NodeInfo, RebalancePlan, Shelf,
-    TokenInfo,
+    Check, Claimed, ClusterAdmin, ClusterError, DrainRequest, IssuedToken, MoveEvent, NodeInfo,
+    RebalancePlan, SessionPlaceInfo, Shelf, SupervisorInfo, TokenInfo,
 };
 use stellate_actors::cluster::messages::{Refusal, SupervisorReply, SupervisorRequest};
 use stellate_actors::link::HostId;
+use stellate_actors::session::SessionId;
 use stellate_runtime::substrate::Roster;
 use tokio::sync::{mpsc, watch};
 
@@ -140,6 +143,18 @@ impl ClusterAdmin for Administration {
         }))
     }
 
+    fn claim(&self, session: SessionId) -> BoxFuture<'_, Result<Claimed, ClusterError>> {
+        self.claim_session(session).boxed()
+    }
+
+    fn hand_over(&self, session: SessionId, to: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        self.move_session(session, to).boxed()
+    }
+
+    fn places(&self) -> BoxFuture<'_, Result<Vec<SessionPlaceInfo>, ClusterError>> {
+        self.session_places().boxed()
+    }
+
     fn namer(&self, name: u64) -> Option<String> {
         nodes::namer(&self.roster(), name)
     }
@@ -186,6 +201,14 @@ impl ClusterAdmin for Administration {
 
     fn revoke_admin(&self, admin: String) -> BoxFuture<'_, Result<(), ClusterError>> {
         self.dismiss(admin).boxed()
+    }
+
+    fn supervisor(&self) -> BoxFuture<'_, Result<SupervisorInfo, ClusterError>> {
+        supervisor::look(&self.place).boxed()
+    }
+
+    fn take_over(&self, node: Option<String>) -> BoxFuture<'_, Result<String, ClusterError>> {
+        supervisor::take_over(&self.place, node).boxed()
     }
 
     fn doctor(&self, everywhere: bool) -> BoxFuture<'_, Result<Vec<Check>, ClusterError>> {

@@ -211,6 +211,9 @@ fn with_hosts(mut row: NodeInfo, hosts: Option<&[&HostRow]>) -> NodeInfo {
     }
     row.used_bytes = Some(there().map(|host| host.used_bytes).sum());
     row.blocks = Some(there().map(|host| host.blocks).sum());
+    row.computed_blocks = Some(there().map(|host| host.computed_blocks).sum());
+    // The hosts of a node share it.
+    row.disk = there().find_map(|host| host.disk);
     if matches!(row.state, NodeState::Joining | NodeState::Active) {
         let wanted = wanted(hosts.iter().map(|host| host.state));
         row.state = wanted.unwrap_or(row.state);
@@ -271,6 +274,8 @@ fn of_record(record: &NodeRecord) -> NodeInfo {
         blocks: None,
         sessions: None,
         rtt_us: None,
+        computed_blocks: None,
+        disk: None,
     }
 }
 
@@ -289,6 +294,8 @@ fn of_another_version(peer: &IncompatiblePeer, ours: ProtocolRange) -> NodeInfo 
         blocks: None,
         sessions: None,
         rtt_us: None,
+        computed_blocks: None,
+        disk: None,
     }
 }
 

@@ -1,0 +1,155 @@
+//! Sessions as the server finds them: on its shelf, taken over from a node that is gone, or on another node, which is then
+//! named. And moving them, once nobody asks them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::RwLock;
+use tokio::time::timeout;
+
+use super::cluster::Claimed;
+use super::fault::{ErrorCode, Fault};
+use super::server::Api;
+use crate::error::SessionError;
+use crate::handle::Session;
+use crate::manifest::ContextId;
+use crate::path::replay::{Replayed, replay};
+use crate::session::{SessionId, TurnRecord};
+use crate::turn::{AskOptions, QueryInput, TurnEvent};
+
+/// How long a turn under way is waited for before its session is not moved.
+const LAST_TURN: Duration = Duration::from_secs(300);
+
+/// Locks by session: shared by those who ask it, alone for who moves it.
+#[derive(Debug, Default)]
+pub(super) struct Gates(Mutex<BTreeMap<SessionId, Weak<RwLock<()>>>>);
+
+impl Gates {
+    /// That of a session; gone when nobody holds it.
+    pub(super) fn of(&self, session: SessionId) -> Arc<RwLock<()>> {
+        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gate) = gates.get(&session).and_then(Weak::upgrade) {
+            return gate;
+        }
+        gates.retain(|_, gate| gate.strong_count() > 0);
+        let gate = Arc::new(RwLock::new(()));
+        gates.insert(session, Arc::downgrade(&gate));
+        gate
+    }
+}
+
+impl Api {
+    /// A session that this node has, or takes over just now.
+    pub(super) async fn session(&self, id: SessionId) -> Result<(ContextId, Arc<Session>), Fault> {
+        let (context, session, _) = self.session_with_turns(id).await?;
+        Ok((context, session))
+    }
+
+    /// As [`session`](Self::session), with the number of its turns that are certain to stay, where they are copied.
+    pub(super) async fn session_with_turns(
+        &self,
+        id: SessionId,
+    ) -> Result<(ContextId, Arc<Session>, Option<u64>), Fault> {
+        match self.0.cluster.claim(id).await.map_err(|error| Fault::from(&error))? {
+            Claimed::Here { turns } => {
+                let (context, session) = self.take_up(id).await?;
+                Ok((context, session, turns))
+            }
+            Claimed::Elsewhere { node, address } => {
+                self.0.shelf.forget_session(id);
+                Err(Fault::elsewhere(id, &node, address))
+            }
+        }
+    }
+
+    /// One of this node, opened if it is not.
+    async fn take_up(&self, id: SessionId) -> Result<(ContextId, Arc<Session>), Fault> {
+        let (shelf, node) = (&self.0.shelf, &self.0.node);
+        if let Ok(found) = shelf.session(id) {
+            if found.1.is_open().await {
+                return Ok(found);
+            }
+            // It was away meanwhile.
+            drop(found);
+            shelf.forget_session(id);
+        }
+        let session = match node.session(id).await {
+            // Somebody else has asked for it at the same time.
+            Err(SessionError::AlreadyOpen { .. }) => return shelf.session(id),
+            Err(SessionError::Unknown { .. }) => return Err(Fault::no_session(id)),
+            session => session.map_err(|error| Fault::from(&error))?,
+        };
+        let records = node.sessions().await.map_err(|error| Fault::from(&error))?;
+        let record =
+            records.into_iter().find(|record| record.id == id).ok_or_else(|| Fault::no_session(id))?;
+        let context = node.context(record.context).await;
+        let context = context.map_err(|error| Fault::new(ErrorCode::Failed, error))?;
+        shelf.add_context(context);
+        shelf.add_session(record.context, session);
+        shelf.session(id)
+    }
+
+    /// Takes sessions off the shelf that are other nodes' by now.
+    pub(super) async fn forget_the_lost(&self) {
+        for (_, session) in self.0.shelf.sessions() {
+            if !session.is_open().await {
+                self.0.shelf.forget_session(session.id());
+            }
+        }
+    }
+
+    /// Has on the shelf what this node owns: sessions that came to it and were not asked for since are opened.
+    pub(super) async fn take_up_the_rest(&self) -> Result<(), Fault> {
+        self.forget_the_lost().await;
+        for record in self.0.node.sessions().await.map_err(|error| Fault::from(&error))? {
+            if self.0.shelf.session(record.id).is_err()
+                && let Err(fault) = self.take_up(record.id).await
+            {
+                tracing::debug!(session = %record.id, why = %fault.message, "a session was not opened to be listed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a session go, in memory and on disk.
+    pub(super) async fn close_session(&self, id: SessionId) -> Result<(), Fault> {
+        drop(self.session(id).await?);
+        self.0.shelf.close_session(id)?;
+        match self.0.node.remove_session(id).await {
+            // A node without a journal remembers none.
+            Ok(()) | Err(SessionError::Unknown { .. }) => Ok(()),
+            Err(error) => Err(Fault::from(&error)),
+        }
+    }
+
+    /// Moves a session to another node, once the turn under way has ended.
+    pub(super) async fn move_session(&self, id: SessionId, to: String) -> Result<(), Fault> {
+        drop(self.session(id).await?);
+        let Ok(_alone) = timeout(LAST_TURN, self.0.gates.of(id).write_owned()).await else {
+            let waited_s = LAST_TURN.as_secs();
+            let message =
+                format!("session {id} still answers after {waited_s} s; move it once its turn has ended");
+            return Err(Fault::new(ErrorCode::Busy, message));
+        };
+        self.0.cluster.hand_over(id, to).await.map_err(|error| Fault::from(&error))?;
+        self.0.shelf.forget_session(id);
+        Ok(())
+    }
+
+    /// The events of a turn that is logged, if it was this question.
+    pub(super) fn replay(
+        &self,
+        context: ContextId,
+        turns: Vec<TurnRecord>,
+        index: usize,
+        input: &QueryInput,
+        options: &AskOptions,
+    ) -> Result<Vec<TurnEvent>, Fault> {
+        let context = self.0.shelf.context(context)?;
+        let encoded = context.encoded();
+        let (prompting, context_tokens) = (encoded.prompting, encoded.manifest.tokens());
+        let logged = Replayed { turns: &turns, index, prompting, context_tokens };
+        replay(self.0.node.prompter(), &logged, input, options).map_err(Fault::other_question)
+    }
+}

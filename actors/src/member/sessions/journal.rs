@@ -1,0 +1,152 @@
+//! What the query side of a node writes down, on several nodes: the journal over this node's sessions and their copies.
+//! Contexts are in the journal beside them, and are copied with the sessions over them.
+
+use std::sync::Arc;
+
+use super::Sessions;
+use super::drive::Unwritten;
+use crate::copies::{CopySet, Epoch, Head, Owner, Standing};
+use crate::journal::kept::{turn_bytes, turn_of};
+use crate::journal::{ContextRecord, Journal, JournalError, Journaled, SessionRecord};
+use crate::manifest::ContextId;
+use crate::session::{SessionId, TurnRecord};
+
+impl Sessions {
+    /// What came of what was written.
+    fn outcome(&self, session: SessionId, owner: &Owner) -> Result<(), JournalError> {
+        match owner.standing() {
+            Standing::Settled => Ok(()),
+            Standing::Fenced(epoch) => {
+                self.lost(session, epoch);
+                Err(JournalError::Moved { session, owner: epoch.owner })
+            }
+            Standing::Short { silent } => {
+                if silent.contains(&self.me()) {
+                    // What this node's disk has is not known; it is read again.
+                    self.owned().remove(&session);
+                    if let Some(node) = self.way.node() {
+                        node.close_session_here(session);
+                    }
+                }
+                Err(JournalError::Unsettled { session, silent: silent.len() })
+            }
+            Standing::Waiting => unreachable!("it is driven until nobody is waited for"),
+        }
+    }
+
+    async fn open_session(&self, record: SessionRecord) -> Result<(), JournalError> {
+        let (session, context, me) = (record.id, record.context, self.me());
+        let others = self.live(context, &[]).into_iter().take(self.copies);
+        let set = CopySet::of(std::iter::once(me).chain(others).collect());
+        let head = Head { session, context, epoch: Epoch::first(me), version: 1, set, is_removed: false };
+        let mut owner = Owner::new(me, head, 0);
+        self.drive(&mut owner, None).await;
+        let outcome = self.outcome(session, &owner);
+        if outcome.is_ok() {
+            self.owned().insert(session, Arc::new(tokio::sync::Mutex::new(owner)));
+        }
+        outcome
+    }
+
+    /// Removes a session everywhere. Nodes that keep a copy and do not answer learn it when they are asked for it.
+    async fn remove_session(&self, session: SessionId) -> Result<bool, JournalError> {
+        let Some(owned) = self.own(session) else { return Ok(false) };
+        let mut owner = owned.lock().await;
+        owner.remove();
+        owner.retry();
+        self.drive(&mut owner, None).await;
+        self.outcome(session, &owner)?;
+        self.owned().remove(&session);
+        Ok(true)
+    }
+
+    async fn append(&self, session: SessionId, index: u64, turn: TurnRecord) -> Result<(), JournalError> {
+        let Some(owned) = self.own(session) else {
+            let owner = self.kept.copy(session).await?.map_or(self.me(), |copy| copy.promised.owner);
+            return Err(JournalError::Moved { session, owner });
+        };
+        let mut owner = owned.lock().await;
+        if owner.turns() != index {
+            let refusal = stellate_runtime::store::Refusal::Position { next: owner.turns(), expected: index };
+            return Err(JournalError::Store(refusal.into()));
+        }
+        owner.append();
+        self.drive(&mut owner, Some(Unwritten::Last(turn_bytes(&turn)))).await;
+        self.outcome(session, &owner)
+    }
+
+    async fn own_sessions(&self) -> Result<Vec<SessionRecord>, JournalError> {
+        let ids: Vec<_> = self.owned().keys().copied().collect();
+        let mut records = Vec::new();
+        for id in ids {
+            let head = self.kept.copy(id).await?.and_then(|copy| copy.head);
+            records.extend(head.map(|head| SessionRecord { id, context: head.context }));
+        }
+        Ok(records)
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct CopiedJournal(pub(in super::super) Arc<Sessions>);
+
+impl Journal for CopiedJournal {
+    fn name(&self) -> Journaled<'_, u64> {
+        self.0.kept.journal().name()
+    }
+
+    fn context_created(&self, context: ContextRecord) -> Journaled<'_, ()> {
+        self.0.kept.journal().context_created(context)
+    }
+
+    fn context_removed(&self, context: ContextId) -> Journaled<'_, Option<Vec<SessionId>>> {
+        Box::pin(async move {
+            let sessions = self.0.own_sessions().await?.into_iter();
+            let ids: Vec<_> =
+                sessions.filter(|record| record.context == context).map(|record| record.id).collect();
+            if self.0.kept.journal().context(context).await?.is_none() {
+                return Ok(None);
+            }
+            for id in &ids {
+                self.0.remove_session(*id).await?;
+            }
+            Ok(self.0.kept.journal().context_removed(context).await?.map(|_| ids))
+        })
+    }
+
+    fn session_opened(&self, session: SessionRecord) -> Journaled<'_, ()> {
+        Box::pin(self.0.open_session(session))
+    }
+
+    fn session_closed(&self, session: SessionId) -> Journaled<'_, bool> {
+        Box::pin(self.0.remove_session(session))
+    }
+
+    fn turn_appended(&self, session: SessionId, index: u64, turn: TurnRecord) -> Journaled<'_, ()> {
+        Box::pin(self.0.append(session, index, turn))
+    }
+
+    fn contexts(&self) -> Journaled<'_, Vec<ContextId>> {
+        self.0.kept.journal().contexts()
+    }
+
+    fn context(&self, id: ContextId) -> Journaled<'_, Option<ContextRecord>> {
+        self.0.kept.journal().context(id)
+    }
+
+    fn sessions(&self) -> Journaled<'_, Vec<SessionRecord>> {
+        Box::pin(self.0.own_sessions())
+    }
+
+    fn session(&self, id: SessionId) -> Journaled<'_, Option<(SessionRecord, Vec<TurnRecord>)>> {
+        Box::pin(async move {
+            if self.0.own(id).is_none() {
+                return Ok(None);
+            }
+            let Some(head) = self.0.kept.copy(id).await?.and_then(|copy| copy.head) else { return Ok(None) };
+            let turns = self.0.kept.turns(id, 0).await?;
+            let turns = turns.iter().map(|turn| turn_of(id, turn)).collect::<Result<_, _>>()?;
+            Ok(Some((SessionRecord { id, context: head.context }, turns)))
+        })
+    }
+}
