@@ -194,12 +194,13 @@ impl From<ConnectionError> for Closed {
             ConnectionError::LocallyClosed => Self::Here,
             ConnectionError::TimedOut => Self::TimedOut,
             ConnectionError::Reset => Self::Reset,
-            ConnectionError::ApplicationClosed(close) => match CloseCode::of(close.error_code) {
-                code => match versions_of(&close.reason).filter(|_| code == CloseCode::VersionMismatch) {
+            ConnectionError::ApplicationClosed(close) => {
+                let code = CloseCode::of(close.error_code);
+                match versions_of(&close.reason).filter(|_| code == CloseCode::VersionMismatch) {
                     Some(theirs) => Self::OtherVersion { theirs },
                     None => Self::ByPeer { code },
-                },
-            },
+                }
+            }
             ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code) {
                 REFUSED => Self::Refused,
                 code => fault(code).map_or(Self::Other(text), Self::RefusedByPeer),
