@@ -222,9 +222,11 @@ impl Drop for Volume {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::print_stdout, reason = "what is skipped is told")]
+
     use super::*;
 
-    /// Seconds since 1970, as a process of the machine sees them, and how long its sync took.
+    /// Seconds since 1970, as a process of the machine sees them.
     fn date(machine: &Machine) -> i64 {
         let mut date = Command::new("date");
         let output = date.arg("+%s").envs(machine.environment()).output().unwrap();
