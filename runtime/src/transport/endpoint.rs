@@ -1,7 +1,7 @@
 //! A node's place on the network: one UDP socket on which it accepts its peers and from which it dials them, always with
 //! mutual TLS. The two halves are in `accept` and `dial`.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::hello::ConnectionClass;
 use super::options::{OptionsError, TransportOptions};
 use super::registry::{IncompatiblePeer, Registry};
 use super::renewal::encode_revocations;
+use super::sockets::{Sockets, open_socket};
 use super::stream::StreamError;
 use super::thinned::Thinned;
 use super::thread::NetworkHandle;
@@ -64,6 +65,8 @@ pub struct EndpointSetup {
     pub options: TransportOptions,
     /// The time by which certificates are judged.
     pub clock: Arc<dyn Clock>,
+    /// Where its socket comes from; none for the system.
+    pub sockets: Option<Arc<dyn Sockets>>,
 }
 
 impl EndpointSetup {
@@ -73,7 +76,7 @@ impl EndpointSetup {
         let since_1970 = clock.wall().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
         let incarnation = u64::try_from(since_1970.as_micros()).unwrap_or(u64::MAX);
         let options = TransportOptions::default();
-        Self { address, credentials, revocations, incarnation, desk: None, options, clock }
+        Self { address, credentials, revocations, incarnation, desk: None, options, clock, sockets: None }
     }
 }
 
@@ -120,14 +123,15 @@ impl Accepted {
 impl Endpoint {
     /// Opens the socket and starts to accept peers, on the network thread.
     pub fn bind(network: &NetworkHandle, setup: EndpointSetup) -> Result<(Self, Accepted), EndpointError> {
-        let EndpointSetup { address, credentials, revocations, incarnation, desk, options, clock } = setup;
+        let EndpointSetup { address, credentials, revocations, incarnation, desk, options, clock, sockets } =
+            setup;
         options.validate()?;
         let client = options.client(tls::client_config(&credentials, &revocations, &clock)?)?;
         let server = match credentials.details().role {
             Role::Node => Some(options.server(tls::server_config(&credentials, &revocations, &clock)?)?),
             Role::Admin => None,
         };
-        let quic = open_socket(network, address, &options, server)?;
+        let quic = open_socket(network, address, &options, server, sockets.as_deref())?;
         let own = credentials.id();
         let shared = Arc::new(Shared {
             quic,
@@ -262,45 +266,6 @@ impl Shared {
             tracing::debug!(node = %peer.id, name = %peer.name, class = %connection.class(), %reason,
                 "a connection has ended");
         });
-    }
-}
-
-/// A socket for QUIC on the network thread.
-pub(super) fn open_socket(
-    network: &NetworkHandle,
-    address: SocketAddr,
-    options: &TransportOptions,
-    server: Option<quinn::ServerConfig>,
-) -> Result<quinn::Endpoint, EndpointError> {
-    let _on_network = network.enter();
-    UdpSocket::bind(address)
-        .and_then(|socket| {
-            widen(&socket);
-            quinn::Endpoint::new(options.endpoint(), server, socket, Arc::new(quinn::TokioRuntime))
-        })
-        .map_err(|source| EndpointError::Socket { address, source })
-}
-
-/// What the kernel may hold of packets that have come and were not read, and the same for those that leave. A copy of a block
-/// comes in bursts of far more than the usual 208 KiB, and what does not fit is lost, frames of attention among it.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
-
-/// Asks for wide buffers. The system may grant less; then copies are slower, and attention beside them.
-fn widen(socket: &UdpSocket) {
-    let socket = socket2::SockRef::from(socket);
-    let asked = socket
-        .set_recv_buffer_size(SOCKET_BUFFER_BYTES)
-        .and_then(|()| socket.set_send_buffer_size(SOCKET_BUFFER_BYTES))
-        .and_then(|()| socket.recv_buffer_size());
-    match asked {
-        Ok(granted) if granted < SOCKET_BUFFER_BYTES => {
-            tracing::info!(
-                granted,
-                "the system bounds the buffers of sockets; raise net.core.rmem_max to 4194304"
-            );
-        }
-        Ok(_) => {}
-        Err(error) => tracing::info!(%error, "the buffers of a socket could not be widened"),
     }
 }
 

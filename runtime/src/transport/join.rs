@@ -9,10 +9,11 @@ use tokio::time::timeout;
 
 use super::close::{CloseCode, Closed, version_reason};
 use super::dial::TLS_NAME;
-use super::endpoint::{EndpointError, open_socket};
+use super::endpoint::EndpointError;
 use super::frame::{FrameError, FrameKind, FrameLimits};
 use super::options::TransportOptions;
 use super::renewal::decode_revocations;
+use super::sockets::open_socket;
 use super::stream::{FrameReceiver, FrameSender, StreamError};
 use super::thread::NetworkHandle;
 use crate::clock::Clock;
@@ -145,7 +146,7 @@ pub async fn join(
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let socket = open_socket(network, local, options, None)?;
+    let socket = open_socket(network, local, options, None, None)?;
     let attempt = Attempt {
         address,
         token: token.clone(),

@@ -9,7 +9,7 @@ use quinn::{Incoming, VarInt};
 use tokio::time::timeout;
 
 use super::close::{CloseCode, Closed, version_reason};
-use super::endpoint::{EndpointError, open_socket};
+use super::endpoint::EndpointError;
 use super::frame::{FrameError, FrameKind, FrameLimits};
 use super::gate::{Gate, Proof};
 use super::hello::code_of;
@@ -17,6 +17,7 @@ use super::join::{EXPORT_LABEL, JOIN_LIMITS};
 use super::limiter::Limiter;
 use super::options::TransportOptions;
 use super::renewal::encode_revocations;
+use super::sockets::open_socket;
 use super::stream::{FrameReceiver, FrameSender, StreamError};
 use super::thinned::Thinned;
 use super::thread::NetworkHandle;
@@ -59,7 +60,7 @@ impl JoinServer {
     ) -> Result<Self, EndpointError> {
         options.validate()?;
         let config = server_config(credentials, &options, &clock)?;
-        let socket = open_socket(network, address, &options, Some(config))?;
+        let socket = open_socket(network, address, &options, Some(config), None)?;
         let (each, all) = (options.joins_per_minute_and_address, options.joins_per_minute);
         let limiter = Mutex::new(Limiter::new(each, all, clock.now()));
         let (server, at) = (options.clone(), clock.clone());
