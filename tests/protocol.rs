@@ -100,7 +100,7 @@ fn every_test_that_the_failure_model_names_is_there() {
     let document = read("ops/docs/failure-model.md");
     let mut code = String::new();
     let crates = ["runtime/src", "runtime/tests", "actors/src", "actors/tests", "ops/src", "ops/tests"];
-    for folder in crates.into_iter().chain(["tests/simulator/tests"]) {
+    for folder in crates.into_iter().chain(["tests/simulator/tests", "tests/virtual_network"]) {
         let files = files_below(folder, &[]);
         files.iter().for_each(|path| code.push_str(&read(path)));
     }
