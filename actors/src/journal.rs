@@ -54,6 +54,14 @@ pub enum JournalError {
         /// Nodes that did not answer.
         silent: usize,
     },
+    /// This node could not write it down, so that no other was asked to. Whether it is there is not known until it is read again.
+    #[error("session {session} could not be written down: {why}")]
+    Unwritten {
+        /// The session.
+        session: SessionId,
+        /// What the store said.
+        why: String,
+    },
 }
 
 impl JournalError {

@@ -146,16 +146,19 @@ impl Owner {
         if let Some(epoch) = self.fenced {
             return Standing::Fenced(epoch);
         }
-        let members = self.head.set.all();
-        let lacks = |node: &NodeKey| !self.has(*node);
-        let open = members.iter().chain([&self.me]).filter(|node| lacks(node));
-        if open.clone().any(|node| self.peers.get(node).is_some_and(|peer| !peer.is_silent)) {
+        let mut open: BTreeSet<NodeKey> = self.head.set.all().into_iter().chain([self.me]).collect();
+        open.retain(|node| !self.has(*node));
+        let is_written = self.has(self.me);
+        let peer = |node: &NodeKey| self.peers.get(node).copied().unwrap_or_default();
+        // The others are asked once it is written here.
+        let may_answer = |node: &NodeKey| peer(node).is_asked || is_written || *node == self.me;
+        if open.iter().any(|node| !peer(node).is_silent && may_answer(node)) {
             return Standing::Waiting;
         }
         if self.has_quorum() {
             return Standing::Settled;
         }
-        Standing::Short { silent: open.copied().collect::<BTreeSet<_>>().into_iter().collect() }
+        Standing::Short { silent: open.into_iter().filter(|node| peer(node).is_silent).collect() }
     }
 
     /// Nodes that have all of it, and those that shall.

@@ -115,6 +115,19 @@ fn any_two_quorums_of_a_set_have_a_node_in_common() {
 }
 
 #[test]
+fn what_the_owners_own_node_cannot_write_is_asked_of_nobody_and_waits_for_nobody() {
+    let (mut nodes, mut owner) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
+    assert_eq!(nodes.settle(&mut owner, &[], &[]), Standing::Settled);
+    owner.append();
+    assert_eq!(owner.sends(), [Send { to: node(1), from: 0 }]);
+    owner.failed(node(1));
+    assert_eq!((owner.sends(), owner.standing()), (vec![], Standing::Short { silent: vec![node(1)] }));
+    owner.retry();
+    assert_eq!(nodes.settle(&mut owner, &["a"], &[]), Standing::Settled);
+    assert_eq!((nodes.log(1), nodes.log(2), nodes.log(3)), (vec!["a"], vec!["a"], vec!["a"]));
+}
+
+#[test]
 fn a_turn_is_settled_once_all_that_answer_have_it_and_never_without_a_quorum() {
     let (mut nodes, mut owner) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
     assert_eq!(nodes.settle(&mut owner, &[], &[]), Standing::Settled);

@@ -83,6 +83,8 @@ impl Kind {
             Self::Elected => &[
                 ("STELLATE_CLUSTER__VOTERS", r#"["node-3", "node-1", "node-2"]"#),
                 ("STELLATE_CLUSTER__LEASE_S", "3"),
+                // One node of three goes on alone: without copies, which it could not write.
+                ("STELLATE_QUERY__COPIES", "0"),
             ],
             Self::Slow => &[("STELLATE_CLUSTER__COPY_RATE", "1MiB"), ("STELLATE_CLUSTER__REPAIR", "copy")],
         }

@@ -19,7 +19,11 @@ pub(super) enum Unwritten {
 
 impl Sessions {
     /// Sends and listens until nobody is waited for any more.
-    pub(super) async fn drive(&self, owner: &mut Owner, unwritten: Option<Unwritten>) {
+    ///
+    /// # Errors
+    /// Why this node itself did not write it.
+    pub(super) async fn drive(&self, owner: &mut Owner, unwritten: Option<Unwritten>) -> Result<(), String> {
+        let mut own = Ok(());
         let mut calls = FuturesUnordered::new();
         loop {
             let (head, count) = (owner.head().clone(), owner.turns());
@@ -32,8 +36,11 @@ impl Sessions {
                 Some((node, Err(why))) => {
                     tracing::debug!(session = %head.session, %node, %why, "a copy was not written");
                     owner.failed(node);
+                    if node == self.me() {
+                        own = Err(why);
+                    }
                 }
-                None => return,
+                None => return own,
             }
         }
     }
@@ -57,7 +64,14 @@ impl Sessions {
                 written.into_iter().chain(missing.then(|| last.clone())).collect()
             }
             None if head.is_removed => Vec::new(),
-            None => self.kept.turns(session, from).await.map_err(|error| error.to_string())?,
+            None => {
+                let turns = self.kept.turns(session, from).await.map_err(|error| error.to_string())?;
+                // Its last turn was not written, and whoever was told so has let this owner go.
+                if from + (turns.len() as u64) < count {
+                    return Err(format!("fewer than {count} turns are written down here"));
+                }
+                turns
+            }
         };
         let request = KeeperRequest::Store { head, from, turns };
         match self.ask_keeper(to, session, request).await? {

@@ -12,24 +12,30 @@ use crate::manifest::ContextId;
 use crate::session::{SessionId, TurnRecord};
 
 impl Sessions {
-    /// What came of what was written.
-    fn outcome(&self, session: SessionId, owner: &Owner) -> Result<(), JournalError> {
+    /// What came of what was written; `own` is what this node itself said.
+    fn outcome(
+        &self,
+        session: SessionId,
+        owner: &Owner,
+        own: Result<(), String>,
+    ) -> Result<(), JournalError> {
         match owner.standing() {
             Standing::Settled => Ok(()),
             Standing::Fenced(epoch) => {
                 self.lost(session, epoch);
                 Err(JournalError::Moved { session, owner: epoch.owner })
             }
-            Standing::Short { silent } => {
-                if silent.contains(&self.me()) {
+            Standing::Short { silent } => match own {
+                Ok(()) => Err(JournalError::Unsettled { session, silent: silent.len() }),
+                Err(why) => {
                     // What this node's disk has is not known; it is read again.
                     self.owned().remove(&session);
                     if let Some(node) = self.way.node() {
                         node.close_session_here(session);
                     }
+                    Err(JournalError::Unwritten { session, why })
                 }
-                Err(JournalError::Unsettled { session, silent: silent.len() })
-            }
+            },
             Standing::Waiting => unreachable!("it is driven until nobody is waited for"),
         }
     }
@@ -40,8 +46,8 @@ impl Sessions {
         let set = CopySet::of(std::iter::once(me).chain(others).collect());
         let head = Head { session, context, epoch: Epoch::first(me), version: 1, set, is_removed: false };
         let mut owner = Owner::new(me, head, 0);
-        self.drive(&mut owner, None).await;
-        let outcome = self.outcome(session, &owner);
+        let own = self.drive(&mut owner, None).await;
+        let outcome = self.outcome(session, &owner, own);
         if outcome.is_ok() {
             self.owned().insert(session, Arc::new(tokio::sync::Mutex::new(owner)));
         }
@@ -54,8 +60,8 @@ impl Sessions {
         let mut owner = owned.lock().await;
         owner.remove();
         owner.retry();
-        self.drive(&mut owner, None).await;
-        self.outcome(session, &owner)?;
+        let own = self.drive(&mut owner, None).await;
+        self.outcome(session, &owner, own)?;
         self.owned().remove(&session);
         Ok(true)
     }
@@ -71,8 +77,8 @@ impl Sessions {
             return Err(JournalError::Store(refusal.into()));
         }
         owner.append();
-        self.drive(&mut owner, Some(Unwritten::Last(turn_bytes(&turn)))).await;
-        self.outcome(session, &owner)
+        let own = self.drive(&mut owner, Some(Unwritten::Last(turn_bytes(&turn)))).await;
+        self.outcome(session, &owner, own)
     }
 
     async fn own_sessions(&self) -> Result<Vec<SessionRecord>, JournalError> {

@@ -176,7 +176,10 @@ impl Sessions {
             let mut owner = owned.lock().await;
             if owner.standing() != Standing::Settled {
                 owner.retry();
-                self.drive(&mut owner, None).await;
+                let why = self.drive(&mut owner, None).await.err();
+                if let Some(why) = why.filter(|_| matches!(owner.standing(), Standing::Short { .. })) {
+                    return Err(ClaimError::Failed { session, why });
+                }
             }
             match owner.standing() {
                 Standing::Settled => return Ok(Whose::Ours { turns: owner.turns() }),
@@ -273,7 +276,9 @@ impl Sessions {
         }
         // The set that is wanted, the end of the change to it: two steps.
         for _ in 0..3 {
-            self.drive(owner, None).await;
+            if self.drive(owner, None).await.is_err() {
+                break;
+            }
             let head = owner.head();
             let live = self.live(head.context, &head.set.members);
             if !owner.change(&live, self.copies) {

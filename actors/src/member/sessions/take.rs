@@ -91,7 +91,7 @@ impl Sessions {
         self.fetch_context(context, &head).await.map_err(failed)?;
         self.kept.adopt_manifest(context).await?;
         let mut owner = Owner::new(self.me(), head, turns);
-        self.drive(&mut owner, Some(Unwritten::All(log))).await;
+        let own = self.drive(&mut owner, Some(Unwritten::All(log))).await;
         match owner.standing() {
             Standing::Settled => {
                 tracing::info!(%session, turns, "a session was taken over");
@@ -99,7 +99,10 @@ impl Sessions {
                 Ok(Whose::Ours { turns })
             }
             Standing::Fenced(epoch) => Ok(Whose::Others(epoch.owner)),
-            Standing::Short { silent } => Err(ClaimError::Short { session, silent }),
+            Standing::Short { silent } => Err(match own {
+                Ok(()) => ClaimError::Short { session, silent },
+                Err(why) => ClaimError::Failed { session, why },
+            }),
             Standing::Waiting => unreachable!("it is driven until nobody is waited for"),
         }
     }
