@@ -197,12 +197,7 @@ impl Stage {
         match step {
             Step::Start(nodes) => self.start(nodes).await?,
             Step::Add(nodes) => self.cluster().add(nodes, &mut |_| {}).await?,
-            Step::Speak(version) => {
-                self.max_protocol = version;
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.set(MAX_PROTOCOL, &version.to_string());
-                }
-            }
+            Step::Speak(version) => self.speak(version),
             Step::Spoken(from, to, version) => self.spoken(from, to, version).await?,
             Step::AskAt(node) => self.asked = node - 1,
             Step::Encode => self.encode().await?,
@@ -212,11 +207,7 @@ impl Stage {
             Step::Remove => self.remove().await?,
             Step::Spread(nodes) => self.spread(nodes).await?,
             Step::Holds(node) => ensure!(self.holds(node).await?, "node-{node} holds no block"),
-            Step::Rebalance => {
-                let client = self.client().await?;
-                // Round by round, until there is nothing more to move.
-                while follow(client.rebalance().await?).await? > 0 {}
-            }
+            Step::Rebalance => self.rebalance().await?,
             Step::Drain(node) => {
                 let moves = self.drain(node).await?;
                 follow(moves).await?;
@@ -267,6 +258,21 @@ impl Stage {
             Step::Finish => self.finish().await?,
             Step::GiveUp => self.give_up().await,
         }
+        Ok(())
+    }
+
+    /// Nodes that start from now on speak versions up to this.
+    fn speak(&mut self, version: u16) {
+        self.max_protocol = version;
+        if let Some(cluster) = &mut self.cluster {
+            cluster.set(MAX_PROTOCOL, &version.to_string());
+        }
+    }
+
+    /// Moves blocks, round by round, until there is nothing more to move.
+    async fn rebalance(&mut self) -> anyhow::Result<()> {
+        let client = self.client().await?;
+        while follow(client.rebalance().await?).await? > 0 {}
         Ok(())
     }
 

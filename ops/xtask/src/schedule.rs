@@ -204,14 +204,14 @@ impl Schedule {
         let rounds = (0..chance.random_range(ROUNDS)).map(|round| {
             // First everybody gets something to lose.
             let faults = if round == 0 { 0 } else { chance.random_range(1..=2) };
-            let mut steps: Vec<_> = (0..faults)
-                .map(|_| {
-                    let fault = some_fault(&mut chance, means, there);
-                    there += usize::from(fault == Fault::Join);
-                    Step { after: chance.random_range(0..=40), fault }
-                })
-                .collect();
-            steps.sort_by_key(|step| step.after);
+            let mut times: Vec<_> = (0..faults).map(|_| chance.random_range(0..=40)).collect();
+            times.sort_unstable();
+            let some_step = |after| {
+                let fault = some_fault(&mut chance, means, there);
+                there += usize::from(fault == Fault::Join);
+                Step { after, fault }
+            };
+            let steps = times.into_iter().map(some_step).collect();
             let work = is_open.iter_mut().map(|is_open| some_work(&mut chance, round, is_open)).collect();
             Round { steps, work }
         });

@@ -27,6 +27,19 @@ fn assert_message(sources: &Sources, parts: &[&str]) {
     }
 }
 
+fn default_kv() -> KvSettings {
+    KvSettings {
+        format: KvFormat::Bf16,
+        capacity_bytes: Bytes::new(4 << 30),
+        disk_bytes: Bytes::new(0),
+        disk_dir: PathBuf::new(),
+    }
+}
+
+fn default_hosts() -> HostSettings {
+    HostSettings { count: 1, threads: 0, cpus: vec![], queue_jobs: 64, chunk_tokens: 512, stuck_after_s: 30 }
+}
+
 /// Written out once more by hand, so that a change of a default is seen in review.
 #[test]
 fn every_setting_of_cluster_toml_is_the_documented_default() {
@@ -38,20 +51,8 @@ fn every_setting_of_cluster_toml_is_the_documented_default() {
             anchor_tokens: AnchorTokens::Block,
             recompute_anchor: false,
         },
-        kv: KvSettings {
-            format: KvFormat::Bf16,
-            capacity_bytes: Bytes::new(4 << 30),
-            disk_bytes: Bytes::new(0),
-            disk_dir: PathBuf::new(),
-        },
-        hosts: HostSettings {
-            count: 1,
-            threads: 0,
-            cpus: vec![],
-            queue_jobs: 64,
-            chunk_tokens: 512,
-            stuck_after_s: 30,
-        },
+        kv: default_kv(),
+        hosts: default_hosts(),
         query: QuerySettings {
             threads: 0,
             cpus: vec![],
@@ -120,7 +121,7 @@ fn every_setting_can_be_given_by_the_environment_and_by_a_flag() {
         let sources = environment(&[(&variable, &text)]).with_override(&key, &text);
         assert_eq!(Settings::read(&sources).unwrap(), Settings::default(), "{key}");
     }
-    assert_eq!(keys.names().count(), 45, "a new setting needs its row in the test of defaults too");
+    assert_eq!(keys.names().count(), 52, "a new setting needs its row in the test of defaults too");
 }
 
 #[test]

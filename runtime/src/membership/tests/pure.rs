@@ -24,7 +24,10 @@ fn a_node_of_another_model_format_or_protocol_joins_as_incompatible_with_the_rea
     other.protocol = ProtocolRange { oldest: 3, newest: 4 };
     let Standing::Incompatible(reasons) = judge(&requirements(), &other) else { panic!("compatible") };
     let said: Vec<_> = reasons.iter().map(ToString::to_string).collect();
-    assert_eq!(said[0], "speaks protocol 3 to 4, the cluster 1 to 2: upgrade the older");
+    assert_eq!(
+        said[0],
+        "speaks protocol 3 to 4, the cluster 1 to 2: upgrade the older one, one version at a time"
+    );
     assert_eq!(said[1], format!("has the model other, the cluster {}", "f".repeat(12)));
 
     other = record(1, 1);
