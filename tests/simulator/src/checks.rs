@@ -46,6 +46,8 @@ pub struct Counts {
     pub unhealed: u64,
     /// Nodes that membership took for dead.
     pub suspected: u64,
+    /// Voters that were elected.
+    pub elected: u64,
 }
 
 impl Counts {
@@ -61,6 +63,7 @@ impl Counts {
         self.healed += other.healed;
         self.unhealed += other.unhealed;
         self.suspected += other.suspected;
+        self.elected += other.elected;
     }
 }
 
@@ -71,6 +74,8 @@ pub(crate) struct Checks {
     pub(crate) counts: Counts,
     /// The highest term that each agent has followed, in all its lives.
     followed: BTreeMap<u16, Term>,
+    /// The latest term that was elected.
+    elected: Term,
     /// The supervisor of each term that has committed anything.
     committed: BTreeMap<Term, u64>,
     /// Sessions that were opened, and their nodes.
@@ -81,8 +86,8 @@ pub(crate) struct Checks {
     turns: BTreeMap<SessionId, Vec<TurnLog>>,
     /// What was promised of nodes.
     wishes: BTreeMap<NodeKey, Option<Intent>>,
-    /// What was wanted of nodes last and not acknowledged: it may hold or not.
-    asked: BTreeMap<NodeKey, Option<Intent>>,
+    /// What was wanted of nodes since and not acknowledged: it may hold or not.
+    asked: BTreeMap<NodeKey, Vec<Option<Intent>>>,
 }
 
 impl Checks {
@@ -136,8 +141,21 @@ impl Checks {
         }
     }
 
+    /// A voter was elected.
+    pub(crate) fn elected(&mut self, term: Term) {
+        if term <= self.elected {
+            self.fail("terms rise", format!("{term} was elected after {}", self.elected));
+        }
+        self.elected = term;
+        self.counts.elected += 1;
+    }
+
     /// A supervisor has decided something that others act upon.
     pub(crate) fn committed(&mut self, term: Term, instance: u64) {
+        if term < self.elected {
+            let what = format!("one does under {term} after {} was elected", self.elected);
+            self.fail("nothing is decided under a term before the one that was elected", what);
+        }
         if *self.committed.entry(term).or_insert(instance) != instance {
             self.fail("one supervisor at most commits under a term", format!("two do under {term}"));
         }
@@ -202,7 +220,7 @@ impl Checks {
 
     /// Something is wanted of a node, and on its way to the disk.
     pub(crate) fn wish(&mut self, node: NodeKey, intent: Option<Intent>) {
-        self.asked.insert(node, intent);
+        self.asked.entry(node).or_default().push(intent);
     }
 
     /// It is acknowledged.
@@ -224,8 +242,8 @@ impl Checks {
                     matches!(state, HostState::Draining | HostState::Drained)
                 }
             };
-            let asked = self.asked.get(&NodeKey::of(row.host)).copied();
-            if !holds(wanted) && !asked.is_some_and(holds) {
+            let mut asked = self.asked.get(&NodeKey::of(row.host)).into_iter().flatten();
+            if !holds(wanted) && !asked.any(|asked| holds(*asked)) {
                 let what = format!("{} is {:?}, and {wanted:?} was promised", row.host, row.state);
                 self.fail("what was promised of a node holds", what);
             }

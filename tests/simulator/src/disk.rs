@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use stellate_actors::cluster::election::Ballot;
 use stellate_actors::cluster::intents::Intent;
 use stellate_actors::cluster::messages::NodeKey;
 use stellate_actors::cluster::term::Term;
@@ -19,6 +20,8 @@ pub(crate) enum Write {
     Seen(Term),
     /// The latest term of the node's own supervisor.
     Own(Term),
+    /// What the node's voter must not forget.
+    Ballot(Ballot),
     /// What is wanted of a node.
     Intent(NodeKey, Option<Intent>),
     /// A context.
@@ -38,6 +41,7 @@ pub(crate) struct Kept {
     pub(crate) starts: u64,
     pub(crate) seen: Term,
     pub(crate) own: Term,
+    pub(crate) ballot: Ballot,
     pub(crate) intents: BTreeMap<NodeKey, Intent>,
     pub(crate) contexts: BTreeMap<ContextId, ContextSpec>,
     pub(crate) sessions: BTreeMap<SessionId, (ContextId, Vec<TurnLog>)>,
@@ -48,6 +52,7 @@ impl Kept {
         match write {
             Write::Seen(term) => self.seen = self.seen.max(term),
             Write::Own(term) => self.own = self.own.max(term),
+            Write::Ballot(ballot) => self.ballot = ballot,
             Write::Intent(node, Some(intent)) => drop(self.intents.insert(node, intent)),
             Write::Intent(node, None) => drop(self.intents.remove(&node)),
             Write::Context(spec) => drop(self.contexts.insert(spec.id, spec)),
@@ -88,6 +93,13 @@ impl Disk {
     pub(crate) fn new() -> Self {
         let sync = Duration::from_millis(3);
         Self { kept: Kept::default(), unsynced: VecDeque::new(), next: 1, is_full: false, sync }
+    }
+
+    /// Of a node whose agent has seen a term.
+    pub(crate) fn remembering(term: Term) -> Self {
+        let mut disk = Self::new();
+        disk.kept.seen = term;
+        disk
     }
 
     /// What is on it for sure.

@@ -29,6 +29,7 @@ mod shrink;
 mod steps;
 mod supervise;
 mod trace;
+mod voting;
 mod world;
 
 pub use chance::Chance;

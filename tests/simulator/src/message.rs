@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use stellate_actors::checksum::Checksum;
+use stellate_actors::cluster::election::{Message as Word, Version};
 use stellate_actors::cluster::messages::{
     AgentOrder, AgentReply, QueryNodeNotice, SupervisorReply, SupervisorRequest,
 };
@@ -34,6 +35,8 @@ pub(crate) enum Message {
     Fetch(u64, BlockId),
     /// From it: the block's content and its checksum.
     Fetched(u64, Option<(u64, Checksum)>),
+    /// From a voter to a voter.
+    Vote(Word),
     /// Of membership.
     Datagram(Vec<u8>),
     /// Of membership.
@@ -46,7 +49,7 @@ impl Message {
     /// How it travels.
     pub(crate) fn class(&self) -> Class {
         match self {
-            Self::Datagram(_) => Class::Datagram,
+            Self::Datagram(_) | Self::Vote(_) => Class::Datagram,
             // Of these a second one would be another: the transport numbers them.
             _ => Class::Stream,
         }
@@ -69,7 +72,20 @@ impl Message {
             Self::Datagram(bytes) => [10, bytes.len() as u64],
             Self::Roster(bytes) => [11, bytes.len() as u64],
             Self::Contact => [12, 0],
+            Self::Vote(word) => [13, term_of(word)],
         }
+    }
+}
+
+/// What a voter says, in a word.
+fn term_of(word: &Word) -> u64 {
+    match word {
+        Word::Poll { round, .. } | Word::Would { round, .. } => 2 * round,
+        Word::Ask { term, .. } | Word::Granted { term, .. } => 2 * term.counter + 1,
+        Word::Refused { term, .. } | Word::Release { term, .. } => 2 * term.counter + 1,
+        Word::Replicate { book } => book.version.sequence,
+        Word::Stored { version } => version.sequence,
+        Word::Nudge => 0,
     }
 }
 
@@ -133,6 +149,10 @@ pub(crate) enum Timer {
     Tell(SupervisorRequest, Duration),
     /// A supervisor that was replaced looks whether it may start again.
     StandBy,
+    /// A voter looks at the time.
+    Vote,
+    /// A majority of voters has taken too long to write down what is wanted.
+    Wish(Version),
     /// A session goes on.
     Session(SessionId),
 }

@@ -32,11 +32,23 @@ pub enum Mutation {
     ReuseTerm,
     /// Intents are forgotten by a restart.
     ForgetIntents,
+    /// A voter that restarts has forgotten what it promised, and what is wanted of nodes.
+    ForgetBallot,
+    /// A voter says that it has promised before its promise is synced.
+    PromiseUnsynced,
+    /// A voter grants a lease to whoever asks, also while another runs.
+    GrantTwo,
+    /// A supervisor that was elected goes on when its lease has ended.
+    IgnoreLease,
+    /// A voter that leads does not mind that nodes have seen a later term.
+    IgnoreHigherTerm,
+    /// What is wanted of a node is acknowledged before a majority of voters has it.
+    KeepAlone,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 19] = [
         Self::MergeWithoutCover,
         Self::TakeLateReplies,
         Self::SealUnchecked,
@@ -50,6 +62,12 @@ impl Mutation {
         Self::Overfill,
         Self::ReuseTerm,
         Self::ForgetIntents,
+        Self::ForgetBallot,
+        Self::PromiseUnsynced,
+        Self::GrantTwo,
+        Self::IgnoreLease,
+        Self::IgnoreHigherTerm,
+        Self::KeepAlone,
     ];
 }
 

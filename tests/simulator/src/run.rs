@@ -10,7 +10,7 @@ use stellate_model::block::BlockId;
 use crate::checks::{Counts, Violation};
 use crate::mutation::Mutation;
 use crate::node::key_of;
-use crate::scenario::{Scenario, Step};
+use crate::scenario::Scenario;
 use crate::trace::{Trace, TraceHash};
 use crate::world::World;
 
@@ -77,7 +77,7 @@ impl World {
         self.end_faults();
         self.wait(QUIET, |world| world.unrest(false))?;
         // Supervisors that came beside one another kept what was wanted each on its own disk.
-        if !self.scenario.steps.iter().any(|(_, step)| matches!(step, Step::SecondSupervisor { .. })) {
+        if !self.scenario.has_second_supervisor() {
             self.wishes_hold()?;
         }
         for number in 0..self.nodes.len() as u16 {
@@ -105,7 +105,7 @@ impl World {
             let node = self.node_mut(number);
             (node.disk.is_full, node.disk.sync) = (false, Duration::from_millis(3));
             (node.agent.host.times, node.agent.host.damages, node.agent.host.lies) = (1, 0, 0);
-            self.node_mut(number).supervises = number == 0;
+            self.node_mut(number).supervises = number == 0 && self.scenario.shape.voters == 0;
             if self.node(number).paused_at.is_some() {
                 self.wake(number);
             }

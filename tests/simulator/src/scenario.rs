@@ -35,6 +35,12 @@ pub struct Shape {
     pub capacity_blocks: u64,
     /// Nodes that shall hold each block.
     pub replicas: u16,
+    /// Voters, on the first nodes, of whom one is elected to supervise: none, 3 or 5. Without, the first node supervises.
+    #[serde(default)]
+    pub voters: u8,
+    /// Whether the last node has heard of a supervisor that was there before voters were named.
+    #[serde(default)]
+    pub had_supervisor: bool,
     /// Whether membership runs: by itself a fault's death is found by silence only.
     pub has_membership: bool,
 }
@@ -119,6 +125,11 @@ pub enum Step {
         /// The node.
         node: u16,
     },
+    /// A voter is asked to lead.
+    TakeOver {
+        /// Its node.
+        node: u16,
+    },
     /// A node is cordoned.
     Cordon {
         /// The node.
@@ -176,7 +187,8 @@ impl Scenario {
     /// The scenario of a seed: a small cluster, a few contexts, and a few bad minutes.
     pub fn of_seed(seed: u64) -> Self {
         let mut chance = Chance::new(seed);
-        let shape = shape(&mut chance);
+        let mut more = Chance::new(seed ^ 0x00e1_ec70);
+        let shape = shape(&mut chance, &mut more);
         let weather = weather(&mut chance);
         let mut steps = workload(shape, &mut chance);
         let faults = chance.between(1, 12);
@@ -185,6 +197,11 @@ impl Scenario {
         }
         steps.sort_by_key(|(at, _)| *at);
         Self { seed, shape, weather, steps }
+    }
+
+    /// Whether a node comes to supervise beside the one that should: what such a one decides is excused.
+    pub(crate) fn has_second_supervisor(&self) -> bool {
+        self.steps.iter().any(|(_, step)| matches!(step, Step::SecondSupervisor { .. }))
     }
 
     /// As JSON.
@@ -201,13 +218,17 @@ impl Scenario {
     }
 }
 
-fn shape(chance: &mut Chance) -> Shape {
+fn shape(chance: &mut Chance, more: &mut Chance) -> Shape {
     let nodes = chance.between(2, 7) as u16;
+    let voters = if more.permille(500) { 0 } else { 3 + 2 * u8::from(more.permille(500)) };
+    let voters = if u16::from(voters) > nodes { 3 * u8::from(nodes >= 3) } else { voters };
     Shape {
         nodes,
         query_nodes: chance.between(1, u64::from(nodes.min(3))) as u16,
         capacity_blocks: chance.pick(&[9, 16, 24, 48]),
         replicas: chance.pick(&[1, 1, 1, 2]),
+        voters,
+        had_supervisor: voters > 0 && more.permille(300),
         has_membership: chance.permille(500),
     }
 }
@@ -279,6 +300,7 @@ fn add_fault(shape: Shape, steps: &mut Vec<(u64, Step)>, chance: &mut Chance) {
         }
         11 => add(at, Step::DamagedCopies { node }),
         12 => add(at, Step::Lying { node }),
+        13 if shape.voters > 0 => add(at, Step::TakeOver { node: node % u16::from(shape.voters) }),
         13 => add(at, Step::SecondSupervisor { node }),
         14 => {
             add(at, Step::Drain { node, deadline_s: chance.pick(&[None, Some(5), Some(30)]) });

@@ -37,6 +37,7 @@ pub(crate) fn take(world: &mut World, step: Step) {
         Step::DamagedCopies { node } => world.node_mut(node).agent.host.damages += 3,
         Step::Lying { node } => world.node_mut(node).agent.host.lies += 4,
         Step::SecondSupervisor { node } => second_supervisor(world, node),
+        Step::TakeOver { node } => world.take_the_lead(node),
         Step::Cordon { node } => world.wish(SupervisorRequest::Cordon(key_of(node))),
         Step::Uncordon { node } => world.wish(SupervisorRequest::Uncordon(key_of(node))),
         Step::Drain { node, deadline_s } => {
@@ -71,6 +72,9 @@ fn join(world: &mut World) {
 }
 
 fn second_supervisor(world: &mut World, number: u16) {
+    if world.scenario.shape.voters > 0 {
+        return;
+    }
     let node = world.node_mut(number);
     let (is_second, is_up) = (!node.supervises, node.is_up);
     node.supervises = true;
@@ -104,6 +108,7 @@ fn node_of(step: Step) -> Option<u16> {
         | Step::DamagedCopies { node }
         | Step::Lying { node }
         | Step::SecondSupervisor { node }
+        | Step::TakeOver { node }
         | Step::Cordon { node }
         | Step::Uncordon { node }
         | Step::Drain { node, .. }
@@ -130,6 +135,7 @@ fn name(step: Step) -> &'static str {
         Step::DamagedCopies { .. } => "damaged copies",
         Step::Lying { .. } => "host that lies about its cover",
         Step::SecondSupervisor { .. } => "second supervisor",
+        Step::TakeOver { .. } => "voter asked to lead",
         Step::Cordon { .. } => "cordon",
         Step::Uncordon { .. } => "uncordon",
         Step::Drain { .. } => "drain",

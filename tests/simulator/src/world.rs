@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use stellate_actors::cluster::term::Term;
+
 use crate::chance::Chance;
 use crate::checks::{Checks, Violation};
+use crate::disk::Disk;
 use crate::message::{Call, Message, Purpose, Timer};
 use crate::mutation::Mutation;
 use crate::network::Network;
@@ -72,6 +75,11 @@ impl World {
             next_name: 0,
             scenario,
         };
+        if shape.had_supervisor
+            && let Some(last) = world.nodes.last_mut()
+        {
+            last.disk = Disk::remembering(Term { counter: 5, node: last.key });
+        }
         for (index, (at, _)) in world.scenario.steps.clone().into_iter().enumerate() {
             world.schedule(Duration::from_millis(at), 0, Event::Step(index));
         }
@@ -230,6 +238,8 @@ impl World {
             Timer::Settle(context, attempt) => self.settle_again(number, context, attempt),
             Timer::Tell(request, until) => self.tell(number, request, until),
             Timer::StandBy => self.stand_by(number),
+            Timer::Vote => self.vote_due(number),
+            Timer::Wish(version) => self.wish_due(number, version),
             Timer::Session(session) => self.advance(number, session),
         }
     }
@@ -242,6 +252,7 @@ impl World {
             Message::Notice(notice) => self.noticed(number, notice),
             Message::Attend(call, query, blocks) => self.attend(number, from, call, query, &blocks),
             Message::Fetch(call, block) => self.fetch(number, from, call, block),
+            Message::Vote(word) => self.vote_heard(number, from, word),
             Message::Datagram(bytes) => self.membership_heard(number, from, &bytes, false),
             Message::Roster(bytes) => self.membership_heard(number, from, &bytes, true),
             Message::Contact => self.membership_contact(number, from),
