@@ -195,6 +195,12 @@ impl Scenario {
         for _ in 0..faults {
             add_fault(shape, &mut steps, &mut chance);
         }
+        if shape.voters > 0 && more.permille(350) {
+            power_fails(shape, &mut steps, &mut more);
+        }
+        if shape.voters > 0 && more.permille(150) {
+            wish_of_one_alone(shape, &mut steps, &mut more);
+        }
         steps.sort_by_key(|(at, _)| *at);
         Self { seed, shape, weather, steps }
     }
@@ -261,6 +267,28 @@ fn workload(shape: Shape, chance: &mut Chance) -> Vec<(u64, Step)> {
         steps.push((chance.between(60_000, FAULTS_END_MS), Step::Release { context: chance.below(4) }));
     }
     steps
+}
+
+/// The power fails in a rack shortly after another voter was asked to lead: all voters but one end at once, and come back.
+fn power_fails(shape: Shape, steps: &mut Vec<(u64, Step)>, chance: &mut Chance) {
+    let at = chance.between(25_000, FAULTS_END_MS);
+    let heir = chance.below(u64::from(shape.voters)) as u16;
+    steps.push((at, Step::TakeOver { node: heir }));
+    let (down, up) = (at + chance.between(50, 1_200), chance.between(100, 3_000));
+    for node in (0..u16::from(shape.voters)).filter(|&node| node != heir) {
+        steps.push((down, Step::Crash { node }));
+        steps.push((down + up, Step::Start { node }));
+    }
+}
+
+/// The first node leads, is cut off, and is asked for something that no other voter hears of.
+fn wish_of_one_alone(shape: Shape, steps: &mut Vec<(u64, Step)>, chance: &mut Chance) {
+    let at = chance.between(25_000, FAULTS_END_MS);
+    let node = chance.below(u64::from(shape.nodes)) as u16;
+    steps.push((at, Step::TakeOver { node: 0 }));
+    steps.push((at + 3_000, Step::Isolate { node: 0 }));
+    steps.push((at + 3_000 + chance.between(10, 4_000), Step::Cordon { node }));
+    steps.push((at + 20_000 + chance.below(20_000), Step::Mend));
 }
 
 /// A fault, and mostly its end.

@@ -27,6 +27,9 @@ const QUICK: Duration = Duration::from_secs(5);
 /// How often it is looked whether another supervisor is still there.
 const STAND_BY: Duration = Duration::from_secs(1);
 
+/// So long after it was away a node has surely reported.
+const LATELY: Duration = Duration::from_secs(10);
+
 /// What a node does as a supervisor.
 #[derive(Debug)]
 pub(crate) enum Supervising {
@@ -110,7 +113,11 @@ impl World {
                 self.run_supervisor(number, term, Mandate::configured(), intents);
             }
             Supervising::Running(running)
-                if running.keeping.as_ref().and_then(|keeping| keeping.write).is_some_and(|at| at <= write) =>
+                if running
+                    .keeping
+                    .as_ref()
+                    .and_then(|keeping| keeping.write)
+                    .is_some_and(|at| at <= write) =>
             {
                 self.wish_kept(number);
             }
@@ -144,6 +151,14 @@ impl World {
             began: now,
         };
         node.supervising = Supervising::Running(Box::new(running));
+    }
+
+    /// Whether a supervisor can know what a node holds. One that cannot be reached counts for nothing, and so does what it holds,
+    /// until it has reported again; supervisors beside one another take each other's copies for further ones.
+    fn knows(&self, number: u16, other: u16) -> bool {
+        let is_new = self.node(other).disturbed + LATELY > self.now;
+        let was_away = is_new || self.network.has_broken(number, other, self.now.saturating_sub(LATELY));
+        self.reaches(number, other) && !was_away && !self.scenario.has_second_supervisor()
     }
 
     /// What is wanted of a node is kept: whoever wanted it is told.
@@ -246,11 +261,7 @@ impl World {
                     self.send(number, number_of(node), Message::Notice(notice));
                 }
                 Action::Drain(progress) => {
-                    // One that cannot be reached counts for nothing, and so does what it holds. Supervisors beside one another
-                    // take each other's copies for further ones, and drain themselves of them.
-                    let is_there = self.reaches(number, number_of(progress.node));
-                    let excused = self.scenario.has_second_supervisor();
-                    if progress.state == DrainState::Done && is_there && !excused {
+                    if progress.state == DrainState::Done && self.knows(number, number_of(progress.node)) {
                         self.checks.drained(&self.nodes, progress.node);
                     }
                 }

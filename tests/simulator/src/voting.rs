@@ -37,6 +37,8 @@ pub(crate) struct Voting {
     writes: Vec<(u64, u64)>,
     /// What the supervisor that was elected holds to be wanted of nodes.
     intents: BTreeMap<NodeKey, Intent>,
+    /// The latest question for its promise.
+    asked: u64,
     /// The version that a wish waits for.
     proposed: Option<Version>,
 }
@@ -61,7 +63,8 @@ impl World {
         let election = Election::new(clock, settings, own, ballot, kept.seen.max(kept.own), chance);
         let mandate = Mandate::elected();
         let (writes, intents) = (Vec::new(), BTreeMap::new());
-        node.voting = Some(Box::new(Voting { election, mandate, writes, intents, proposed: None }));
+        let voting = Voting { election, mandate, writes, intents, asked: 0, proposed: None };
+        node.voting = Some(Box::new(voting));
         self.vote_due(number);
     }
 
@@ -73,20 +76,24 @@ impl World {
 
     /// A voter has said something.
     pub(crate) fn vote_heard(&mut self, number: u16, from: u16, word: Word) {
-        let bound_to_nobody = self.has(Mutation::GrantTwo);
-        let reply = match &word {
-            Word::Poll { round, .. } if bound_to_nobody => {
-                Some(Word::Would { round: *round, left: Duration::ZERO, highest: Term::NONE })
-            }
-            Word::Ask { round, term, .. } if bound_to_nobody => {
-                let book = self.node(number).disk.kept().ballot.book.clone();
-                Some(Word::Granted { round: *round, term: *term, book: Some(book) })
-            }
-            _ => None,
+        if let (Some(voting), Word::Ask { round, .. }) = (&mut self.node_mut(number).voting, &word) {
+            voting.asked = *round;
+        }
+        self.vote(number, |election, now| election.receive(now, Voter(from as u8), word));
+    }
+
+    /// What is said in place of what should be, by a voter that is bound to nobody.
+    fn unbound(&self, number: u16, word: Word) -> Word {
+        let Some(voting) = self.node(number).voting.as_ref().filter(|_| self.has(Mutation::GrantTwo)) else {
+            return word;
         };
-        match reply {
-            Some(reply) => self.send(number, from, Message::Vote(reply)),
-            None => self.vote(number, |election, now| election.receive(now, Voter(from as u8), word)),
+        match word {
+            Word::Would { round, highest, .. } => Word::Would { round, left: Duration::ZERO, highest },
+            Word::Refused { term, .. } => {
+                let book = self.node(number).disk.kept().ballot.book.clone();
+                Word::Granted { round: voting.asked, term, book: Some(book) }
+            }
+            word => word,
         }
     }
 
@@ -127,10 +134,14 @@ impl World {
         // Before anybody is told that this voter is bound no more.
         voting.mandate.renew(voting.election.leads());
         self.look_at_leases();
-        while let Some(output) = self.node_mut(number).voting.as_mut().and_then(|v| v.election.poll_output()) {
+        while let Some(output) = self.node_mut(number).voting.as_mut().and_then(|v| v.election.poll_output())
+        {
             match output {
                 Output::Persist { number: ballot, ballot: kept } => self.keep_ballot(number, ballot, kept),
-                Output::Send { to, message } => self.send(number, u16::from(to.0), Message::Vote(message)),
+                Output::Send { to, message } => {
+                    let word = self.unbound(number, message);
+                    self.send(number, u16::from(to.0), Message::Vote(word));
+                }
                 Output::Elected { term, intents } => self.lead(number, term, intents),
                 Output::Kept { version } => self.voters_kept(number, version),
                 Output::Resigned { term, why } => self.follow(number, term, why),
@@ -173,9 +184,7 @@ impl World {
     /// A voter does not lead any more: its supervisor ends.
     fn follow(&mut self, number: u16, term: Term, why: Resignation) {
         self.trace.note(self.now, number, &[301, term.counter], || format!("term {term} ends: {why}"));
-        if !self.has(Mutation::IgnoreLease) {
-            self.node_mut(number).supervising = Supervising::Not;
-        }
+        self.node_mut(number).supervising = Supervising::Not;
     }
 
     /// The supervisor that was elected has ended by itself: nodes follow one of `highest`.
@@ -201,11 +210,8 @@ impl World {
         }
         let Ok(version) = voting.election.propose(at, intents) else { return false };
         voting.proposed = Some(version);
-        self.after(number, WRITING, Timer::Wish(version));
+        self.after(number, if waits { WRITING } else { Duration::from_millis(1) }, Timer::Wish(version));
         self.vote(number, |_, _| {});
-        if !waits {
-            self.voters_kept(number, version);
-        }
         true
     }
 
@@ -220,8 +226,10 @@ impl World {
 
     /// A majority has taken too long.
     pub(crate) fn wish_due(&mut self, number: u16, version: Version) {
-        let now = self.now;
-        let at = self.node(number).clock(now);
+        if self.has(Mutation::KeepAlone) {
+            return self.voters_kept(number, version);
+        }
+        let at = self.node(number).clock(self.now);
         let Some(voting) = &mut self.node_mut(number).voting else { return };
         if voting.proposed.take_if(|proposed| *proposed == version).is_some() {
             // It was taken back here: so that it is taken back where it was written down as well.
@@ -240,7 +248,8 @@ impl World {
     }
 
     fn look_at_leases(&mut self) {
-        let leading: Vec<_> = (0..u16::from(self.voters())).filter(|&voter| self.leads(voter).is_some()).collect();
+        let leading: Vec<_> =
+            (0..u16::from(self.voters())).filter(|&voter| self.leads(voter).is_some()).collect();
         if leading.len() > 1 {
             self.checks.fail("one voter at most holds a lease", format!("nodes {leading:?} do"));
         }
