@@ -25,7 +25,7 @@ pub enum Standing {
     Settled,
     /// No quorum has them, and nobody is left to ask. What was written may or may not be found by a later owner.
     Short {
-        /// Those that did not answer.
+        /// Those that did not answer. If the owner's own node is among them, nobody else was asked.
         silent: Vec<NodeKey>,
     },
     /// Somebody else owns the session. Nothing that was not settled is acknowledged any more.
@@ -147,15 +147,22 @@ impl Owner {
             return Standing::Fenced(epoch);
         }
         let members = self.head.set.all();
-        let lacks = |node: &NodeKey| !self.has(*node);
+        let (lacks, is_written) = (|node: &NodeKey| !self.has(*node), self.has(self.me));
         let open = members.iter().chain([&self.me]).filter(|node| lacks(node));
-        if open.clone().any(|node| self.peers.get(node).is_some_and(|peer| !peer.is_silent)) {
+        // Others are sent nothing before this node has written it.
+        let may_come = |node: &NodeKey, peer: &Peer| is_written || *node == self.me || peer.is_asked;
+        let is_open = |node: &NodeKey| {
+            self.peers.get(node).is_some_and(|peer| !peer.is_silent && may_come(node, peer))
+        };
+        if open.clone().any(is_open) {
             return Standing::Waiting;
         }
         if self.has_quorum() {
             return Standing::Settled;
         }
-        Standing::Short { silent: open.copied().collect::<BTreeSet<_>>().into_iter().collect() }
+        let is_silent = |node: &&NodeKey| self.peers.get(node).is_some_and(|peer| peer.is_silent);
+        let silent: BTreeSet<NodeKey> = open.filter(is_silent).copied().collect();
+        Standing::Short { silent: silent.into_iter().collect() }
     }
 
     /// Nodes that have all of it, and those that shall.

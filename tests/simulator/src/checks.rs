@@ -48,6 +48,8 @@ pub struct Counts {
     pub suspected: u64,
     /// Voters that were elected.
     pub elected: u64,
+    /// Sessions that another node took over.
+    pub taken: u64,
 }
 
 impl Counts {
@@ -64,6 +66,7 @@ impl Counts {
         self.unhealed += other.unhealed;
         self.suspected += other.suspected;
         self.elected += other.elected;
+        self.taken += other.taken;
     }
 }
 
@@ -82,7 +85,7 @@ pub(crate) struct Checks {
     sessions: Vec<(SessionId, u16)>,
     /// The most blocks that a supervisor knew of.
     most_blocks: u64,
-    /// Turns that were acknowledged.
+    /// The longest log of each session up to a turn that was acknowledged.
     turns: BTreeMap<SessionId, Vec<TurnLog>>,
     /// What was promised of nodes.
     wishes: BTreeMap<NodeKey, Option<Intent>>,
@@ -200,20 +203,40 @@ impl Checks {
         self.sessions.clone()
     }
 
-    pub(crate) fn acknowledged(&mut self, session: SessionId, turn: TurnLog) {
-        self.counts.acknowledged += 1;
-        self.turns.entry(session).or_default().push(turn);
+    /// A session is another node's from now on.
+    pub(crate) fn taken(&mut self, session: SessionId, number: u16) {
+        self.counts.taken += 1;
+        self.sessions.iter_mut().filter(|(id, _)| *id == session).for_each(|(_, at)| *at = number);
     }
 
-    /// What is remembered of a session by the node that holds it.
+    /// The last turn of a log was acknowledged by the node that owns it.
+    pub(crate) fn acknowledged(&mut self, session: SessionId, number: u16, log: Vec<TurnLog>) {
+        self.counts.acknowledged += 1;
+        if !self.sessions.iter().any(|(id, _)| *id == session) {
+            return;
+        }
+        let longest = self.turns.entry(session).or_default();
+        // One that was fenced meanwhile may learn late that its last turn was settled before.
+        let both = longest.len().min(log.len());
+        let is_same = longest[..both] == log[..both];
+        if log.len() > both {
+            *longest = log;
+        }
+        if !is_same {
+            let what = format!(
+                "node {number} acknowledges turns of {session} that are others than those acknowledged before"
+            );
+            self.fail("no two logs that diverge are both acknowledged", what);
+        }
+    }
+
+    /// What is remembered of a session, where it is newest.
     pub(crate) fn remembered(&mut self, session: SessionId, turns: Option<&[TurnLog]>) {
         let acknowledged = self.turns.get(&session).map_or(&[][..], Vec::as_slice);
-        // In their order; between them may be others, which were on the disk when the node ended before it could say so.
-        let mut remembered = turns.into_iter().flatten();
-        let is_there = acknowledged.iter().all(|turn| remembered.any(|other| other == turn));
-        if !is_there {
+        // More may be there, which were written when the node ended before it could say so.
+        if !turns.unwrap_or_default().starts_with(acknowledged) {
             let (had, has) = (acknowledged.len(), turns.map(<[_]>::len));
-            let what = format!("{session} had {had} acknowledged turns, and its node remembers {has:?}");
+            let what = format!("{session} had {had} acknowledged turns, and its newest log has {has:?}");
             self.fail("an acknowledged turn is never lost", what);
         }
     }

@@ -7,11 +7,12 @@ use stellate_actors::cluster::election::Ballot;
 use stellate_actors::cluster::intents::Intent;
 use stellate_actors::cluster::messages::NodeKey;
 use stellate_actors::cluster::term::Term;
+use stellate_actors::copies::{Change, Copy};
 use stellate_actors::manifest::ContextId;
 use stellate_actors::session::SessionId;
 
 use crate::chance::Chance;
-use crate::context::{ContextSpec, TurnLog};
+use crate::context::ContextSpec;
 
 /// Something to be kept.
 #[derive(Clone, Debug)]
@@ -26,12 +27,32 @@ pub(crate) enum Write {
     Intent(NodeKey, Option<Intent>),
     /// A context.
     Context(ContextSpec),
-    /// A context is not wanted any more, and no session over it.
+    /// A context is not wanted any more.
     Gone(ContextId),
-    /// A session over a context.
-    Session(SessionId, ContextId),
-    /// A turn of a session, by its number.
-    Turn(SessionId, usize, TurnLog),
+    /// What is kept of a session, with the context that it is over.
+    Copy(SessionId, Change, Option<ContextSpec>),
+}
+
+/// What is kept of a session.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Log {
+    pub(crate) copy: Copy,
+    pub(crate) turns: Vec<Vec<u8>>,
+    /// The context, as long as there is a log.
+    pub(crate) spec: Option<ContextSpec>,
+}
+
+impl Log {
+    fn apply(&mut self, change: Change, spec: Option<ContextSpec>) {
+        self.copy = change.copy().clone();
+        match change {
+            Change::Head(_) => {}
+            Change::Append { turns, .. } => self.turns.extend(turns),
+            Change::Replace { turns, .. } => self.turns = turns,
+            Change::Drop(_) => self.turns.clear(),
+        }
+        self.spec = spec.or(self.spec.take());
+    }
 }
 
 /// What a disk holds.
@@ -44,7 +65,7 @@ pub(crate) struct Kept {
     pub(crate) ballot: Ballot,
     pub(crate) intents: BTreeMap<NodeKey, Intent>,
     pub(crate) contexts: BTreeMap<ContextId, ContextSpec>,
-    pub(crate) sessions: BTreeMap<SessionId, (ContextId, Vec<TurnLog>)>,
+    pub(crate) sessions: BTreeMap<SessionId, Log>,
 }
 
 impl Kept {
@@ -56,18 +77,9 @@ impl Kept {
             Write::Intent(node, Some(intent)) => drop(self.intents.insert(node, intent)),
             Write::Intent(node, None) => drop(self.intents.remove(&node)),
             Write::Context(spec) => drop(self.contexts.insert(spec.id, spec)),
-            Write::Gone(context) => {
-                self.contexts.remove(&context);
-                self.sessions.retain(|_, (of, _)| *of != context);
-            }
-            Write::Session(session, context) => drop(self.sessions.insert(session, (context, Vec::new()))),
-            Write::Turn(session, index, turn) => {
-                if let Some((_, turns)) = self.sessions.get_mut(&session) {
-                    // The same again is refused.
-                    if turns.len() == index {
-                        turns.push(turn);
-                    }
-                }
+            Write::Gone(context) => drop(self.contexts.remove(&context)),
+            Write::Copy(session, change, spec) => {
+                self.sessions.entry(session).or_default().apply(change, spec)
             }
         }
     }
@@ -105,6 +117,19 @@ impl Disk {
     /// What is on it for sure.
     pub(crate) fn kept(&self) -> &Kept {
         &self.kept
+    }
+
+    /// What is read back of a session, synced or not.
+    pub(crate) fn session(&self, session: SessionId) -> Option<Log> {
+        let mut log = self.kept.sessions.get(&session).cloned();
+        for (_, write) in &self.unsynced {
+            if let Write::Copy(id, change, spec) = write
+                && *id == session
+            {
+                log.get_or_insert_default().apply(change.clone(), spec.clone());
+            }
+        }
+        log
     }
 
     /// Writes. It is kept for sure once [`Self::synced`] was called with the number.

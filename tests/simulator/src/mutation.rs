@@ -44,11 +44,19 @@ pub enum Mutation {
     IgnoreHigherTerm,
     /// What is wanted of a node is acknowledged before a majority of voters has it.
     KeepAlone,
+    /// A turn is acknowledged once the session's own node has it, before its copies are.
+    AcknowledgeAlone,
+    /// A session is taken over without a fence.
+    TakeUnfenced,
+    /// A keeper obeys an owner that it was fenced against.
+    ObeyOldEpoch,
+    /// A node that takes a session over goes on from its own copy, however old.
+    GoOnFromAny,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::MergeWithoutCover,
         Self::TakeLateReplies,
         Self::SealUnchecked,
@@ -68,6 +76,10 @@ impl Mutation {
         Self::IgnoreLease,
         Self::IgnoreHigherTerm,
         Self::KeepAlone,
+        Self::AcknowledgeAlone,
+        Self::TakeUnfenced,
+        Self::ObeyOldEpoch,
+        Self::GoOnFromAny,
     ];
 }
 

@@ -9,6 +9,7 @@ use stellate_runtime::membership::Membership;
 
 use crate::agent::Agent;
 use crate::chance::Chance;
+use crate::copies::Copies;
 use crate::disk::{Disk, Write};
 use crate::message::{Call, Timer};
 use crate::mutation::Mutation;
@@ -44,12 +45,13 @@ pub(crate) struct Node {
     pub(crate) supervising: Supervising,
     pub(crate) voting: Option<Box<Voting>>,
     pub(crate) query: Option<QueryNode>,
+    pub(crate) copies: Copies,
     pub(crate) membership: Option<Membership>,
     /// The timeout of membership that is set.
     pub(crate) membership_due: Option<Duration>,
     /// Whether it supervises by its settings, rightly or not.
     pub(crate) supervises: bool,
-    runs_sessions: bool,
+    pub(crate) runs_sessions: bool,
     capacity: u64,
     /// What its clock was ahead of the world's at the start.
     clock_ahead: Duration,
@@ -80,6 +82,7 @@ impl Node {
             supervising: Supervising::Not,
             voting: None,
             query: None,
+            copies: Copies::default(),
             membership: None,
             membership_due: None,
             supervises: number == 0 && shape.voters == 0,
@@ -153,6 +156,8 @@ impl World {
         if node.runs_sessions {
             node.query = Some(QueryNode::opened(node.key, node.disk.kept()));
         }
+        self.open_copies(number);
+        let node = self.node(number);
         if node.supervises {
             self.start_supervisor(number, Default::default());
         }
@@ -178,6 +183,7 @@ impl World {
         (node.supervising, node.voting) = (Supervising::Not, None);
         (node.membership, node.membership_due) = (None, None);
         node.agent = Agent::new(node.capacity);
+        node.copies = Copies::default();
         let ended = node.query.take();
         if let Some(query) = ended {
             query
@@ -231,6 +237,7 @@ impl World {
         self.report(number);
         self.supervisor_beat(number);
         self.query_beat(number);
+        self.copies_beat(number);
     }
 
     /// What was written up to a number is on the disk.
@@ -239,5 +246,6 @@ impl World {
         self.supervisor_kept(number, write);
         self.vote_kept(number, write);
         self.query_kept(number, write);
+        self.copies_kept(number, write);
     }
 }

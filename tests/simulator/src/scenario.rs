@@ -41,6 +41,9 @@ pub struct Shape {
     /// Whether the last node has heard of a supervisor that was there before voters were named.
     #[serde(default)]
     pub had_supervisor: bool,
+    /// Nodes besides its own that keep a copy of each session.
+    #[serde(default)]
+    pub copies: u16,
     /// Whether membership runs: by itself a fault's death is found by silence only.
     pub has_membership: bool,
 }
@@ -167,6 +170,16 @@ pub enum Step {
         session: u64,
         /// Tokens of the answer.
         tokens: u64,
+        /// At which node, if it is not the one that has it as far as whoever asks knows.
+        #[serde(default)]
+        elsewhere: Option<u16>,
+    },
+    /// A session is moved to a node.
+    Move {
+        /// Which, of those that are there, counted round.
+        session: u64,
+        /// The node.
+        node: u16,
     },
 }
 
@@ -190,7 +203,7 @@ impl Scenario {
         let mut more = Chance::new(seed ^ 0x00e1_ec70);
         let shape = shape(&mut chance, &mut more);
         let weather = weather(&mut chance);
-        let mut steps = workload(shape, &mut chance);
+        let mut steps = workload(shape, &mut chance, &mut more);
         let faults = chance.between(1, 12);
         for _ in 0..faults {
             add_fault(shape, &mut steps, &mut chance);
@@ -234,6 +247,7 @@ fn shape(chance: &mut Chance, more: &mut Chance) -> Shape {
         capacity_blocks: chance.pick(&[9, 16, 24, 48]),
         replicas: chance.pick(&[1, 1, 1, 2]),
         voters,
+        copies: more.pick(&[0, 1, 2, 2]).min(nodes - 1),
         had_supervisor: voters > 0 && more.permille(300),
         has_membership: chance.permille(500),
     }
@@ -251,7 +265,7 @@ fn weather(chance: &mut Chance) -> Weather {
 }
 
 /// Contexts that are made and asked, all the time.
-fn workload(shape: Shape, chance: &mut Chance) -> Vec<(u64, Step)> {
+fn workload(shape: Shape, chance: &mut Chance, more: &mut Chance) -> Vec<(u64, Step)> {
     let query_nodes = u64::from(shape.query_nodes);
     let mut steps = Vec::new();
     for _ in 0..chance.between(1, 4) {
@@ -261,7 +275,12 @@ fn workload(shape: Shape, chance: &mut Chance) -> Vec<(u64, Step)> {
     }
     for _ in 0..chance.between(10, 30) {
         let (session, tokens) = (chance.below(8), chance.between(1, 8));
-        steps.push((chance.between(10_000, FAULTS_END_MS), Step::Ask { session, tokens }));
+        let elsewhere = more.permille(300).then(|| more.below(query_nodes) as u16);
+        steps.push((chance.between(10_000, FAULTS_END_MS), Step::Ask { session, tokens, elsewhere }));
+    }
+    for _ in 0..more.below(4) {
+        let (session, node) = (more.below(8), more.below(query_nodes) as u16);
+        steps.push((more.between(20_000, FAULTS_END_MS), Step::Move { session, node }));
     }
     if chance.permille(200) {
         steps.push((chance.between(60_000, FAULTS_END_MS), Step::Release { context: chance.below(4) }));

@@ -252,6 +252,11 @@ impl World {
             Message::Notice(notice) => self.noticed(number, notice),
             Message::Attend(call, query, blocks) => self.attend(number, from, call, query, &blocks),
             Message::Fetch(call, block) => self.fetch(number, from, call, block),
+            Message::Look(call, session) => self.look(number, from, call, session),
+            Message::Keep(call, session, request, spec) => {
+                self.keep_asked(number, (from, call), session, request, spec);
+            }
+            Message::FetchLog(call, session) => self.send_log(number, from, call, session),
             Message::Vote(word) => self.vote_heard(number, from, word),
             Message::Datagram(bytes) => self.membership_heard(number, from, &bytes, false),
             Message::Roster(bytes) => self.membership_heard(number, from, &bytes, true),
@@ -259,7 +264,10 @@ impl World {
             Message::Answer(call, _)
             | Message::Obeyed(call, _)
             | Message::Attended(call, _)
-            | Message::Fetched(call, _) => {
+            | Message::Fetched(call, _)
+            | Message::Looked(call, _)
+            | Message::Kept(call, _)
+            | Message::Logged(call, _) => {
                 let Some(call) = self.take_call(number, call, &message) else { return };
                 self.answered(number, call, message);
             }
