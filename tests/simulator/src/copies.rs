@@ -103,7 +103,7 @@ impl World {
     }
 
     fn decide(&mut self, number: u16, session: SessionId, asked: Asked) {
-        let (me, ignores_full) = (key_of(number), self.has(Mutation::IgnoreFullDisk));
+        let me = key_of(number);
         let mut copy = self.node(number).disk.session(session).map(|log| log.copy);
         if self.has(Mutation::ObeyOldEpoch)
             && let Some(copy) = &mut copy
@@ -117,7 +117,6 @@ impl World {
                 let keeper = self.node_mut(number).copies.keepers.entry(session).or_default();
                 keeper.writing = Some((write, asked, reply));
             }
-            None if ignores_full => self.kept(number, session, asked, Some(reply)),
             None => self.kept(number, session, asked, None),
         }
     }

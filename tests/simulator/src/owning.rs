@@ -208,15 +208,19 @@ impl World {
         (name, session, to): (u64, SessionId, NodeKey),
         reply: Option<KeeperReply>,
     ) {
-        let is_hasty = self.has(Mutation::AcknowledgeAlone) && to == key_of(number);
+        let is_own = to == key_of(number);
+        let is_hasty = match &reply {
+            Some(KeeperReply::Stored { .. }) => is_own && self.has(Mutation::AcknowledgeAlone),
+            Some(_) => false,
+            None => is_own && self.has(Mutation::IgnoreFullDisk),
+        };
         let Some(owned) = self.owned(number, session).filter(|owned| owned.name == name) else { return };
         owned.waits = owned.waits.saturating_sub(1);
         match &reply {
             Some(reply) => owned.owner.replied(to, reply),
             None => owned.owner.failed(to),
         }
-        let appends = matches!(owned.errand, Some(Errand::Append));
-        if is_hasty && appends && matches!(reply, Some(KeeperReply::Stored { .. })) {
+        if is_hasty && matches!(owned.errand, Some(Errand::Append)) {
             self.acknowledge(number, session);
         }
         self.drive(number, session);

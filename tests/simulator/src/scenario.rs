@@ -214,6 +214,9 @@ impl Scenario {
         if shape.voters > 0 && more.permille(150) {
             wish_of_one_alone(shape, &mut steps, &mut more);
         }
+        if shape.capacity_blocks <= 16 && more.permille(200) {
+            crowds(shape, &mut steps, &mut more);
+        }
         steps.sort_by_key(|(at, _)| *at);
         Self { seed, shape, weather, steps }
     }
@@ -298,6 +301,26 @@ fn power_fails(shape: Shape, steps: &mut Vec<(u64, Step)>, chance: &mut Chance) 
         steps.push((down, Step::Crash { node }));
         steps.push((down + up, Step::Start { node }));
     }
+}
+
+/// Another supervisor comes while slow hosts still encode what the one before has placed, and a further context wants the room.
+fn crowds(shape: Shape, steps: &mut Vec<(u64, Step)>, chance: &mut Chance) {
+    let at = chance.between(20_000, 80_000);
+    let node = shape.query_nodes - 1;
+    let blocks = shape.capacity_blocks * u64::from(shape.nodes) * 6 / 10;
+    for node in 0..shape.nodes {
+        steps.push((at, Step::SlowHost { node, times: 50 }));
+        steps.push((at + 60_000, Step::SlowHost { node, times: 1 }));
+    }
+    steps.push((at + 100, Step::Context { node, blocks }));
+    if shape.voters > 0 {
+        let heir = chance.below(u64::from(shape.voters)) as u16;
+        steps.push((at + 1_000, Step::TakeOver { node: heir }));
+    } else {
+        steps.push((at + 1_000, Step::Crash { node: 0 }));
+        steps.push((at + 1_200, Step::Start { node: 0 }));
+    }
+    steps.push((at + chance.between(4_000, 8_000), Step::Context { node: 0, blocks }));
 }
 
 /// The first node leads, is cut off, and is asked for something that no other voter hears of.

@@ -24,6 +24,9 @@ const WILD: Duration = Duration::from_secs(8);
 /// Silence after which a connection counts as broken.
 pub(crate) const IDLE: Duration = Duration::from_millis(1500);
 
+/// Events for each node after which something goes round in circles: more than a hundred times what runs have.
+const MOST_EVENTS: u64 = 500_000;
+
 /// Something that is due at a node.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
@@ -51,6 +54,8 @@ pub(crate) struct World {
     /// What is due, in the order of time and then of chance.
     queue: BTreeMap<(Duration, u64), (u16, Event)>,
     next_event: u64,
+    /// What was due so far.
+    dispatched: u64,
     next_call: u64,
     /// Names that were given to contexts, sessions and supervisors.
     next_name: u64,
@@ -71,6 +76,7 @@ impl World {
             trace,
             queue: BTreeMap::new(),
             next_event: 0,
+            dispatched: 0,
             next_call: 0,
             next_name: 0,
             scenario,
@@ -178,6 +184,10 @@ impl World {
         {
             let ((at, _), (node, event)) = self.queue.pop_first().expect("just looked at");
             self.now = at;
+            self.dispatched += 1;
+            if self.dispatched > MOST_EVENTS * self.nodes.len() as u64 {
+                self.checks.fail("a run ends", format!("{} events and more", self.dispatched));
+            }
             self.dispatch(node, event);
             self.checks.verdict()?;
         }
