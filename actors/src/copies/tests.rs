@@ -139,6 +139,17 @@ fn store_of(owner: &Owner, from: u64, turns: &[&str]) -> KeeperRequest {
 }
 
 #[test]
+fn an_owner_whose_own_node_writes_nothing_is_short_at_once_and_waits_for_nobody() {
+    let (mut nodes, mut owner) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
+    assert_eq!(nodes.settle(&mut owner, &[], &[]), Standing::Settled);
+    owner.append();
+    assert_eq!(nodes.settle(&mut owner, &["a"], &[1]), Standing::Short { silent: vec![node(1)] });
+    assert_eq!((nodes.log(2), nodes.log(3)), (vec![], vec![]), "nobody else was asked");
+    owner.retry();
+    assert_eq!(nodes.settle(&mut owner, &["a"], &[]), Standing::Settled);
+}
+
+#[test]
 fn an_owner_that_was_fenced_acknowledges_nothing_and_is_told_by_whom() {
     let (mut nodes, mut old) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
     old.append();

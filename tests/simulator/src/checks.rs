@@ -75,6 +75,8 @@ impl Counts {
 pub(crate) struct Checks {
     violation: Option<Violation>,
     pub(crate) counts: Counts,
+    /// Whether a node ended while it made a context, which nobody gives up then.
+    pub(crate) left_unmade: bool,
     /// The highest term that each agent has followed, in all its lives.
     followed: BTreeMap<u16, Term>,
     /// The latest term that was elected.

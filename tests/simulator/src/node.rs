@@ -186,6 +186,7 @@ impl World {
         node.copies = Copies::default();
         let ended = node.query.take();
         if let Some(query) = ended {
+            self.checks.left_unmade |= query.contexts.values().any(|context| !context.is_made);
             query
                 .sessions
                 .values()

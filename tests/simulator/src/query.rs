@@ -97,10 +97,14 @@ impl QueryNode {
         self.seen = self.seen.max(term);
     }
 
-    /// Contexts that the supervisor of the latest term does not know of.
+    /// Contexts that the supervisor of the latest term does not know of: those that were placed once, also while they are
+    /// encoded, and are not being placed, which tells of them.
     fn untold(&self) -> Vec<ContextClaim> {
+        let is_placing = |settle: &Settle| settle.placed.is_none();
         let is_untold = |context: &&Context| {
-            context.is_made && !context.is_settling() && self.told.get(&context.spec.id) != Some(&self.seen)
+            let told = self.told.get(&context.spec.id);
+            let is_kept = context.is_made || told.is_some();
+            is_kept && !context.settle.as_ref().is_some_and(is_placing) && told != Some(&self.seen)
         };
         self.contexts.values().filter(is_untold).map(|context| context.claim.clone()).collect()
     }

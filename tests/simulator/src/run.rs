@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use stellate_actors::cluster::messages::SupervisorRequest;
+use stellate_actors::cluster::snapshot::HostRow;
 use stellate_model::block::BlockId;
 
 use crate::checks::{Counts, Violation};
@@ -135,7 +136,9 @@ impl World {
         };
         let snapshot = self.snapshot(supervisor).expect("one runs there");
         // Blocks that were encoded late, by an order of before, may take a host beyond what it was promised for a while.
-        if let Some(row) = snapshot.hosts.iter().find(|row| row.used_bytes > row.capacity_bytes) {
+        let is_over = |row: &&HostRow| row.used_bytes > row.capacity_bytes;
+        // What a node that ended was about to make stays promised to it, as long as it is there and this supervisor is.
+        if let Some(row) = snapshot.hosts.iter().find(is_over).filter(|_| !self.checks.left_unmade) {
             return Some(format!(
                 "{} of {} bytes are counted on {}",
                 row.used_bytes, row.capacity_bytes, row.host
@@ -200,6 +203,10 @@ impl World {
                 else {
                     break;
                 };
+                // Nor where what a node that ended was about to make keeps room.
+                if self.now >= end && self.checks.left_unmade && shape.capacity_blocks <= ROOMY {
+                    break;
+                }
                 if self.now >= end {
                     self.checks.left_over(format!("{session} on node {number} does not answer"));
                     return self.checks.verdict();

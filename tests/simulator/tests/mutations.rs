@@ -9,7 +9,7 @@ use std::thread;
 
 use stellate_simulator::{Mutation, Scenario, run, shrink};
 
-/// Seeds that are tried.
+/// Seeds that are tried for each.
 const SEEDS: u64 = 2500;
 
 /// Whether a bug is found, and by which seed.
