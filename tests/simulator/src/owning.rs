@@ -302,6 +302,9 @@ impl World {
     /// Keeps copies where they should be, once a second.
     pub(crate) fn copies_beat(&mut self, number: u16) {
         let now = self.now;
+        if self.node(number).copies.owned.is_empty() {
+            return;
+        }
         let others = (0..self.nodes.len() as u16).filter(|&other| other != number);
         let away: Vec<_> = others.filter(|&other| !self.reaches(number, other)).map(key_of).collect();
         let copies = &mut self.node_mut(number).copies;

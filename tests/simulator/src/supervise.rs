@@ -192,7 +192,11 @@ impl World {
 
     /// The nodes on which a supervisor runs.
     pub(crate) fn supervisors(&self) -> impl Iterator<Item = u16> + '_ {
-        (0u16..).zip(&self.nodes).filter(|(_, node)| node.supervising.running().is_some()).map(|(n, _)| n)
+        // Any node can be told by mistake to supervise; of voters only one of them does.
+        let voters = usize::from(self.scenario.shape.voters);
+        let among = if voters > 0 { voters.min(self.nodes.len()) } else { self.nodes.len() };
+        let candidates = (0u16..).zip(&self.nodes[..among]);
+        candidates.filter(|(_, node)| node.supervising.running().is_some()).map(|(number, _)| number)
     }
 
     /// What the supervisor of a node knows, if one runs there.
