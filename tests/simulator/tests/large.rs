@@ -36,7 +36,7 @@ fn scenario(seed: u64) -> Scenario {
         let session = chance.below(8);
         steps.push((chance.between(25_000, 60_000), Step::Ask { session, tokens: 3, elsewhere: None }));
     }
-    // Not the nodes that run sessions: some of them are killed by name below.
+    // None of the voters, nor of the nodes that run sessions: one of those is killed by name below.
     let host = |chance: &mut Chance| chance.between(5, u64::from(NODES) - 1) as u16;
     for _ in 0..50 {
         let (node, at) = (host(&mut chance), chance.between(30_000, 50_000));
