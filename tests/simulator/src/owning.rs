@@ -293,7 +293,7 @@ impl World {
     /// Another node owns a session from now on, or nobody does.
     pub(crate) fn session_lost(&mut self, number: u16, session: SessionId) {
         let copies = &mut self.node_mut(number).copies;
-        if copies.owned.get(&session).is_some() {
+        if copies.owned.contains_key(&session) {
             copies.owned.remove(&session);
             self.session_closed(number, session);
         }

@@ -130,7 +130,11 @@ impl World {
         let log = self.node(number).disk.session(id).unwrap_or_default();
         self.trace.note(self.now, number, &[400, id.0, log.copy.turns], || format!("takes {id} over"));
         self.checks.taken(id, number);
-        self.checks.remembered(id, Some(&turns_of(&log.turns)));
+        // One that stood still meanwhile may have lost it again, which it learns when it writes.
+        let copies = self.nodes.iter().filter_map(|node| node.disk.session(id));
+        if copies.map(|other| other.copy.promised).max() == Some(log.copy.promised) {
+            self.checks.remembered(id, Some(&turns_of(&log.turns)));
+        }
         self.begin_turn(number, id, tokens);
     }
 

@@ -18,7 +18,7 @@ use stellate_actors::cluster::term::Term;
 use crate::disk::Write;
 use crate::message::{Message, Purpose, Timer};
 use crate::mutation::Mutation;
-use crate::node::number_of;
+use crate::node::{key_of, number_of};
 use crate::world::World;
 
 /// How long an agent may take for an order that computes and copies nothing.
@@ -56,6 +56,8 @@ pub(crate) struct Running {
     keeping: Option<Keeping>,
     has_reported: bool,
     reported: BTreeSet<NodeKey>,
+    /// Nodes that membership took for dead, and when.
+    gone: BTreeMap<NodeKey, Duration>,
     began: Duration,
 }
 
@@ -148,16 +150,21 @@ impl World {
             keeping: None,
             has_reported: false,
             reported: BTreeSet::new(),
+            gone: BTreeMap::new(),
             began: now,
         };
         node.supervising = Supervising::Running(Box::new(running));
     }
 
-    /// Whether a supervisor can know what a node holds. One that cannot be reached counts for nothing, and so does what it holds,
-    /// until it has reported again; supervisors beside one another take each other's copies for further ones.
+    /// Whether a supervisor can know what a node holds. One that cannot be reached, or that membership takes for dead, counts for
+    /// nothing, and so does what it holds, until it has reported again; supervisors beside one another take each other's copies for further ones.
     fn knows(&self, number: u16, other: u16) -> bool {
         let is_new = self.node(other).disturbed + LATELY > self.now;
-        let was_away = is_new || self.network.has_broken(number, other, self.now.saturating_sub(LATELY));
+        let running = self.node(number).supervising.running();
+        let gone = running.and_then(|running| running.gone.get(&key_of(other)));
+        let is_gone = gone.is_some_and(|at| *at + LATELY > self.now);
+        let was_away =
+            is_new || is_gone || self.network.has_broken(number, other, self.now.saturating_sub(LATELY));
         self.reaches(number, other) && !was_away && !self.scenario.has_second_supervisor()
     }
 
@@ -371,8 +378,10 @@ impl World {
 
     /// A node was seen to go.
     pub(crate) fn node_gone(&mut self, number: u16, node: NodeKey) {
+        let at = self.now;
         let now = self.node(number).clock(self.now);
         if let Some(running) = self.node_mut(number).supervising.running_mut() {
+            running.gone.insert(node, at);
             running.cluster.node_gone(now, node);
             self.supervisor_goes_on(number);
         }

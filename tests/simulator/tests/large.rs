@@ -21,13 +21,8 @@ fn scenario(seed: u64) -> Scenario {
         copies: 2,
         has_membership: false,
     };
-    let weather = Weather {
-        delay_us: 200,
-        jitter_us: 2000,
-        loss_permille: 10,
-        doubled_permille: 10,
-        is_wild: false,
-    };
+    let weather =
+        Weather { delay_us: 200, jitter_us: 2000, loss_permille: 10, doubled_permille: 10, is_wild: false };
     let mut steps = Vec::new();
     for node in 0..shape.query_nodes {
         steps.push((20_000, Step::Context { node, blocks: 300 }));
