@@ -151,9 +151,8 @@ impl Owner {
         let open = members.iter().chain([&self.me]).filter(|node| lacks(node));
         // Others are sent nothing before this node has written it.
         let may_come = |node: &NodeKey, peer: &Peer| is_written || *node == self.me || peer.is_asked;
-        let is_open = |node: &NodeKey| {
-            self.peers.get(node).is_some_and(|peer| !peer.is_silent && may_come(node, peer))
-        };
+        let is_open =
+            |node: &NodeKey| self.peers.get(node).is_some_and(|peer| !peer.is_silent && may_come(node, peer));
         if open.clone().any(is_open) {
             return Standing::Waiting;
         }
