@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use stellate_actors::cluster::messages::SupervisorRequest;
-use stellate_actors::cluster::snapshot::HostRow;
 use stellate_model::block::BlockId;
 
 use crate::checks::{Counts, Violation};
@@ -136,9 +135,7 @@ impl World {
         };
         let snapshot = self.snapshot(supervisor).expect("one runs there");
         // Blocks that were encoded late, by an order of before, may take a host beyond what it was promised for a while.
-        let is_over = |row: &&HostRow| row.used_bytes > row.capacity_bytes;
-        // What a node that ended was about to make stays promised to it, as long as it is there and this supervisor is.
-        if let Some(row) = snapshot.hosts.iter().find(is_over).filter(|_| !self.checks.left_unmade) {
+        if let Some(row) = snapshot.hosts.iter().find(|row| row.used_bytes > row.capacity_bytes) {
             return Some(format!(
                 "{} of {} bytes are counted on {}",
                 row.used_bytes, row.capacity_bytes, row.host
@@ -203,8 +200,11 @@ impl World {
                 else {
                     break;
                 };
-                // Nor where what a node that ended was about to make keeps room.
-                if self.now >= end && self.checks.left_unmade && shape.capacity_blocks <= ROOMY {
+                // Nor where room is kept: for what a node that ended was about to make, or for a copy that nobody came for, a
+                // quarter of an hour.
+                let is_tight = shape.capacity_blocks <= ROOMY || shape.replicas > 1;
+                let is_kept = self.nodes.iter().any(|node| !node.agent.host.promised.is_empty());
+                if self.now >= end && is_tight && (self.checks.left_unmade || is_kept) {
                     break;
                 }
                 if self.now >= end {
