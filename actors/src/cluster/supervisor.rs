@@ -249,12 +249,37 @@ impl Cluster {
             self.forget(now, host, block);
         }
         self.compare_disk(now, host, reported, &anchors);
+        self.take_promises_back(now, host);
         for inbound in &reported.inbound {
             let deadline = now + self.settings.copy_timeout;
             let moves = self.moves.values_mut().filter(|m| m.to == host && m.block == inbound.id);
             for migration in moves.filter(|m| m.done_bytes < inbound.bytes) {
                 (migration.done_bytes, migration.deadline) = (inbound.bytes, deadline);
             }
+        }
+    }
+
+    /// A host can have taken what a supervisor before this one had placed, which leaves no room for what was promised since: that
+    /// is promised elsewhere when it is asked for, and not here for ever.
+    fn take_promises_back(&mut self, now: Duration, host: HostId) {
+        let entry = &self.table.hosts[&host];
+        let mut over = entry.used_bytes.saturating_sub(entry.capacity_bytes);
+        let promised = entry
+            .blocks
+            .iter()
+            .rev()
+            .filter(|(id, holding)| holding.hold == Hold::Promised && !entry.from_disk.contains(id));
+        let mut taken = Vec::new();
+        for (id, holding) in promised {
+            if over == 0 {
+                break;
+            }
+            over = over.saturating_sub(holding.bytes);
+            taken.push(*id);
+        }
+        for block in taken {
+            tracing::debug!(%host, ?block, "the host has no room for what it was promised");
+            self.forget(now, host, block);
         }
     }
 

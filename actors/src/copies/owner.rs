@@ -25,7 +25,7 @@ pub enum Standing {
     Settled,
     /// No quorum has them, and nobody is left to ask. What was written may or may not be found by a later owner.
     Short {
-        /// Those that did not answer.
+        /// Those that did not answer. If the owner's own node is among them, nobody else was asked.
         silent: Vec<NodeKey>,
     },
     /// Somebody else owns the session. Nothing that was not settled is acknowledged any more.

@@ -21,7 +21,6 @@ use crate::message::{Message, Purpose, Timer};
 use crate::mutation::Mutation;
 use crate::node::{Node, node_of};
 use crate::query::part;
-use crate::scenario::Step;
 use crate::world::World;
 
 /// What encoding a block takes.
@@ -157,6 +156,14 @@ impl Agent {
 impl World {
     /// Tells the supervisor what is there.
     pub(crate) fn report(&mut self, number: u16) {
+        let inventory = self.inventory(number);
+        if let Some(supervisor) = self.supervisor_for(number) {
+            let request = SupervisorRequest::Inventory(inventory);
+            self.send(number, supervisor, Message::Ask(0, request));
+        }
+    }
+
+    fn inventory(&mut self, number: u16) -> Inventory {
         let now = self.now;
         let node = self.node_mut(number);
         let (key, host_id, clock) = (node.key, node.host(), node.clock(now));
@@ -178,11 +185,7 @@ impl World {
             encode_tokens_per_s,
             copy_bytes_per_s,
         };
-        let inventory = Inventory { node: key, at, up_ms, seen, hosts: vec![host], disk: None };
-        if let Some(supervisor) = self.supervisor_for(number) {
-            let request = SupervisorRequest::Inventory(inventory);
-            self.send(number, supervisor, Message::Ask(0, request));
-        }
+        Inventory { node: key, at, up_ms, seen, hosts: vec![host], disk: None }
     }
 
     /// An order has come.
@@ -280,7 +283,10 @@ impl World {
                 self.check_freed(from, &held);
                 AgentReply::Freed { at }
             }
-            AgentRequest::Inventory => return,
+            AgentRequest::Inventory => {
+                let inventory = self.inventory(number);
+                return self.send(number, from, Message::Obeyed(call, AgentReply::Inventory(inventory)));
+            }
         };
         self.send(number, from, Message::Obeyed(call, reply));
         self.check_room(number);
@@ -299,8 +305,7 @@ impl World {
         let calm = |node: &Node| node.is_up && node.paused_at.is_none() && node.disturbed + CALM < self.now;
         // A copy counts from its commit on, and dies with its host like any other.
         let is_recent = |node: &Node| node.crashed.is_some_and(|at| at + CALM > self.now);
-        let is_second = |(_, step): &(u64, Step)| matches!(step, Step::SecondSupervisor { .. });
-        let excused = self.nodes.iter().any(is_recent) || self.scenario.steps.iter().any(is_second);
+        let excused = self.nodes.iter().any(is_recent) || self.scenario.has_second_supervisor();
         if blocks.is_empty() || excused || !calm(self.node(supervisor)) {
             return;
         }

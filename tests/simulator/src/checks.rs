@@ -46,6 +46,10 @@ pub struct Counts {
     pub unhealed: u64,
     /// Nodes that membership took for dead.
     pub suspected: u64,
+    /// Voters that were elected.
+    pub elected: u64,
+    /// Sessions that another node took over.
+    pub taken: u64,
 }
 
 impl Counts {
@@ -61,6 +65,8 @@ impl Counts {
         self.healed += other.healed;
         self.unhealed += other.unhealed;
         self.suspected += other.suspected;
+        self.elected += other.elected;
+        self.taken += other.taken;
     }
 }
 
@@ -69,20 +75,24 @@ impl Counts {
 pub(crate) struct Checks {
     violation: Option<Violation>,
     pub(crate) counts: Counts,
+    /// Whether a node ended while it made a context, which nobody gives up then.
+    pub(crate) left_unmade: bool,
     /// The highest term that each agent has followed, in all its lives.
     followed: BTreeMap<u16, Term>,
+    /// The latest term that was elected.
+    elected: Term,
     /// The supervisor of each term that has committed anything.
     committed: BTreeMap<Term, u64>,
     /// Sessions that were opened, and their nodes.
     sessions: Vec<(SessionId, u16)>,
     /// The most blocks that a supervisor knew of.
     most_blocks: u64,
-    /// Turns that were acknowledged.
+    /// The longest log of each session up to a turn that was acknowledged.
     turns: BTreeMap<SessionId, Vec<TurnLog>>,
     /// What was promised of nodes.
     wishes: BTreeMap<NodeKey, Option<Intent>>,
-    /// What was wanted of nodes last and not acknowledged: it may hold or not.
-    asked: BTreeMap<NodeKey, Option<Intent>>,
+    /// What was wanted of nodes since and not acknowledged: it may hold or not.
+    asked: BTreeMap<NodeKey, Vec<Option<Intent>>>,
 }
 
 impl Checks {
@@ -136,8 +146,21 @@ impl Checks {
         }
     }
 
+    /// A voter was elected.
+    pub(crate) fn elected(&mut self, term: Term) {
+        if term <= self.elected {
+            self.fail("terms rise", format!("{term} was elected after {}", self.elected));
+        }
+        self.elected = term;
+        self.counts.elected += 1;
+    }
+
     /// A supervisor has decided something that others act upon.
     pub(crate) fn committed(&mut self, term: Term, instance: u64) {
+        if term < self.elected {
+            let what = format!("one does under {term} after {} was elected", self.elected);
+            self.fail("nothing is decided under a term before the one that was elected", what);
+        }
         if *self.committed.entry(term).or_insert(instance) != instance {
             self.fail("one supervisor at most commits under a term", format!("two do under {term}"));
         }
@@ -182,27 +205,47 @@ impl Checks {
         self.sessions.clone()
     }
 
-    pub(crate) fn acknowledged(&mut self, session: SessionId, turn: TurnLog) {
-        self.counts.acknowledged += 1;
-        self.turns.entry(session).or_default().push(turn);
+    /// A session is another node's from now on.
+    pub(crate) fn taken(&mut self, session: SessionId, number: u16) {
+        self.counts.taken += 1;
+        self.sessions.iter_mut().filter(|(id, _)| *id == session).for_each(|(_, at)| *at = number);
     }
 
-    /// What is remembered of a session by the node that holds it.
+    /// The last turn of a log was acknowledged by the node that owns it.
+    pub(crate) fn acknowledged(&mut self, session: SessionId, number: u16, log: Vec<TurnLog>) {
+        self.counts.acknowledged += 1;
+        if !self.sessions.iter().any(|(id, _)| *id == session) {
+            return;
+        }
+        let longest = self.turns.entry(session).or_default();
+        // One that was fenced meanwhile may learn late that its last turn was settled before.
+        let both = longest.len().min(log.len());
+        let is_same = longest[..both] == log[..both];
+        if log.len() > both {
+            *longest = log;
+        }
+        if !is_same {
+            let what = format!(
+                "node {number} acknowledges turns of {session} that are others than those acknowledged before"
+            );
+            self.fail("no two logs that diverge are both acknowledged", what);
+        }
+    }
+
+    /// What is remembered of a session, where it is newest.
     pub(crate) fn remembered(&mut self, session: SessionId, turns: Option<&[TurnLog]>) {
         let acknowledged = self.turns.get(&session).map_or(&[][..], Vec::as_slice);
-        // In their order; between them may be others, which were on the disk when the node ended before it could say so.
-        let mut remembered = turns.into_iter().flatten();
-        let is_there = acknowledged.iter().all(|turn| remembered.any(|other| other == turn));
-        if !is_there {
+        // More may be there, which were written when the node ended before it could say so.
+        if !turns.unwrap_or_default().starts_with(acknowledged) {
             let (had, has) = (acknowledged.len(), turns.map(<[_]>::len));
-            let what = format!("{session} had {had} acknowledged turns, and its node remembers {has:?}");
+            let what = format!("{session} had {had} acknowledged turns, and its newest log has {has:?}");
             self.fail("an acknowledged turn is never lost", what);
         }
     }
 
     /// Something is wanted of a node, and on its way to the disk.
     pub(crate) fn wish(&mut self, node: NodeKey, intent: Option<Intent>) {
-        self.asked.insert(node, intent);
+        self.asked.entry(node).or_default().push(intent);
     }
 
     /// It is acknowledged.
@@ -224,8 +267,8 @@ impl Checks {
                     matches!(state, HostState::Draining | HostState::Drained)
                 }
             };
-            let asked = self.asked.get(&NodeKey::of(row.host)).copied();
-            if !holds(wanted) && !asked.is_some_and(holds) {
+            let mut asked = self.asked.get(&NodeKey::of(row.host)).into_iter().flatten();
+            if !holds(wanted) && !asked.any(|asked| holds(*asked)) {
                 let what = format!("{} is {:?}, and {wanted:?} was promised", row.host, row.state);
                 self.fail("what was promised of a node holds", what);
             }

@@ -31,6 +31,20 @@ pub(crate) struct TurnLog {
     pub(crate) tokens: Vec<u64>,
 }
 
+impl TurnLog {
+    /// As it is written down.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        std::iter::once(&self.question).chain(&self.tokens).flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// What was written down.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        let (words, _) = bytes.as_chunks();
+        let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
+        Self { question: words.next().unwrap_or_default(), tokens: words.collect() }
+    }
+}
+
 /// A context as it is kept.
 #[derive(Clone)]
 pub(crate) struct ContextSpec {

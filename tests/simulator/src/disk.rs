@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use stellate_actors::cluster::election::Ballot;
 use stellate_actors::cluster::intents::Intent;
 use stellate_actors::cluster::messages::NodeKey;
 use stellate_actors::cluster::term::Term;
+use stellate_actors::copies::{Change, Copy};
 use stellate_actors::manifest::ContextId;
 use stellate_actors::session::SessionId;
 
 use crate::chance::Chance;
-use crate::context::{ContextSpec, TurnLog};
+use crate::context::ContextSpec;
 
 /// Something to be kept.
 #[derive(Clone, Debug)]
@@ -19,16 +21,38 @@ pub(crate) enum Write {
     Seen(Term),
     /// The latest term of the node's own supervisor.
     Own(Term),
+    /// What the node's voter must not forget.
+    Ballot(Ballot),
     /// What is wanted of a node.
     Intent(NodeKey, Option<Intent>),
     /// A context.
     Context(ContextSpec),
-    /// A context is not wanted any more, and no session over it.
+    /// A context is not wanted any more.
     Gone(ContextId),
-    /// A session over a context.
-    Session(SessionId, ContextId),
-    /// A turn of a session, by its number.
-    Turn(SessionId, usize, TurnLog),
+    /// What is kept of a session, with the context that it is over.
+    Copy(SessionId, Change, Option<ContextSpec>),
+}
+
+/// What is kept of a session.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Log {
+    pub(crate) copy: Copy,
+    pub(crate) turns: Vec<Vec<u8>>,
+    /// The context, as long as there is a log.
+    pub(crate) spec: Option<ContextSpec>,
+}
+
+impl Log {
+    fn apply(&mut self, change: Change, spec: Option<ContextSpec>) {
+        self.copy = change.copy().clone();
+        match change {
+            Change::Head(_) => {}
+            Change::Append { turns, .. } => self.turns.extend(turns),
+            Change::Replace { turns, .. } => self.turns = turns,
+            Change::Drop(_) => self.turns.clear(),
+        }
+        self.spec = spec.or(self.spec.take());
+    }
 }
 
 /// What a disk holds.
@@ -38,9 +62,10 @@ pub(crate) struct Kept {
     pub(crate) starts: u64,
     pub(crate) seen: Term,
     pub(crate) own: Term,
+    pub(crate) ballot: Ballot,
     pub(crate) intents: BTreeMap<NodeKey, Intent>,
     pub(crate) contexts: BTreeMap<ContextId, ContextSpec>,
-    pub(crate) sessions: BTreeMap<SessionId, (ContextId, Vec<TurnLog>)>,
+    pub(crate) sessions: BTreeMap<SessionId, Log>,
 }
 
 impl Kept {
@@ -48,21 +73,13 @@ impl Kept {
         match write {
             Write::Seen(term) => self.seen = self.seen.max(term),
             Write::Own(term) => self.own = self.own.max(term),
+            Write::Ballot(ballot) => self.ballot = ballot,
             Write::Intent(node, Some(intent)) => drop(self.intents.insert(node, intent)),
             Write::Intent(node, None) => drop(self.intents.remove(&node)),
             Write::Context(spec) => drop(self.contexts.insert(spec.id, spec)),
-            Write::Gone(context) => {
-                self.contexts.remove(&context);
-                self.sessions.retain(|_, (of, _)| *of != context);
-            }
-            Write::Session(session, context) => drop(self.sessions.insert(session, (context, Vec::new()))),
-            Write::Turn(session, index, turn) => {
-                if let Some((_, turns)) = self.sessions.get_mut(&session) {
-                    // The same again is refused.
-                    if turns.len() == index {
-                        turns.push(turn);
-                    }
-                }
+            Write::Gone(context) => drop(self.contexts.remove(&context)),
+            Write::Copy(session, change, spec) => {
+                self.sessions.entry(session).or_default().apply(change, spec)
             }
         }
     }
@@ -90,9 +107,29 @@ impl Disk {
         Self { kept: Kept::default(), unsynced: VecDeque::new(), next: 1, is_full: false, sync }
     }
 
+    /// Of a node whose agent has seen a term.
+    pub(crate) fn remembering(term: Term) -> Self {
+        let mut disk = Self::new();
+        disk.kept.seen = term;
+        disk
+    }
+
     /// What is on it for sure.
     pub(crate) fn kept(&self) -> &Kept {
         &self.kept
+    }
+
+    /// What is read back of a session, synced or not.
+    pub(crate) fn session(&self, session: SessionId) -> Option<Log> {
+        let mut log = self.kept.sessions.get(&session).cloned();
+        for (_, write) in &self.unsynced {
+            if let Write::Copy(id, change, spec) = write
+                && *id == session
+            {
+                log.get_or_insert_default().apply(change.clone(), spec.clone());
+            }
+        }
+        log
     }
 
     /// Writes. It is kept for sure once [`Self::synced`] was called with the number.

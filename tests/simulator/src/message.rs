@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use stellate_actors::checksum::Checksum;
+use stellate_actors::cluster::election::{Message as Word, Version};
+use stellate_actors::cluster::messages::NodeKey;
 use stellate_actors::cluster::messages::{
     AgentOrder, AgentReply, QueryNodeNotice, SupervisorReply, SupervisorRequest,
 };
+use stellate_actors::copies::{Copy, KeeperReply, KeeperRequest};
 use stellate_actors::link::HostId;
 use stellate_actors::manifest::ContextId;
 use stellate_actors::session::SessionId;
 use stellate_model::block::BlockId;
 
+use crate::context::ContextSpec;
 use crate::network::Class;
 
 /// What travels.
@@ -34,6 +38,20 @@ pub(crate) enum Message {
     Fetch(u64, BlockId),
     /// From it: the block's content and its checksum.
     Fetched(u64, Option<(u64, Checksum)>),
+    /// What is there of a session?
+    Look(u64, SessionId),
+    /// That.
+    Looked(u64, Option<Copy>),
+    /// To whoever keeps a copy of a session, or may have one; with the context.
+    Keep(u64, SessionId, KeeperRequest, Option<ContextSpec>),
+    /// From it, unless it could not be written.
+    Kept(u64, Option<KeeperReply>),
+    /// To whoever has a session's log.
+    FetchLog(u64, SessionId),
+    /// From it.
+    Logged(u64, Option<(Vec<Vec<u8>>, ContextSpec)>),
+    /// From a voter to a voter.
+    Vote(Word),
     /// Of membership.
     Datagram(Vec<u8>),
     /// Of membership.
@@ -46,7 +64,7 @@ impl Message {
     /// How it travels.
     pub(crate) fn class(&self) -> Class {
         match self {
-            Self::Datagram(_) => Class::Datagram,
+            Self::Datagram(_) | Self::Vote(_) => Class::Datagram,
             // Of these a second one would be another: the transport numbers them.
             _ => Class::Stream,
         }
@@ -69,7 +87,29 @@ impl Message {
             Self::Datagram(bytes) => [10, bytes.len() as u64],
             Self::Roster(bytes) => [11, bytes.len() as u64],
             Self::Contact => [12, 0],
+            Self::Look(call, _) => [14, *call],
+            Self::Looked(call, copy) => {
+                [15, call.rotate_left(32) ^ copy.as_ref().map_or(0, |copy| copy.turns)]
+            }
+            Self::Keep(call, _, KeeperRequest::Fence(epoch), _) => [16, call.rotate_left(32) ^ epoch.counter],
+            Self::Keep(call, _, KeeperRequest::Store { from, .. }, _) => [17, call.rotate_left(32) ^ from],
+            Self::Kept(call, reply) => [18, 2 * call + u64::from(reply.is_some())],
+            Self::FetchLog(call, _) => [19, *call],
+            Self::Logged(call, log) => [20, 2 * call + u64::from(log.is_some())],
+            Self::Vote(word) => [13, term_of(word)],
         }
+    }
+}
+
+/// What a voter says, in a word.
+fn term_of(word: &Word) -> u64 {
+    match word {
+        Word::Poll { round, .. } | Word::Would { round, .. } => 2 * round,
+        Word::Ask { term, .. } | Word::Granted { term, .. } => 2 * term.counter + 1,
+        Word::Refused { term, .. } | Word::Release { term, .. } => 2 * term.counter + 1,
+        Word::Replicate { book } => book.version.sequence,
+        Word::Stored { version } => version.sequence,
+        Word::Nudge => 0,
     }
 }
 
@@ -96,6 +136,14 @@ pub(crate) enum Purpose {
     Attend(SessionId, u64, HostId),
     /// A copy of a block.
     Fetch(BlockId),
+    /// A session's head and turns, by an owner, at a keeper.
+    Store(u64, SessionId, NodeKey),
+    /// What is there of a session, in a take-over.
+    Look(u64, SessionId, NodeKey),
+    /// A keeper is fenced, in a take-over.
+    Fence(u64, SessionId, NodeKey),
+    /// A session's log, in a take-over.
+    Log(u64, SessionId),
 }
 
 /// A call that was not answered yet.
@@ -133,6 +181,10 @@ pub(crate) enum Timer {
     Tell(SupervisorRequest, Duration),
     /// A supervisor that was replaced looks whether it may start again.
     StandBy,
+    /// A voter looks at the time.
+    Vote,
+    /// A majority of voters has taken too long to write down what is wanted.
+    Wish(Version),
     /// A session goes on.
     Session(SessionId),
 }

@@ -32,11 +32,31 @@ pub enum Mutation {
     ReuseTerm,
     /// Intents are forgotten by a restart.
     ForgetIntents,
+    /// A voter that restarts has forgotten what it promised, and what is wanted of nodes.
+    ForgetBallot,
+    /// A voter says that it has promised before its promise is synced.
+    PromiseUnsynced,
+    /// A voter grants a lease to whoever asks, also while another runs.
+    GrantTwo,
+    /// A supervisor that was elected goes on when its lease has ended.
+    IgnoreLease,
+    /// A voter that leads does not mind that nodes have seen a later term.
+    IgnoreHigherTerm,
+    /// What is wanted of a node is acknowledged before a majority of voters has it.
+    KeepAlone,
+    /// A turn is acknowledged once the session's own node has it, before its copies are.
+    AcknowledgeAlone,
+    /// A session is taken over without a fence.
+    TakeUnfenced,
+    /// A keeper obeys an owner that it was fenced against.
+    ObeyOldEpoch,
+    /// A node that takes a session over goes on from its own copy, however old.
+    GoOnFromAny,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 23] = [
         Self::MergeWithoutCover,
         Self::TakeLateReplies,
         Self::SealUnchecked,
@@ -50,6 +70,16 @@ impl Mutation {
         Self::Overfill,
         Self::ReuseTerm,
         Self::ForgetIntents,
+        Self::ForgetBallot,
+        Self::PromiseUnsynced,
+        Self::GrantTwo,
+        Self::IgnoreLease,
+        Self::IgnoreHigherTerm,
+        Self::KeepAlone,
+        Self::AcknowledgeAlone,
+        Self::TakeUnfenced,
+        Self::ObeyOldEpoch,
+        Self::GoOnFromAny,
     ];
 }
 

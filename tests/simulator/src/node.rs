@@ -9,12 +9,14 @@ use stellate_runtime::membership::Membership;
 
 use crate::agent::Agent;
 use crate::chance::Chance;
+use crate::copies::Copies;
 use crate::disk::{Disk, Write};
 use crate::message::{Call, Timer};
 use crate::mutation::Mutation;
 use crate::query::QueryNode;
 use crate::scenario::Shape;
 use crate::supervise::Supervising;
+use crate::voting::Voting;
 use crate::world::{Event, World};
 
 /// Time between two signs of life.
@@ -41,13 +43,15 @@ pub(crate) struct Node {
     pub(crate) calls: BTreeMap<u64, Call>,
     pub(crate) agent: Agent,
     pub(crate) supervising: Supervising,
+    pub(crate) voting: Option<Box<Voting>>,
     pub(crate) query: Option<QueryNode>,
+    pub(crate) copies: Copies,
     pub(crate) membership: Option<Membership>,
     /// The timeout of membership that is set.
     pub(crate) membership_due: Option<Duration>,
     /// Whether it supervises by its settings, rightly or not.
     pub(crate) supervises: bool,
-    runs_sessions: bool,
+    pub(crate) runs_sessions: bool,
     capacity: u64,
     /// What its clock was ahead of the world's at the start.
     clock_ahead: Duration,
@@ -76,10 +80,12 @@ impl Node {
             calls: BTreeMap::new(),
             agent: Agent::new(capacity),
             supervising: Supervising::Not,
+            voting: None,
             query: None,
+            copies: Copies::default(),
             membership: None,
             membership_due: None,
-            supervises: number == 0,
+            supervises: number == 0 && shape.voters == 0,
             runs_sessions: number < shape.query_nodes,
             capacity,
             clock_ahead: Duration::from_millis(chance.below(1_000_000)),
@@ -150,9 +156,12 @@ impl World {
         if node.runs_sessions {
             node.query = Some(QueryNode::opened(node.key, node.disk.kept()));
         }
+        self.open_copies(number);
+        let node = self.node(number);
         if node.supervises {
             self.start_supervisor(number, Default::default());
         }
+        self.start_voting(number);
         self.start_membership(number);
         // Nodes do not beat in step.
         let first = Duration::from_millis(self.chance.below(1000));
@@ -171,10 +180,13 @@ impl World {
         node.backlog.clear();
         node.calls.clear();
         node.disk.crash(&mut chance);
-        (node.supervising, node.membership, node.membership_due) = (Supervising::Not, None, None);
+        (node.supervising, node.voting) = (Supervising::Not, None);
+        (node.membership, node.membership_due) = (None, None);
         node.agent = Agent::new(node.capacity);
+        node.copies = Copies::default();
         let ended = node.query.take();
         if let Some(query) = ended {
+            self.checks.left_unmade |= query.contexts.values().any(|context| !context.is_made);
             query
                 .sessions
                 .values()
@@ -196,16 +208,27 @@ impl World {
 
     /// Writes; the node is told when it is on the disk. `None` if the disk is full.
     pub(crate) fn write(&mut self, number: u16, write: Write) -> Option<u64> {
-        let is_hasty = self.has(Mutation::AcknowledgeUnsynced);
+        match self.has(Mutation::AcknowledgeUnsynced) {
+            true => self.write_unsynced(number, write),
+            false => self.write_synced(number, write),
+        }
+    }
+
+    fn write_synced(&mut self, number: u16, write: Write) -> Option<u64> {
         let disk = &mut self.node_mut(number).disk;
         let written = disk.write(write).ok()?;
         let sync = disk.sync;
-        if is_hasty {
-            self.after(number, Duration::ZERO, Timer::Acknowledged(written));
-            self.after(number, sync + FLUSH, Timer::Synced(written));
-        } else {
-            self.after(number, sync, Timer::Written(written));
-        }
+        self.after(number, sync, Timer::Written(written));
+        Some(written)
+    }
+
+    /// Writes, and does not wait until it is on the disk.
+    pub(crate) fn write_unsynced(&mut self, number: u16, write: Write) -> Option<u64> {
+        let disk = &mut self.node_mut(number).disk;
+        let written = disk.write(write).ok()?;
+        let sync = disk.sync;
+        self.after(number, Duration::ZERO, Timer::Acknowledged(written));
+        self.after(number, sync + FLUSH, Timer::Synced(written));
         Some(written)
     }
 
@@ -215,12 +238,15 @@ impl World {
         self.report(number);
         self.supervisor_beat(number);
         self.query_beat(number);
+        self.copies_beat(number);
     }
 
     /// What was written up to a number is on the disk.
     pub(crate) fn written(&mut self, number: u16, write: u64) {
         self.term_kept(number, write);
         self.supervisor_kept(number, write);
+        self.vote_kept(number, write);
         self.query_kept(number, write);
+        self.copies_kept(number, write);
     }
 }

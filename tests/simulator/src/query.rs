@@ -18,11 +18,12 @@ use stellate_actors::session::SessionId;
 use stellate_actors::whereabouts::Moved;
 
 use crate::chance::digest;
-use crate::context::{BLOCK_TOKENS, Context, ContextSpec, TurnLog};
+use crate::context::{BLOCK_TOKENS, Context, ContextSpec};
 use crate::disk::{Kept, Write};
 use crate::message::{Call, Message, Purpose, Timer};
 use crate::mutation::Mutation;
 use crate::node::node_of;
+use crate::owning::Errand;
 use crate::sessions::Session;
 use crate::supervise::is_passing;
 use crate::world::World;
@@ -72,8 +73,6 @@ pub(crate) struct QueryNode {
     released: BTreeSet<ContextId>,
     /// Moves that are followed as soon as no step is under way, and until when that is told.
     pub(crate) switches: Vec<(SupervisorRequest, Duration)>,
-    /// Sessions on their way to the disk, by the number of the write.
-    pub(crate) opening: Vec<(u64, SessionId, ContextId)>,
 }
 
 impl QueryNode {
@@ -83,18 +82,14 @@ impl QueryNode {
             let context = Context { is_made: true, ..Context::new(key, spec.clone()) };
             (spec.id, context)
         };
-        let session = |(id, (context, turns)): (&SessionId, &(ContextId, Vec<TurnLog>))| {
-            (*id, Session::new(*context, turns.clone()))
-        };
         Self {
             key,
             contexts: kept.contexts.values().map(context).collect(),
-            sessions: kept.sessions.iter().map(session).collect(),
+            sessions: BTreeMap::new(),
             seen: Term::NONE,
             told: BTreeMap::new(),
             released: BTreeSet::new(),
             switches: Vec::new(),
-            opening: Vec::new(),
         }
     }
 
@@ -102,10 +97,14 @@ impl QueryNode {
         self.seen = self.seen.max(term);
     }
 
-    /// Contexts that the supervisor of the latest term does not know of.
+    /// Contexts that the supervisor of the latest term does not know of: those that were placed once, also while they are
+    /// encoded, and are not being placed, which tells of them.
     fn untold(&self) -> Vec<ContextClaim> {
+        let is_placing = |settle: &Settle| settle.placed.is_none();
         let is_untold = |context: &&Context| {
-            context.is_made && !context.is_settling() && self.told.get(&context.spec.id) != Some(&self.seen)
+            let told = self.told.get(&context.spec.id);
+            let is_kept = context.is_made || told.is_some();
+            is_kept && !context.settle.as_ref().is_some_and(is_placing) && told != Some(&self.seen)
         };
         self.contexts.values().filter(is_untold).map(|context| context.claim.clone()).collect()
     }
@@ -167,12 +166,30 @@ impl World {
         query.contexts.remove(&context);
         query.told.remove(&context);
         query.released.insert(context);
-        let of_it = |session: &Session| session.context == context;
-        let ended: Vec<_> = query.sessions.iter().filter(|(_, s)| of_it(s)).map(|(&id, _)| id).collect();
-        ended.iter().for_each(|session| drop(query.sessions.remove(session)));
-        for session in ended {
+        query.sessions.retain(|_, session| session.context != context);
+        let owned = self.node(number).copies.owned.iter();
+        let of_it = owned.filter(|(_, owned)| owned.is_taken() && owned.owner.head().context == context);
+        for session in of_it.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.checks.forgotten(session);
+            self.errand(number, session, Errand::Remove);
         }
+    }
+
+    /// Sees to it that a context is here, which a session is over that was elsewhere. False if it cannot be.
+    pub(crate) fn adopt(&mut self, number: u16, spec: &ContextSpec) -> bool {
+        let Some(query) = &self.node(number).query else { return false };
+        if query.contexts.contains_key(&spec.id) {
+            return true;
+        }
+        if self.write(number, Write::Context(spec.clone())).is_none() {
+            return false;
+        }
+        let Some(query) = &mut self.node_mut(number).query else { return false };
+        let context = Context { is_made: true, ..Context::new(query.key, spec.clone()) };
+        query.contexts.insert(spec.id, context);
+        query.released.remove(&spec.id);
+        query.told.remove(&spec.id);
+        true
     }
 
     /// Brings a context to where it shall lie, unless that is being done.
@@ -361,7 +378,7 @@ impl World {
         query.released.insert(id);
     }
 
-    /// Manifests, sessions and turns may be on the disk now.
+    /// Manifests may be on the disk now.
     pub(crate) fn query_kept(&mut self, number: u16, write: u64) {
         let Some(query) = &mut self.node_mut(number).query else { return };
         let mut made = Vec::new();
@@ -375,8 +392,6 @@ impl World {
             self.checks.made_context();
             self.open_sessions(number, id);
         }
-        self.sessions_kept(number, write);
-        self.turns_kept(number, write);
     }
 
     /// A supervisor says something.
@@ -445,6 +460,16 @@ impl World {
                 self.attended(number, (session, step, host), Some(reply));
             }
             (Purpose::Fetch(block), Message::Fetched(_, sent)) => self.fetched(number, block, sent),
+            (Purpose::Store(name, id, to), Message::Kept(_, reply)) => {
+                self.stored(number, (name, id, to), reply)
+            }
+            (Purpose::Fence(name, id, to), Message::Kept(_, reply)) => {
+                self.fenced(number, (name, id, to), reply)
+            }
+            (Purpose::Look(name, id, to), Message::Looked(_, copy)) => {
+                self.looked(number, (name, id, to), Some(copy));
+            }
+            (Purpose::Log(name, id), Message::Logged(_, log)) => self.log_fetched(number, (name, id), log),
             (purpose, Message::Answer(_, reply)) => self.noted(number, purpose, reply),
             _ => {}
         }
@@ -484,6 +509,10 @@ impl World {
             }
             Purpose::Attend(session, step, host) => self.attended(number, (session, step, host), None),
             Purpose::Fetch(block) => self.fetched(number, block, None),
+            Purpose::Store(name, id, to) => self.stored(number, (name, id, to), None),
+            Purpose::Fence(name, id, to) => self.fenced(number, (name, id, to), None),
+            Purpose::Look(name, id, to) => self.looked(number, (name, id, to), None),
+            Purpose::Log(name, id) => self.log_fetched(number, (name, id), None),
             _ => {}
         }
     }

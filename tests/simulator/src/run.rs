@@ -10,7 +10,8 @@ use stellate_model::block::BlockId;
 use crate::checks::{Counts, Violation};
 use crate::mutation::Mutation;
 use crate::node::key_of;
-use crate::scenario::{Scenario, Step};
+use crate::owning::turns_of;
+use crate::scenario::Scenario;
 use crate::trace::{Trace, TraceHash};
 use crate::world::World;
 
@@ -77,7 +78,7 @@ impl World {
         self.end_faults();
         self.wait(QUIET, |world| world.unrest(false))?;
         // Supervisors that came beside one another kept what was wanted each on its own disk.
-        if !self.scenario.steps.iter().any(|(_, step)| matches!(step, Step::SecondSupervisor { .. })) {
+        if !self.scenario.has_second_supervisor() {
             self.wishes_hold()?;
         }
         for number in 0..self.nodes.len() as u16 {
@@ -105,7 +106,7 @@ impl World {
             let node = self.node_mut(number);
             (node.disk.is_full, node.disk.sync) = (false, Duration::from_millis(3));
             (node.agent.host.times, node.agent.host.damages, node.agent.host.lies) = (1, 0, 0);
-            self.node_mut(number).supervises = number == 0;
+            self.node_mut(number).supervises = number == 0 && self.scenario.shape.voters == 0;
             if self.node(number).paused_at.is_some() {
                 self.wake(number);
             }
@@ -157,6 +158,9 @@ impl World {
         if answering > 0 {
             return Some(format!("{answering} sessions still answer"));
         }
+        if let Some(lacks) = self.lacks_copies() {
+            return Some(lacks);
+        }
         for (number, node) in (0u16..).zip(&self.nodes) {
             let host = &node.agent.host;
             let is_left = |block: &&BlockId| !claimed.contains(*block);
@@ -180,12 +184,11 @@ impl World {
 
     /// Every session answers a question.
     fn ask_all(&mut self) -> Result<(), Violation> {
-        for (session, number) in self.checks.sessions() {
+        for (session, _) in self.checks.sessions() {
             let before = self.checks.counts.acknowledged;
             let full = |world: &Self| world.checks.counts.refused.get("no room").copied().unwrap_or(0);
             let refused = full(self);
             let end = self.now + LAST;
-            let mut is_asked = false;
             while self.checks.counts.acknowledged == before {
                 // Blocks that lay close together before need not find room once more where there is little, nor where further
                 // copies have taken it: the failure model says so.
@@ -193,21 +196,38 @@ impl World {
                 if full(self) > refused && (shape.capacity_blocks < ROOMY || shape.replicas > 1) {
                     break;
                 }
+                let Some((_, number)) = self.checks.sessions().into_iter().find(|(id, _)| *id == session)
+                else {
+                    break;
+                };
+                // Nor where room is kept: for what a node that ended was about to make, or for a copy that nobody came for, a
+                // quarter of an hour.
+                let is_tight = shape.capacity_blocks <= ROOMY || shape.replicas > 1;
+                let is_kept = self.nodes.iter().any(|node| !node.agent.host.promised.is_empty());
+                if self.now >= end && is_tight && (self.checks.left_unmade || is_kept) {
+                    break;
+                }
                 if self.now >= end {
                     self.checks.left_over(format!("{session} on node {number} does not answer"));
                     return self.checks.verdict();
                 }
-                is_asked = self.ask_session(number, session, 2) || is_asked;
+                self.ask_session(number, session, 2);
                 self.run_until(self.now + LOOK)?;
             }
         }
         Ok(())
     }
 
-    /// Every acknowledged turn is on the disk of its session's node.
+    /// Every acknowledged turn is in the newest log of its session that is on a disk.
     fn remember(&mut self) -> Result<(), Violation> {
-        for (session, number) in self.checks.sessions() {
-            let turns = self.node(number).disk.kept().sessions.get(&session).map(|(_, turns)| turns.clone());
+        for (session, _) in self.checks.sessions() {
+            let logs = self.nodes.iter().filter_map(|node| {
+                let log = node.disk.kept().sessions.get(&session)?;
+                let head = log.copy.head.as_ref().filter(|head| head.is_kept_by(node.key))?;
+                Some((head.epoch, log))
+            });
+            let newest = logs.max_by_key(|(epoch, log)| (*epoch, log.turns.len()));
+            let turns = newest.map(|(_, log)| turns_of(&log.turns));
             self.checks.remembered(session, turns.as_deref());
             self.checks.verdict()?;
         }

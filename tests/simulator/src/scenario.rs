@@ -35,6 +35,15 @@ pub struct Shape {
     pub capacity_blocks: u64,
     /// Nodes that shall hold each block.
     pub replicas: u16,
+    /// Voters, on the first nodes, of whom one is elected to supervise: none, 3 or 5. Without, the first node supervises.
+    #[serde(default)]
+    pub voters: u8,
+    /// Whether the last node has heard of a supervisor that was there before voters were named.
+    #[serde(default)]
+    pub had_supervisor: bool,
+    /// Nodes besides its own that keep a copy of each session.
+    #[serde(default)]
+    pub copies: u16,
     /// Whether membership runs: by itself a fault's death is found by silence only.
     pub has_membership: bool,
 }
@@ -119,6 +128,11 @@ pub enum Step {
         /// The node.
         node: u16,
     },
+    /// A voter is asked to lead.
+    TakeOver {
+        /// Its node.
+        node: u16,
+    },
     /// A node is cordoned.
     Cordon {
         /// The node.
@@ -156,6 +170,16 @@ pub enum Step {
         session: u64,
         /// Tokens of the answer.
         tokens: u64,
+        /// At which node, if it is not the one that has it as far as whoever asks knows.
+        #[serde(default)]
+        elsewhere: Option<u16>,
+    },
+    /// A session is moved to a node.
+    Move {
+        /// Which, of those that are there, counted round.
+        session: u64,
+        /// The node.
+        node: u16,
     },
 }
 
@@ -176,15 +200,30 @@ impl Scenario {
     /// The scenario of a seed: a small cluster, a few contexts, and a few bad minutes.
     pub fn of_seed(seed: u64) -> Self {
         let mut chance = Chance::new(seed);
-        let shape = shape(&mut chance);
+        let mut more = Chance::new(seed ^ 0x00e1_ec70);
+        let shape = shape(&mut chance, &mut more);
         let weather = weather(&mut chance);
-        let mut steps = workload(shape, &mut chance);
+        let mut steps = workload(shape, &mut chance, &mut more);
         let faults = chance.between(1, 12);
         for _ in 0..faults {
             add_fault(shape, &mut steps, &mut chance);
         }
+        if shape.voters > 0 && more.permille(350) {
+            power_fails(shape, &mut steps, &mut more);
+        }
+        if shape.voters > 0 && more.permille(150) {
+            wish_of_one_alone(shape, &mut steps, &mut more);
+        }
+        if shape.capacity_blocks <= 16 && more.permille(200) {
+            crowds(shape, &mut steps, &mut more);
+        }
         steps.sort_by_key(|(at, _)| *at);
         Self { seed, shape, weather, steps }
+    }
+
+    /// Whether a node comes to supervise beside the one that should: what such a one decides is excused.
+    pub(crate) fn has_second_supervisor(&self) -> bool {
+        self.steps.iter().any(|(_, step)| matches!(step, Step::SecondSupervisor { .. }))
     }
 
     /// As JSON.
@@ -201,13 +240,18 @@ impl Scenario {
     }
 }
 
-fn shape(chance: &mut Chance) -> Shape {
+fn shape(chance: &mut Chance, more: &mut Chance) -> Shape {
     let nodes = chance.between(2, 7) as u16;
+    let voters = if more.permille(500) { 0 } else { 3 + 2 * u8::from(more.permille(500)) };
+    let voters = if u16::from(voters) > nodes { 3 * u8::from(nodes >= 3) } else { voters };
     Shape {
         nodes,
         query_nodes: chance.between(1, u64::from(nodes.min(3))) as u16,
         capacity_blocks: chance.pick(&[9, 16, 24, 48]),
         replicas: chance.pick(&[1, 1, 1, 2]),
+        voters,
+        copies: more.pick(&[0, 1, 2, 2]).min(nodes - 1),
+        had_supervisor: voters > 0 && more.permille(300),
         has_membership: chance.permille(500),
     }
 }
@@ -224,7 +268,7 @@ fn weather(chance: &mut Chance) -> Weather {
 }
 
 /// Contexts that are made and asked, all the time.
-fn workload(shape: Shape, chance: &mut Chance) -> Vec<(u64, Step)> {
+fn workload(shape: Shape, chance: &mut Chance, more: &mut Chance) -> Vec<(u64, Step)> {
     let query_nodes = u64::from(shape.query_nodes);
     let mut steps = Vec::new();
     for _ in 0..chance.between(1, 4) {
@@ -234,12 +278,59 @@ fn workload(shape: Shape, chance: &mut Chance) -> Vec<(u64, Step)> {
     }
     for _ in 0..chance.between(10, 30) {
         let (session, tokens) = (chance.below(8), chance.between(1, 8));
-        steps.push((chance.between(10_000, FAULTS_END_MS), Step::Ask { session, tokens }));
+        let elsewhere = more.permille(300).then(|| more.below(query_nodes) as u16);
+        steps.push((chance.between(10_000, FAULTS_END_MS), Step::Ask { session, tokens, elsewhere }));
+    }
+    for _ in 0..more.below(4) {
+        let (session, node) = (more.below(8), more.below(query_nodes) as u16);
+        steps.push((more.between(20_000, FAULTS_END_MS), Step::Move { session, node }));
     }
     if chance.permille(200) {
         steps.push((chance.between(60_000, FAULTS_END_MS), Step::Release { context: chance.below(4) }));
     }
     steps
+}
+
+/// The power fails in a rack shortly after another voter was asked to lead: all voters but one end at once, and come back.
+fn power_fails(shape: Shape, steps: &mut Vec<(u64, Step)>, chance: &mut Chance) {
+    let at = chance.between(25_000, FAULTS_END_MS);
+    let heir = chance.below(u64::from(shape.voters)) as u16;
+    steps.push((at, Step::TakeOver { node: heir }));
+    let (down, up) = (at + chance.between(50, 1_200), chance.between(100, 3_000));
+    for node in (0..u16::from(shape.voters)).filter(|&node| node != heir) {
+        steps.push((down, Step::Crash { node }));
+        steps.push((down + up, Step::Start { node }));
+    }
+}
+
+/// Another supervisor comes while slow hosts still encode what the one before has placed, and a further context wants the room.
+fn crowds(shape: Shape, steps: &mut Vec<(u64, Step)>, chance: &mut Chance) {
+    let at = chance.between(20_000, 80_000);
+    let node = shape.query_nodes - 1;
+    let blocks = shape.capacity_blocks * u64::from(shape.nodes) * 6 / 10;
+    for node in 0..shape.nodes {
+        steps.push((at, Step::SlowHost { node, times: 50 }));
+        steps.push((at + 60_000, Step::SlowHost { node, times: 1 }));
+    }
+    steps.push((at + 100, Step::Context { node, blocks }));
+    if shape.voters > 0 {
+        let heir = chance.below(u64::from(shape.voters)) as u16;
+        steps.push((at + 1_000, Step::TakeOver { node: heir }));
+    } else {
+        steps.push((at + 1_000, Step::Crash { node: 0 }));
+        steps.push((at + 1_200, Step::Start { node: 0 }));
+    }
+    steps.push((at + chance.between(4_000, 8_000), Step::Context { node: 0, blocks }));
+}
+
+/// The first node leads, is cut off, and is asked for something that no other voter hears of.
+fn wish_of_one_alone(shape: Shape, steps: &mut Vec<(u64, Step)>, chance: &mut Chance) {
+    let at = chance.between(25_000, FAULTS_END_MS);
+    let node = chance.below(u64::from(shape.nodes)) as u16;
+    steps.push((at, Step::TakeOver { node: 0 }));
+    steps.push((at + 3_000, Step::Isolate { node: 0 }));
+    steps.push((at + 3_000 + chance.between(10, 4_000), Step::Cordon { node }));
+    steps.push((at + 20_000 + chance.below(20_000), Step::Mend));
 }
 
 /// A fault, and mostly its end.
@@ -279,6 +370,7 @@ fn add_fault(shape: Shape, steps: &mut Vec<(u64, Step)>, chance: &mut Chance) {
         }
         11 => add(at, Step::DamagedCopies { node }),
         12 => add(at, Step::Lying { node }),
+        13 if shape.voters > 0 => add(at, Step::TakeOver { node: node % u16::from(shape.voters) }),
         13 => add(at, Step::SecondSupervisor { node }),
         14 => {
             add(at, Step::Drain { node, deadline_s: chance.pick(&[None, Some(5), Some(30)]) });

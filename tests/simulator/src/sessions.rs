@@ -13,10 +13,10 @@ use stellate_model::block::BlockId;
 use crate::agent::truth;
 use crate::chance::digest;
 use crate::context::TurnLog;
-use crate::disk::Write;
 use crate::message::{Message, Purpose, Timer};
 use crate::mutation::Mutation;
 use crate::node::node_of;
+use crate::owning::{Errand, turns_of};
 use crate::query::part;
 use crate::world::World;
 
@@ -58,8 +58,8 @@ enum Waits {
     },
     /// For the context to be healed.
     Heal,
-    /// For the disk.
-    Disk(u64),
+    /// For its copies.
+    Copies,
 }
 
 impl Session {
@@ -80,53 +80,80 @@ impl Session {
 }
 
 impl World {
-    /// The sessions over a context that has just been made: each is there once it is on the disk.
+    /// The sessions over a context that has just been made: each is there once its copies are.
     pub(crate) fn open_sessions(&mut self, number: u16, context: ContextId) {
         for _ in 0..self.chance.between(1, 2) {
             let id = SessionId(self.name());
-            match self.write(number, Write::Session(id, context)) {
-                None => self.checks.refused("the disk is full"),
-                Some(write) => {
-                    if let Some(query) = &mut self.node_mut(number).query {
-                        query.opening.push((write, id, context));
-                    }
-                }
+            if let Some(context) = self.context(number, context) {
+                let spec = context.spec.clone();
+                self.open_session(number, id, spec);
             }
         }
     }
 
-    /// Sessions may be on the disk now.
-    pub(crate) fn sessions_kept(&mut self, number: u16, write: u64) {
+    /// A session is there.
+    pub(crate) fn session_opened(&mut self, number: u16, id: SessionId) {
+        let Some(context) = self.owned(number, id).map(|owned| owned.owner.head().context) else { return };
         let Some(query) = &mut self.node_mut(number).query else { return };
-        let opened: Vec<_> = query.opening.extract_if(.., |(at, ..)| *at <= write).collect();
-        for (_, id, context) in opened {
-            let Some(query) = &mut self.node_mut(number).query else { return };
-            // Given up meanwhile, with its context.
-            if query.contexts.contains_key(&context) {
-                query.sessions.insert(id, Session::new(context, Vec::new()));
-                self.checks.opened(id, number);
-            }
+        // Unless it was given up meanwhile, with its context.
+        if query.contexts.contains_key(&context) {
+            query.sessions.insert(id, Session::new(context, Vec::new()));
+            self.checks.opened(id, number);
         }
     }
 
-    /// A session is asked. Whether it takes the question.
+    /// A session is asked at a node, which takes it over if it is nobody's who can be asked. False if it is busy.
     pub(crate) fn ask_session(&mut self, number: u16, id: SessionId, tokens: u64) -> bool {
-        let (question, step) = (self.chance.word(), self.name());
-        let Some(query) = &mut self.node_mut(number).query else { return false };
-        let Some(session) = query.sessions.get_mut(&id).filter(|session| session.turn.is_none()) else {
-            return false;
-        };
-        session.turn = Some(Turn {
-            question,
-            wanted: tokens,
-            tokens: Vec::new(),
-            retries: 0,
-            step,
-            waits: Waits::Nothing,
-        });
-        self.checks.asked();
-        self.advance(number, id);
+        let is_asked = |session: &Session| session.turn.is_some();
+        match &self.node(number).query {
+            Some(query) if !query.sessions.get(&id).is_some_and(is_asked) => {}
+            _ => return false,
+        }
+        match self.owned(number, id).map(|owned| owned.is_taken()) {
+            Some(true) => self.errand(number, id, Errand::Claim(tokens)),
+            Some(false) => return false,
+            None => self.take(number, id, tokens, false),
+        }
         true
+    }
+
+    /// Whoever asked was told which node has the session.
+    pub(crate) fn redirected(&mut self, owner: u16, id: SessionId, tokens: u64) {
+        let node = self.node(owner);
+        if !node.is_up || node.paused_at.is_some() || !self.ask_session(owner, id, tokens) {
+            self.checks.refused("the node that has the session does not answer");
+        }
+    }
+
+    /// A session was taken over.
+    pub(crate) fn session_taken(&mut self, number: u16, id: SessionId, tokens: u64) {
+        let log = self.node(number).disk.session(id).unwrap_or_default();
+        self.trace.note(self.now, number, &[400, id.0, log.copy.turns], || format!("takes {id} over"));
+        self.checks.taken(id, number);
+        // One that stood still meanwhile may have lost it again, which it learns when it writes.
+        let copies = self.nodes.iter().filter_map(|node| node.disk.session(id));
+        if copies.map(|other| other.copy.promised).max() == Some(log.copy.promised) {
+            self.checks.remembered(id, Some(&turns_of(&log.turns)));
+        }
+        self.begin_turn(number, id, tokens);
+    }
+
+    /// A session takes a question: it is this node's, as far as a quorum knows.
+    pub(crate) fn begin_turn(&mut self, number: u16, id: SessionId, wanted: u64) {
+        let (question, step) = (self.chance.word(), self.name());
+        let Some(log) = self.node(number).disk.session(id) else { return };
+        let Some(spec) = log.spec.filter(|spec| self.adopt(number, spec)) else {
+            return self.checks.refused("the disk is full");
+        };
+        let Some(query) = &mut self.node_mut(number).query else { return };
+        let opened = || Session::new(spec.id, turns_of(&log.turns));
+        let session = query.sessions.entry(id).or_insert_with(opened);
+        if session.turn.is_none() {
+            let (tokens, waits) = (Vec::new(), Waits::Nothing);
+            session.turn = Some(Turn { question, wanted, tokens, retries: 0, step, waits });
+            self.checks.asked();
+            self.advance(number, id);
+        }
     }
 
     /// The next step of a turn.
@@ -270,49 +297,66 @@ impl World {
         }
     }
 
-    /// A turn is over: it is written down, and acknowledged once it is on the disk.
+    /// A turn is over: it is written down, and acknowledged once its copies are.
     fn finish(&mut self, number: u16, id: SessionId) {
-        let ignores = self.has(Mutation::IgnoreFullDisk);
-        let Some(query) = &mut self.node_mut(number).query else { return };
-        let Some(session) = query.sessions.get_mut(&id) else { return };
-        let Some(turn) = &session.turn else { return };
-        let log = TurnLog { question: turn.question, tokens: turn.tokens.clone() };
-        let index = session.turns.len();
-        match self.write(number, Write::Turn(id, index, log)) {
-            Some(write) => {
-                let session = self.session(number, id).expect("just looked at");
-                session.turn.as_mut().expect("just looked at").waits = Waits::Disk(write);
-            }
-            None if ignores => self.acknowledge(number, id),
-            None => {
-                self.session(number, id).expect("just looked at").turn = None;
-                self.checks.refused("the disk is full");
-            }
+        let is_own = self.owned(number, id).is_some();
+        let Some(turn) = self.session(number, id).and_then(|session| session.turn.as_mut()) else { return };
+        turn.waits = Waits::Copies;
+        match is_own {
+            true => self.errand(number, id, Errand::Append),
+            false => self.session_closed(number, id),
         }
+    }
+
+    /// The turn that is over, and its number.
+    pub(crate) fn turn_to_write(&mut self, number: u16, id: SessionId) -> Option<(u64, Vec<u8>)> {
+        let session = self.session(number, id)?;
+        let turn = session.turn.as_ref().filter(|turn| matches!(turn.waits, Waits::Copies))?;
+        let log = TurnLog { question: turn.question, tokens: turn.tokens.clone() };
+        Some((session.turns.len() as u64, log.to_bytes()))
     }
 
     fn session(&mut self, number: u16, id: SessionId) -> Option<&mut Session> {
         self.node_mut(number).query.as_mut()?.sessions.get_mut(&id)
     }
 
-    /// Turns may be on the disk now.
-    pub(crate) fn turns_kept(&mut self, number: u16, write: u64) {
-        let Some(query) = &self.node(number).query else { return };
-        let is_kept = |session: &Session| {
-            session.turn.as_ref().is_some_and(|turn| matches!(turn.waits, Waits::Disk(at) if at <= write))
-        };
-        let kept: Vec<_> = query.sessions.iter().filter(|(_, s)| is_kept(s)).map(|(&id, _)| id).collect();
-        for id in kept {
-            self.acknowledge(number, id);
+    /// A turn was not written.
+    pub(crate) fn turn_failed(&mut self, number: u16, id: SessionId, cause: &'static str) {
+        if let Some(session) = self.session(number, id)
+            && session.turn.take().is_some()
+        {
+            self.checks.refused(cause);
         }
     }
 
-    fn acknowledge(&mut self, number: u16, id: SessionId) {
-        let Some(session) = self.session(number, id) else { return };
-        let Some(turn) = session.turn.take() else { return };
-        let log = TurnLog { question: turn.question, tokens: turn.tokens };
-        session.turns.push(log.clone());
-        self.checks.acknowledged(id, log);
+    /// A turn is written down here, and too few of its copies are.
+    pub(crate) fn turn_unsettled(&mut self, number: u16, id: SessionId) {
+        if self.end_turn(number, id) {
+            self.checks.refused("too few copies answer");
+        }
+    }
+
+    /// A turn is on the disks of a quorum.
+    pub(crate) fn acknowledge(&mut self, number: u16, id: SessionId) {
+        if self.end_turn(number, id) {
+            let turns = self.session(number, id).map(|session| session.turns.clone()).unwrap_or_default();
+            self.checks.acknowledged(id, number, turns);
+        }
+    }
+
+    fn end_turn(&mut self, number: u16, id: SessionId) -> bool {
+        let Some(session) = self.session(number, id) else { return false };
+        let Some(turn) = session.turn.take() else { return false };
+        session.turns.push(TurnLog { question: turn.question, tokens: turn.tokens });
+        true
+    }
+
+    /// A session is not this node's any more.
+    pub(crate) fn session_closed(&mut self, number: u16, id: SessionId) {
+        let Some(query) = &mut self.node_mut(number).query else { return };
+        if query.sessions.remove(&id).is_some_and(|session| session.is_asked()) {
+            self.checks.refused("another node has the session");
+        }
     }
 
     /// Tells the supervisor that a move is followed, as soon as no step is under way that goes where the block was.

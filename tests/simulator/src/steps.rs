@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use stellate_actors::cluster::messages::SupervisorRequest;
+use stellate_actors::session::SessionId;
 
 use crate::node::{Node, key_of};
 use crate::scenario::Step;
@@ -37,6 +38,7 @@ pub(crate) fn take(world: &mut World, step: Step) {
         Step::DamagedCopies { node } => world.node_mut(node).agent.host.damages += 3,
         Step::Lying { node } => world.node_mut(node).agent.host.lies += 4,
         Step::SecondSupervisor { node } => second_supervisor(world, node),
+        Step::TakeOver { node } => world.take_the_lead(node),
         Step::Cordon { node } => world.wish(SupervisorRequest::Cordon(key_of(node))),
         Step::Uncordon { node } => world.wish(SupervisorRequest::Uncordon(key_of(node))),
         Step::Drain { node, deadline_s } => {
@@ -50,14 +52,35 @@ pub(crate) fn take(world: &mut World, step: Step) {
             }
         }
         Step::Release { context } => release(world, context),
-        Step::Ask { session, tokens } => {
-            let sessions = world.checks.sessions();
-            if let Some(&(id, node)) = sessions.get((session % sessions.len().max(1) as u64) as usize)
-                && world.node(node).is_up
+        Step::Ask { session, tokens, elsewhere } => ask(world, session, tokens, elsewhere),
+        Step::Move { session, node } => {
+            if let Some((id, at)) = session_of(world, session)
+                && at != node
+                && answers(world, node)
             {
-                world.ask_session(node, id, tokens);
+                world.take(node, id, 1, true);
             }
         }
+    }
+}
+
+fn session_of(world: &World, which: u64) -> Option<(SessionId, u16)> {
+    let sessions = world.checks.sessions();
+    sessions.get((which % sessions.len().max(1) as u64) as usize).copied()
+}
+
+/// Whether a node runs sessions and hears whoever asks.
+fn answers(world: &World, number: u16) -> bool {
+    let node = world.nodes.get(usize::from(number));
+    node.is_some_and(|node| node.is_up && node.paused_at.is_none() && node.query.is_some())
+}
+
+/// A session is asked, at another node if the one that has it is not there.
+fn ask(world: &mut World, which: u64, tokens: u64, elsewhere: Option<u16>) {
+    let Some((id, at)) = session_of(world, which) else { return };
+    let mut nodes = elsewhere.into_iter().chain([at]).chain(0..world.scenario.shape.query_nodes);
+    if let Some(node) = nodes.find(|&node| answers(world, node)) {
+        world.ask_session(node, id, tokens);
     }
 }
 
@@ -71,6 +94,9 @@ fn join(world: &mut World) {
 }
 
 fn second_supervisor(world: &mut World, number: u16) {
+    if world.scenario.shape.voters > 0 {
+        return;
+    }
     let node = world.node_mut(number);
     let (is_second, is_up) = (!node.supervises, node.is_up);
     node.supervises = true;
@@ -104,9 +130,11 @@ fn node_of(step: Step) -> Option<u16> {
         | Step::DamagedCopies { node }
         | Step::Lying { node }
         | Step::SecondSupervisor { node }
+        | Step::TakeOver { node }
         | Step::Cordon { node }
         | Step::Uncordon { node }
         | Step::Drain { node, .. }
+        | Step::Move { node, .. }
         | Step::Context { node, .. } => Some(node),
         Step::Cut { from, to } => Some(from.max(to)),
         Step::Join | Step::Mend | Step::Rebalance | Step::Release { .. } | Step::Ask { .. } => None,
@@ -130,12 +158,14 @@ fn name(step: Step) -> &'static str {
         Step::DamagedCopies { .. } => "damaged copies",
         Step::Lying { .. } => "host that lies about its cover",
         Step::SecondSupervisor { .. } => "second supervisor",
+        Step::TakeOver { .. } => "voter asked to lead",
         Step::Cordon { .. } => "cordon",
         Step::Uncordon { .. } => "uncordon",
         Step::Drain { .. } => "drain",
         Step::Rebalance => "rebalance",
         Step::Context { .. } => "new context",
         Step::Release { .. } => "context given up",
+        Step::Move { .. } => "session moved",
         Step::Ask { .. } => "question",
     }
 }

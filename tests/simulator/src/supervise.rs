@@ -1,11 +1,12 @@
 //! The supervisor on a node that supervises: the real state machine, started and ended as a member does it, with what must be
 //! on the disk before anybody hears of it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use stellate_actors::cluster::drain::DrainState;
 use stellate_actors::cluster::intents::Intent;
+use stellate_actors::cluster::mandate::Mandate;
 use stellate_actors::cluster::messages::{
     AgentOrder, AgentRefusal, AgentReply, AgentRequest, NodeKey, Refusal, SupervisorReply, SupervisorRequest,
 };
@@ -17,7 +18,7 @@ use stellate_actors::cluster::term::Term;
 use crate::disk::Write;
 use crate::message::{Message, Purpose, Timer};
 use crate::mutation::Mutation;
-use crate::node::number_of;
+use crate::node::{key_of, number_of};
 use crate::world::World;
 
 /// How long an agent may take for an order that computes and copies nothing.
@@ -25,6 +26,9 @@ const QUICK: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether another supervisor is still there.
 const STAND_BY: Duration = Duration::from_secs(1);
+
+/// So long after it was away a node has surely reported.
+const LATELY: Duration = Duration::from_secs(10);
 
 /// What a node does as a supervisor.
 #[derive(Debug)]
@@ -45,16 +49,21 @@ pub(crate) struct Running {
     pub(crate) cluster: Cluster,
     /// No other supervisor has this number.
     pub(crate) instance: u64,
+    /// Until when it may act.
+    mandate: Mandate,
     mailbox: VecDeque<(u16, u64, SupervisorRequest)>,
     /// What is wanted of a node, on its way to the disk, and who waits for that.
     keeping: Option<Keeping>,
     has_reported: bool,
     reported: BTreeSet<NodeKey>,
+    /// Nodes that membership took for dead, and when.
+    gone: BTreeMap<NodeKey, Duration>,
     began: Duration,
 }
 
 #[derive(Debug)]
 struct Keeping {
+    /// On the disk of its node, if it is that which counts.
     write: Option<u64>,
     wish: (NodeKey, Option<Intent>),
     before: Option<Intent>,
@@ -97,37 +106,89 @@ impl World {
 
     /// A term or an intent may be on the disk now.
     pub(crate) fn supervisor_kept(&mut self, number: u16, write: u64) {
-        let (now, name, forgets) = (self.now, self.name(), self.has(Mutation::ForgetIntents));
+        let forgets = self.has(Mutation::ForgetIntents);
         let node = self.node_mut(number);
-        let (clock, wall) = (node.clock(now), node.wall(now));
         match &mut node.supervising {
             Supervising::Raising { write: raising, term } if *raising <= write => {
                 let intents = if forgets { Default::default() } else { node.disk.kept().intents.clone() };
-                let settings = ClusterSettings::default();
-                let cluster = Cluster::new(clock, wall, *term, settings, intents);
-                let running = Running {
-                    cluster,
-                    instance: name,
-                    mailbox: VecDeque::new(),
-                    keeping: None,
-                    has_reported: false,
-                    reported: BTreeSet::new(),
-                    began: now,
-                };
-                node.supervising = Supervising::Running(Box::new(running));
+                let term = *term;
+                self.run_supervisor(number, term, Mandate::configured(), intents);
             }
-            Supervising::Running(running) => {
-                let is_kept = |keeping: &mut Keeping| keeping.write.is_some_and(|number| number <= write);
-                if let Some(keeping) = running.keeping.take_if(is_kept) {
-                    let (node, intent) = keeping.wish;
-                    if let Some((to, call, reply)) = keeping.answer {
-                        self.checks.wished(node, intent);
-                        self.send(number, to, Message::Answer(call, reply));
-                    }
-                    self.supervisor_goes_on(number);
-                }
+            Supervising::Running(running)
+                if running
+                    .keeping
+                    .as_ref()
+                    .and_then(|keeping| keeping.write)
+                    .is_some_and(|at| at <= write) =>
+            {
+                self.wish_kept(number);
             }
             _ => {}
+        }
+    }
+
+    /// A supervisor runs from now on.
+    pub(crate) fn run_supervisor(
+        &mut self,
+        number: u16,
+        term: Term,
+        mandate: Mandate,
+        intents: BTreeMap<NodeKey, Intent>,
+    ) {
+        let (now, instance) = (self.now, self.name());
+        let node = self.node_mut(number);
+        let (clock, wall) = (node.clock(now), node.wall(now));
+        let mut cluster = Cluster::new(clock, wall, term, ClusterSettings::default(), intents);
+        if mandate.is_elected() {
+            cluster.fence_agents();
+        }
+        let running = Running {
+            cluster,
+            instance,
+            mandate,
+            mailbox: VecDeque::new(),
+            keeping: None,
+            has_reported: false,
+            reported: BTreeSet::new(),
+            gone: BTreeMap::new(),
+            began: now,
+        };
+        node.supervising = Supervising::Running(Box::new(running));
+    }
+
+    /// Whether a supervisor can know what a node holds. One that cannot be reached, or that membership takes for dead, counts for
+    /// nothing, and so does what it holds, until it has reported again; supervisors beside one another take each other's copies for further ones.
+    fn knows(&self, number: u16, other: u16) -> bool {
+        let is_new = self.node(other).disturbed + LATELY > self.now;
+        let running = self.node(number).supervising.running();
+        let gone = running.and_then(|running| running.gone.get(&key_of(other)));
+        let is_gone = gone.is_some_and(|at| *at + LATELY > self.now);
+        let was_away =
+            is_new || is_gone || self.network.has_broken(number, other, self.now.saturating_sub(LATELY));
+        self.reaches(number, other) && !was_away && !self.scenario.has_second_supervisor()
+    }
+
+    /// What is wanted of a node is kept: whoever wanted it is told.
+    pub(crate) fn wish_kept(&mut self, number: u16) {
+        let Some(running) = self.node_mut(number).supervising.running_mut() else { return };
+        let Some(Keeping { wish: (node, intent), answer, .. }) = running.keeping.take() else { return };
+        if let Some((to, call, reply)) = answer {
+            self.checks.wished(node, intent);
+            self.send(number, to, Message::Answer(call, reply));
+        }
+        self.supervisor_goes_on(number);
+    }
+
+    /// A supervisor that may not act any more does nothing of what it has in mind.
+    fn look_at_mandate(&mut self, number: u16) {
+        let (now, ignores) = (self.now, self.has(Mutation::IgnoreLease));
+        let node = self.node_mut(number);
+        let clock = node.clock(now);
+        if let Some(running) = node.supervising.running_mut()
+            && !running.mandate.holds(running.cluster.term(), clock)
+            && !ignores
+        {
+            running.cluster.stand_down();
         }
     }
 
@@ -138,7 +199,11 @@ impl World {
 
     /// The nodes on which a supervisor runs.
     pub(crate) fn supervisors(&self) -> impl Iterator<Item = u16> + '_ {
-        (0u16..).zip(&self.nodes).filter(|(_, node)| node.supervising.running().is_some()).map(|(n, _)| n)
+        // Any node can be told by mistake to supervise; of voters only one of them does.
+        let voters = usize::from(self.scenario.shape.voters);
+        let among = if voters > 0 { voters.min(self.nodes.len()) } else { self.nodes.len() };
+        let candidates = (0u16..).zip(&self.nodes[..among]);
+        candidates.filter(|(_, node)| node.supervising.running().is_some()).map(|(number, _)| number)
     }
 
     /// What the supervisor of a node knows, if one runs there.
@@ -157,6 +222,7 @@ impl World {
     fn supervisor_goes_on(&mut self, number: u16) {
         self.act(number);
         loop {
+            self.look_at_mandate(number);
             let now = self.node(number).clock(self.now);
             let Some(running) = self.node_mut(number).supervising.running_mut() else { return };
             if running.keeping.is_some() {
@@ -190,6 +256,7 @@ impl World {
     /// Carries out what a supervisor has done, until something must be on the disk first.
     fn act(&mut self, number: u16) {
         loop {
+            self.look_at_mandate(number);
             let Some(running) = self.node_mut(number).supervising.running_mut() else { return };
             if running.keeping.is_some() {
                 return;
@@ -205,20 +272,18 @@ impl World {
                     self.send(number, number_of(node), Message::Notice(notice));
                 }
                 Action::Drain(progress) => {
-                    // One that cannot be reached counts for nothing, and so does what it holds.
-                    let is_there = self.reaches(number, number_of(progress.node));
-                    if progress.state == DrainState::Done && is_there {
+                    if progress.state == DrainState::Done && self.knows(number, number_of(progress.node)) {
                         self.checks.drained(&self.nodes, progress.node);
                     }
                 }
                 Action::Intent { node, intent, before } => {
                     self.checks.wish(node, intent);
-                    let write = self.write(number, Write::Intent(node, intent));
-                    let running = self.node_mut(number).supervising.running_mut().expect("just looked at");
-                    running.keeping = Some(Keeping { write, wish: (node, intent), before, answer: None });
-                    if write.is_none() {
-                        self.not_kept(number);
-                    }
+                    self.keep(number, (node, intent), before);
+                }
+                Action::Replaced { .. } if running.mandate.is_elected() => {
+                    let Action::Replaced { highest } = action else { unreachable!("just looked at") };
+                    self.node_mut(number).supervising = Supervising::Not;
+                    self.elected_ended(number, term, highest);
                 }
                 Action::Replaced { highest } => {
                     self.node_mut(number).supervising = Supervising::StandingBy { highest };
@@ -228,8 +293,31 @@ impl World {
         }
     }
 
-    /// What is wanted of a node could not be written: it does not hold.
-    fn not_kept(&mut self, number: u16) {
+    /// Keeps what is wanted of a node: on this node's disk, or where a majority of voters has it.
+    fn keep(&mut self, number: u16, wish: (NodeKey, Option<Intent>), before: Option<Intent>) {
+        let Some(running) = self.node_mut(number).supervising.running_mut() else { return };
+        let is_elected = running.mandate.is_elected();
+        running.keeping = Some(Keeping { write: None, wish, before, answer: None });
+        let is_proposed = match is_elected {
+            true => self.propose(number, wish),
+            false => match self.write(number, Write::Intent(wish.0, wish.1)) {
+                None => false,
+                write => {
+                    let keeping = self.node_mut(number).supervising.running_mut();
+                    if let Some(keeping) = keeping.and_then(|running| running.keeping.as_mut()) {
+                        keeping.write = write;
+                    }
+                    true
+                }
+            },
+        };
+        if !is_proposed {
+            self.not_kept(number);
+        }
+    }
+
+    /// What is wanted of a node could not be kept: it does not hold, or it is not known whether it does.
+    pub(crate) fn not_kept(&mut self, number: u16) {
         let now = self.node(number).clock(self.now);
         let Some(running) = self.node_mut(number).supervising.running_mut() else { return };
         let Some(keeping) = running.keeping.take() else { return };
@@ -290,8 +378,10 @@ impl World {
 
     /// A node was seen to go.
     pub(crate) fn node_gone(&mut self, number: u16, node: NodeKey) {
+        let at = self.now;
         let now = self.node(number).clock(self.now);
         if let Some(running) = self.node_mut(number).supervising.running_mut() {
+            running.gone.insert(node, at);
             running.cluster.node_gone(now, node);
             self.supervisor_goes_on(number);
         }
@@ -323,8 +413,9 @@ impl World {
 
     /// Nodes that supervise by mistake are told not to.
     pub(crate) fn end_second_supervisors(&mut self) {
+        let is_elected = self.scenario.shape.voters > 0;
         for node in &mut self.nodes {
-            if !node.supervises {
+            if !node.supervises && !is_elected {
                 node.supervising = Supervising::Not;
             }
         }

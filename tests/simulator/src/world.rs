@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use stellate_actors::cluster::term::Term;
+
 use crate::chance::Chance;
 use crate::checks::{Checks, Violation};
+use crate::disk::Disk;
 use crate::message::{Call, Message, Purpose, Timer};
 use crate::mutation::Mutation;
 use crate::network::Network;
@@ -20,6 +23,9 @@ const WILD: Duration = Duration::from_secs(8);
 
 /// Silence after which a connection counts as broken.
 pub(crate) const IDLE: Duration = Duration::from_millis(1500);
+
+/// Events for each node after which something goes round in circles: more than a hundred times what runs have.
+const MOST_EVENTS: u64 = 500_000;
 
 /// Something that is due at a node.
 #[derive(Clone, Debug)]
@@ -48,6 +54,8 @@ pub(crate) struct World {
     /// What is due, in the order of time and then of chance.
     queue: BTreeMap<(Duration, u64), (u16, Event)>,
     next_event: u64,
+    /// What was due so far.
+    dispatched: u64,
     next_call: u64,
     /// Names that were given to contexts, sessions and supervisors.
     next_name: u64,
@@ -68,10 +76,16 @@ impl World {
             trace,
             queue: BTreeMap::new(),
             next_event: 0,
+            dispatched: 0,
             next_call: 0,
             next_name: 0,
             scenario,
         };
+        if shape.had_supervisor
+            && let Some(last) = world.nodes.last_mut()
+        {
+            last.disk = Disk::remembering(Term { counter: 5, node: last.key });
+        }
         for (index, (at, _)) in world.scenario.steps.clone().into_iter().enumerate() {
             world.schedule(Duration::from_millis(at), 0, Event::Step(index));
         }
@@ -170,6 +184,10 @@ impl World {
         {
             let ((at, _), (node, event)) = self.queue.pop_first().expect("just looked at");
             self.now = at;
+            self.dispatched += 1;
+            if self.dispatched > MOST_EVENTS * self.nodes.len() as u64 {
+                self.checks.fail("a run ends", format!("{} events and more", self.dispatched));
+            }
             self.dispatch(node, event);
             self.checks.verdict()?;
         }
@@ -230,6 +248,8 @@ impl World {
             Timer::Settle(context, attempt) => self.settle_again(number, context, attempt),
             Timer::Tell(request, until) => self.tell(number, request, until),
             Timer::StandBy => self.stand_by(number),
+            Timer::Vote => self.vote_due(number),
+            Timer::Wish(version) => self.wish_due(number, version),
             Timer::Session(session) => self.advance(number, session),
         }
     }
@@ -242,13 +262,22 @@ impl World {
             Message::Notice(notice) => self.noticed(number, notice),
             Message::Attend(call, query, blocks) => self.attend(number, from, call, query, &blocks),
             Message::Fetch(call, block) => self.fetch(number, from, call, block),
+            Message::Look(call, session) => self.look(number, from, call, session),
+            Message::Keep(call, session, request, spec) => {
+                self.keep_asked(number, (from, call), session, request, spec);
+            }
+            Message::FetchLog(call, session) => self.send_log(number, from, call, session),
+            Message::Vote(word) => self.vote_heard(number, from, word),
             Message::Datagram(bytes) => self.membership_heard(number, from, &bytes, false),
             Message::Roster(bytes) => self.membership_heard(number, from, &bytes, true),
             Message::Contact => self.membership_contact(number, from),
             Message::Answer(call, _)
             | Message::Obeyed(call, _)
             | Message::Attended(call, _)
-            | Message::Fetched(call, _) => {
+            | Message::Fetched(call, _)
+            | Message::Looked(call, _)
+            | Message::Kept(call, _)
+            | Message::Logged(call, _) => {
                 let Some(call) = self.take_call(number, call, &message) else { return };
                 self.answered(number, call, message);
             }

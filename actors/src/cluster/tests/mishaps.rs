@@ -141,3 +141,34 @@ fn silence_while_the_supervisor_stood_still_counts_for_nothing() {
     two.pass(6, &[0], &[0]);
     assert_eq!(states(&two), [HostState::Active, HostState::Gone], "silence from then on counts");
 }
+
+#[test]
+fn a_promise_that_a_host_has_no_room_for_is_taken_back_and_made_elsewhere() {
+    let mut two = Two::new();
+    let claim = ContextClaim { anchor: None, ..claim(2, 6, 1) };
+    let placed = two.cluster.place(two.now, claim.clone(), &[]).unwrap().placed;
+    assert!(placed.iter().any(|placed| placed.host == host(0)), "both have room");
+    // What an earlier supervisor had placed there was encoded late, and fills it.
+    let late = (200..210).map(|number| HeldBlock { id: super::super::sim::block(number), bytes: BLOCK });
+    let full = HostInventory {
+        host: host(0),
+        capacity_bytes: 10 * BLOCK,
+        blocks: late.collect(),
+        inbound: Vec::new(),
+        from_disk: Vec::new(),
+        computed_blocks: 0,
+        encode_tokens_per_s: 0,
+        copy_bytes_per_s: 0,
+    };
+    let (at, seen) = (Stamp { start: 1, count: 10 * two.reports + 1 }, two.cluster.term());
+    let inventory = Inventory { node: node(0), at, up_ms: 0, seen, hosts: vec![full], disk: None };
+    two.cluster.inventory(two.now, &inventory);
+    let rows = two.cluster.snapshot(two.now).hosts;
+    assert!(rows.iter().all(|row| row.used_bytes <= row.capacity_bytes), "{rows:?}");
+    let told = two.actions().into_iter().any(|action| {
+        matches!(action, Action::ToQueryNode { notice: QueryNodeNotice::Lost { context, .. }, .. } if context == claim.context)
+    });
+    assert!(told, "its query node has it encoded elsewhere");
+    let placed = two.cluster.place(two.now, claim, &[]).unwrap().placed;
+    assert!(placed.iter().all(|placed| placed.host == host(1)), "{placed:?}");
+}
