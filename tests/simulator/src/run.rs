@@ -25,7 +25,7 @@ const QUIET: Duration = Duration::from_secs(180);
 /// How long the last questions may take.
 const LAST: Duration = Duration::from_secs(60);
 
-/// Blocks that a host must have room for so that whatever was placed once can be placed again.
+/// Blocks of room up to which not all that was placed once can be placed again: scenarios fill such hosts.
 const ROOMY: u64 = 16;
 
 /// How often it is looked.
@@ -193,7 +193,8 @@ impl World {
                 // Blocks that lay close together before need not find room once more where there is little, nor where further
                 // copies have taken it: the failure model says so.
                 let shape = self.scenario.shape;
-                if full(self) > refused && (shape.capacity_blocks < ROOMY || shape.replicas > 1) {
+                let is_tight = shape.capacity_blocks <= ROOMY || shape.replicas > 1;
+                if full(self) > refused && is_tight {
                     break;
                 }
                 let Some((_, number)) = self.checks.sessions().into_iter().find(|(id, _)| *id == session)
@@ -202,7 +203,6 @@ impl World {
                 };
                 // Nor where room is kept: for what a node that ended was about to make, or for a copy that nobody came for, a
                 // quarter of an hour.
-                let is_tight = shape.capacity_blocks <= ROOMY || shape.replicas > 1;
                 let is_kept = self.nodes.iter().any(|node| !node.agent.host.promised.is_empty());
                 if self.now >= end && is_tight && (self.checks.left_unmade || is_kept) {
                     break;
