@@ -17,8 +17,9 @@ use crate::error::AskError;
 use crate::session::SessionId;
 use crate::turn::{AskOptions, QueryInput, TurnEvent};
 
-/// How long nothing may come of it before it is given up: longer than a dead node takes to be noticed and replaced.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long nothing may come of it before it is given up: longer than a dead node takes to be noticed and replaced, and a
+/// supervisor to be elected.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Times that the turns of a session are counted before it is given up: others go on asking it.
@@ -190,7 +191,9 @@ impl Roaming {
                 }
                 event = call.event() => event?,
             };
-            self.progress = Instant::now();
+            if is_progress(&event) {
+                self.progress = Instant::now();
+            }
             let told = match event {
                 Event::Token(head) => {
                     self.received += 1;
@@ -220,6 +223,11 @@ impl Roaming {
             }
         }
     }
+}
+
+/// Whether an answer has come nearer. Nodes that say again and again why they cannot answer would else be asked for ever.
+fn is_progress(event: &Event) -> bool {
+    matches!(event, Event::Token(_) | Event::QueryLogits | Event::Finished(_))
 }
 
 /// Where to ask next: where the session is said to be, else the known nodes in turn.

@@ -9,7 +9,7 @@ use std::thread;
 use stellate_simulator::{Counts, Outcome, Scenario, run, shrink};
 
 /// Seeds that are run by default; `STELLATE_SEEDS` says how many instead, `STELLATE_FIRST_SEED` from which on.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 2_000;
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
