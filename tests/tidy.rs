@@ -245,7 +245,7 @@ fn nothing_names_a_folder_of_the_machine_it_was_written_on() {
     // Written in two parts each, or this file would find itself.
     let folders =
         [concat!("/ho", "me/"), concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/Us", "ers/")];
-    // The folder must begin the path: `docs/work/` is another matter.
+    // The folder must begin the path: one of that name further down is another matter.
     let names = |line: &str, folder: &str| {
         line.match_indices(folder).any(|(at, _)| {
             !line[..at].ends_with(|c: char| {

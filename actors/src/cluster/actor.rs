@@ -320,16 +320,11 @@ mod tests {
         }
         fn inventory(&self) -> BoxFuture<'static, Vec<HostInventory>> {
             let held = self.0.lock().unwrap();
-            let inventory = HostInventory {
-                host: host(0),
-                capacity_bytes: 1000,
-                blocks: held.iter().map(|(&id, &bytes)| HeldBlock { id, bytes }).collect(),
-                inbound: Vec::new(),
-                from_disk: Vec::new(),
-                computed_blocks: 0,
-                encode_tokens_per_s: 0,
-                copy_bytes_per_s: 0,
-            };
+            let inventory = HostInventory::of(
+                host(0),
+                1000,
+                held.iter().map(|(&id, &bytes)| HeldBlock { id, bytes }).collect(),
+            );
             Box::pin(async move { vec![inventory] })
         }
     }

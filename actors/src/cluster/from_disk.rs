@@ -59,14 +59,8 @@ mod tests {
         let listed =
             |ids: &[BlockId]| ids.iter().map(|&id| HeldBlock { id, bytes: BLOCK }).collect::<Vec<_>>();
         let reported = HostInventory {
-            host: host(number),
-            capacity_bytes: 1000,
-            blocks: listed(held),
-            inbound: Vec::new(),
             from_disk: listed(coming),
-            computed_blocks: 0,
-            encode_tokens_per_s: 0,
-            copy_bytes_per_s: 0,
+            ..HostInventory::of(host(number), 1000, listed(held))
         };
         let at = Stamp { start: 1, count };
         Inventory {

@@ -192,6 +192,22 @@ pub struct HostInventory {
     pub copy_bytes_per_s: u64,
 }
 
+impl HostInventory {
+    /// Of a host that holds blocks, and of which nothing was measured yet.
+    pub fn of(host: HostId, capacity_bytes: u64, blocks: Vec<HeldBlock>) -> Self {
+        Self {
+            host,
+            capacity_bytes,
+            blocks,
+            inbound: Vec::new(),
+            from_disk: Vec::new(),
+            computed_blocks: 0,
+            encode_tokens_per_s: 0,
+            copy_bytes_per_s: 0,
+        }
+    }
+}
+
 /// What a node's agent reports when it connects and every second: also its heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 pub struct Inventory {

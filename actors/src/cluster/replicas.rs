@@ -138,15 +138,12 @@ mod tests {
 
     fn inventory(count: u64, node: u8, hosts: &[&[BlockId]]) -> Inventory {
         let key = [0, 0, 0, 0, 0, node];
-        let host = |(index, blocks): (u16, &&[BlockId])| HostInventory {
-            host: HostId::of_node(key, index),
-            capacity_bytes: 10_000,
-            blocks: blocks.iter().map(|&id| HeldBlock { id, bytes: 100 }).collect(),
-            inbound: Vec::new(),
-            from_disk: Vec::new(),
-            computed_blocks: 0,
-            encode_tokens_per_s: 0,
-            copy_bytes_per_s: 0,
+        let host = |(index, blocks): (u16, &&[BlockId])| {
+            HostInventory::of(
+                HostId::of_node(key, index),
+                10_000,
+                blocks.iter().map(|&id| HeldBlock { id, bytes: 100 }).collect(),
+            )
         };
         let at = Stamp { start: 1, count };
         Inventory {

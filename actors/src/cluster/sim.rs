@@ -297,14 +297,9 @@ impl World {
             };
             let at = host.next();
             let inventory = HostInventory {
-                host: id,
-                capacity_bytes: host.capacity,
-                blocks: held(&host.blocks),
-                inbound: Vec::new(),
-                from_disk: Vec::new(),
-                computed_blocks: 0,
                 encode_tokens_per_s: 1000,
                 copy_bytes_per_s: 1000,
+                ..HostInventory::of(id, host.capacity, held(&host.blocks))
             };
             let up_ms = (now - host.since).as_millis() as u64;
             let seen = host.fence.highest();

@@ -422,16 +422,7 @@ fn a_first_supervisor_begins_at_once_and_one_that_hears_of_another_listens_first
         at: Stamp { start: 1, count: 1 },
         up_ms: 0,
         seen,
-        hosts: vec![HostInventory {
-            host: host(0),
-            capacity_bytes: 1000,
-            blocks: Vec::new(),
-            inbound: Vec::new(),
-            from_disk: Vec::new(),
-            computed_blocks: 0,
-            encode_tokens_per_s: 0,
-            copy_bytes_per_s: 0,
-        }],
+        hosts: vec![HostInventory::of(host(0), 1000, Vec::new())],
         disk: None,
     };
     let earlier = Term { counter: 1, node: NodeKey([1; 6]) };
@@ -565,16 +556,7 @@ proptest! {
 fn an_elected_supervisor_has_agents_raise_its_term_before_it_orders_anything_else() {
     let node = NodeKey::of(host(0));
     let inventory = |count, seen| {
-        let hosts = vec![HostInventory {
-            host: host(0),
-            capacity_bytes: 1000,
-            blocks: Vec::new(),
-            inbound: Vec::new(),
-            from_disk: Vec::new(),
-            computed_blocks: 0,
-            encode_tokens_per_s: 0,
-            copy_bytes_per_s: 0,
-        }];
+        let hosts = vec![HostInventory::of(host(0), 1000, Vec::new())];
         Inventory { node, at: Stamp { start: 1, count }, up_ms: 0, seen, hosts, disk: None }
     };
     for is_elected in [false, true] {

@@ -44,16 +44,7 @@ mod tests {
     use super::*;
 
     fn inventory(hosts: &[u16]) -> Inventory {
-        let of = |&number: &u16| HostInventory {
-            host: host(number),
-            capacity_bytes: 1000,
-            blocks: Vec::new(),
-            inbound: Vec::new(),
-            from_disk: Vec::new(),
-            computed_blocks: 0,
-            encode_tokens_per_s: 0,
-            copy_bytes_per_s: 0,
-        };
+        let of = |&number: &u16| HostInventory::of(host(number), 1000, Vec::new());
         let at = Stamp { start: 1, count: 1 };
         Inventory {
             node: NodeKey([7; 6]),

@@ -19,8 +19,7 @@ fn attention_over_the_network_is_that_in_memory_bit_for_bit() {
     for format in [KvFormat::F32, KvFormat::Bf16] {
         let asker = Asker::new();
         let model = Model::new(format);
-        let host = asker.runtime.block_on(model.host(HOST));
-        asker.runtime.block_on(model.encode(&host));
+        let host = model.encoded_host(&asker);
         let node = real_node(&asker, "asked", &model, &host);
         let channel = asker.channel(&node, HOST, model.shape(), PATIENT);
         let (mut near, mut far, mut other) = (host.link(), channel.link(), channel.link());
@@ -57,8 +56,7 @@ fn attention_over_the_network_is_that_in_memory_bit_for_bit() {
 fn a_block_that_is_not_there_and_a_host_that_is_gone_are_told_by_name() {
     let asker = Asker::new();
     let model = Model::new(KvFormat::F32);
-    let host = asker.runtime.block_on(model.host(HOST));
-    asker.runtime.block_on(model.encode(&host));
+    let host = model.encoded_host(&asker);
     let node = real_node(&asker, "asked", &model, &host);
     let all: Arc<[BlockId]> = model.blocks.clone().into();
     let foreign = BlockId::from_bytes([7; 32]);
@@ -89,8 +87,7 @@ fn a_block_that_is_not_there_and_a_host_that_is_gone_are_told_by_name() {
 fn a_request_that_was_given_up_does_not_answer_the_next_one() {
     let asker = Asker::new();
     let model = Model::new(KvFormat::F32);
-    let host = asker.runtime.block_on(model.host(HOST));
-    asker.runtime.block_on(model.encode(&host));
+    let host = model.encoded_host(&asker);
     let node = real_node(&asker, "asked", &model, &host);
     let all: Arc<[BlockId]> = model.blocks.clone().into();
     let (mut near, mut far) = (host.link(), asker.channel(&node, HOST, model.shape(), PATIENT).link());

@@ -95,11 +95,7 @@ fn mangled_decode_streams_end_alone_and_others_are_answered() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let asker = Asker::new();
     let model = Model::new(KvFormat::Bf16);
-    let host = asker.runtime.block_on(async {
-        let host = model.host(HOST).await;
-        model.encode(&host).await;
-        host
-    });
+    let host = model.encoded_host(&asker);
     let node = real_node(&asker, "asked", &model, &host);
     let used = host.budget.used_bytes();
     let connection = dial(&asker, &node, ConnectionClass::Decode);
@@ -182,11 +178,7 @@ fn mangled_copies_of_blocks_leave_nothing_in_the_store_and_honest_ones_go_throug
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let asker = Asker::new();
     let model = Model::new(KvFormat::F32);
-    let host = asker.runtime.block_on(async {
-        let host = model.host(HOST).await;
-        model.encode(&host).await;
-        host
-    });
+    let host = model.encoded_host(&asker);
     let node = real_node(&asker, "asked", &model, &host);
     let used = host.budget.used_bytes();
     let connection = dial(&asker, &node, ConnectionClass::Bulk);
@@ -228,11 +220,7 @@ fn mangled_copies_of_blocks_leave_nothing_in_the_store_and_honest_ones_go_throug
 fn queries_that_are_no_numbers_are_answered_to_who_asked_and_change_nothing_for_others() {
     let asker = Asker::new();
     let model = Model::new(KvFormat::Bf16);
-    let host = asker.runtime.block_on(async {
-        let host = model.host(HOST).await;
-        model.encode(&host).await;
-        host
-    });
+    let host = model.encoded_host(&asker);
     let node = real_node(&asker, "asked", &model, &host);
     let channel = asker.channel(&node, HOST, model.shape(), PATIENT);
     let (mut honest, mut hostile) = (channel.link(), channel.link());
@@ -281,11 +269,7 @@ fn a_flood_of_requests_is_answered_or_refused_and_an_honest_member_is_answered_b
     const REQUESTS: u64 = 40;
     let asker = Asker::new();
     let model = Model::new(KvFormat::Bf16);
-    let host = asker.runtime.block_on(async {
-        let host = model.host(HOST).await;
-        model.encode(&host).await;
-        host
-    });
+    let host = model.encoded_host(&asker);
     let node = real_node(&asker, "asked", &model, &host);
     let used = host.budget.used_bytes();
     let connection = dial(&asker, &node, ConnectionClass::Decode);

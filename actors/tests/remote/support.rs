@@ -184,6 +184,15 @@ impl Model {
         }
     }
 
+    /// A host that holds all blocks.
+    pub(crate) fn encoded_host(&self, asker: &Asker) -> ContextHostHandle {
+        asker.runtime.block_on(async {
+            let host = self.host(HOST).await;
+            self.encode(&host).await;
+            host
+        })
+    }
+
     pub(crate) fn local_hosts(&self, host: &ContextHostHandle) -> LocalHosts {
         LocalHosts::new([host.clone()], &self.decoder, self.decoder.kv_shape(self.format))
     }

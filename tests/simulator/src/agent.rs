@@ -176,14 +176,10 @@ impl World {
         let inbound = host.copies.keys().map(|&id| HeldBlock { id, bytes: 0 }).collect();
         let (encode_tokens_per_s, copy_bytes_per_s) = (30, 2500);
         let host = HostInventory {
-            host: host_id,
-            capacity_bytes,
-            blocks,
             inbound,
-            from_disk: Vec::new(),
-            computed_blocks: 0,
             encode_tokens_per_s,
             copy_bytes_per_s,
+            ..HostInventory::of(host_id, capacity_bytes, blocks)
         };
         Inventory { node: key, at, up_ms, seen, hosts: vec![host], disk: None }
     }

@@ -39,16 +39,7 @@ impl Two {
         self.reports += 1;
         for &number in alive {
             let held = holders.contains(&number).then(|| HeldBlock { id: self.block(), bytes: BLOCK });
-            let hosts = vec![HostInventory {
-                host: host(number),
-                capacity_bytes: 10 * BLOCK,
-                blocks: held.into_iter().collect(),
-                inbound: Vec::new(),
-                from_disk: Vec::new(),
-                computed_blocks: 0,
-                encode_tokens_per_s: 0,
-                copy_bytes_per_s: 0,
-            }];
+            let hosts = vec![HostInventory::of(host(number), 10 * BLOCK, held.into_iter().collect())];
             let at = Stamp { start: 1, count: 10 * self.reports };
             let seen = self.cluster.term();
             let inventory = Inventory { node: node(number), at, up_ms: 0, seen, hosts, disk: None };
@@ -150,16 +141,7 @@ fn a_promise_that_a_host_has_no_room_for_is_taken_back_and_made_elsewhere() {
     assert!(placed.iter().any(|placed| placed.host == host(0)), "both have room");
     // What an earlier supervisor had placed there was encoded late, and fills it.
     let late = (200..210).map(|number| HeldBlock { id: super::super::sim::block(number), bytes: BLOCK });
-    let full = HostInventory {
-        host: host(0),
-        capacity_bytes: 10 * BLOCK,
-        blocks: late.collect(),
-        inbound: Vec::new(),
-        from_disk: Vec::new(),
-        computed_blocks: 0,
-        encode_tokens_per_s: 0,
-        copy_bytes_per_s: 0,
-    };
+    let full = HostInventory::of(host(0), 10 * BLOCK, late.collect());
     let (at, seen) = (Stamp { start: 1, count: 10 * two.reports + 1 }, two.cluster.term());
     let inventory = Inventory { node: node(0), at, up_ms: 0, seen, hosts: vec![full], disk: None };
     two.cluster.inventory(two.now, &inventory);

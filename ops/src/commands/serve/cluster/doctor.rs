@@ -23,10 +23,12 @@ const LEAST_MTU_BYTES: u16 = 1280;
 
 /// Every check, in the order of nodes.
 pub(super) async fn check(place: &Place, everywhere: bool) -> Result<Vec<Check>, ClusterError> {
-    let supervisor =
-        within(LOOK, async { supervisor::look(place).await.map_err(|error| error.to_string()) }).await;
-    let snapshot =
-        within(LOOK, async { place.snapshot().await.map_err(|error| error.to_string()) }).await.ok();
+    // Side by side: one that is away is waited for once.
+    let (supervisor, snapshot) = tokio::join!(
+        within(LOOK, async { supervisor::look(place).await.map_err(|error| error.to_string()) }),
+        within(LOOK, async { place.snapshot().await.map_err(|error| error.to_string()) }),
+    );
+    let snapshot = snapshot.ok();
     let (own, others, mut checks) = {
         let seat = place.get().await?;
         let roster = seat.substrate.roster();
