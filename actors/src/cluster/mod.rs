@@ -10,6 +10,7 @@ pub mod election;
 mod encode_order;
 mod from_disk;
 pub mod intents;
+mod inventory;
 mod listening;
 pub mod mandate;
 pub mod messages;
