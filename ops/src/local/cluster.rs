@@ -17,10 +17,8 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use super::LocalError;
+use super::ports::own_address;
 use super::process::{LOOK_EVERY, Process, Ready, tail};
-
-/// Any free port of this machine alone.
-const FREE: &str = "127.0.0.1:0";
 
 /// How long a token of such a cluster is good for.
 const TOKEN_TTL: Duration = Duration::from_secs(60 * 60);
@@ -389,18 +387,20 @@ impl LocalCluster {
         }
     }
 
-    /// Starts the process of a node: on free ports the first time, at the same address later.
+    /// Starts the process of a node: on ports of its own the first time, at the same address later.
     fn spawn(&self, node: &LocalNode, more: &[&str]) -> Result<Process, LocalError> {
-        let (address, join_listen) = match &node.ready {
-            None => (FREE, FREE),
-            Some(ready) => (&*ready.address, ready.join_address.as_deref().unwrap_or(FREE)),
+        let listen = node.setup.listen.map(|listen| listen.to_string());
+        let listen = listen.or_else(|| node.ready.as_ref().map(|ready| ready.address.clone()));
+        let join_listen = node.ready.as_ref().and_then(|ready| ready.join_address.clone());
+        let find = |known: Option<String>| match known {
+            Some(address) => Ok(address),
+            None => own_address().map(|own| own.to_string()).map_err(LocalError::io("find a free port")),
         };
-        let listen = node.setup.listen.map_or_else(|| address.to_owned(), |listen| listen.to_string());
-        let listen = &*listen;
+        let (listen, join_listen) = (find(listen)?, find(join_listen)?);
         let mut command = self.stellate();
         command.envs(node.setup.environment.iter().map(|(name, value)| (name, value)));
         command.args(["--log-level", &self.options.log_level, "serve", "--json", "--end-with-stdin"]);
-        command.arg("--dir").arg(&node.data).args(["--listen", listen, "--join-listen", join_listen]);
+        command.arg("--dir").arg(&node.data).args(["--listen", &listen, "--join-listen", &join_listen]);
         command.args(&self.options.serve).args(more);
         if !more.is_empty() {
             command.args(["--name", &node.name]);

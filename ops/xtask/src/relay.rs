@@ -122,14 +122,6 @@ impl Relay {
     }
 }
 
-/// A free port of this machine, for a node to listen on. It may be taken before the node takes it; the node says so then.
-///
-/// # Errors
-/// There is none.
-pub fn free_address() -> io::Result<SocketAddr> {
-    std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
-}
-
 async fn socket() -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let buffers = socket2::SockRef::from(&socket);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use stellate_ops::local::{LocalCluster, LocalError, LocalOptions, NodeSetup};
+use stellate_ops::local::{LocalCluster, LocalError, LocalOptions, NodeSetup, own_address};
 use stellate_runtime::identity::Credentials;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use crate::door::Door;
 use crate::machine::{Machine, Workshop};
 use crate::outcome::Wrong;
-use crate::relay::{Network, Relay, free_address};
+use crate::relay::{Network, Relay};
 use crate::weather::Party;
 
 /// How long anything may take that is waited for, on a machine that does much else.
@@ -305,7 +305,7 @@ async fn place(
     workshop: &Workshop,
     index: usize,
 ) -> anyhow::Result<(Relay, Machine, NodeSetup)> {
-    let listen = free_address()?;
+    let listen = own_address()?;
     let relay = Relay::start(network, Party::Node(index), listen).await?;
     let machine = workshop.machine()?;
     let advertised = format!("[\"{}\"]", relay.address());
