@@ -116,7 +116,11 @@ impl Owner {
                 peer.stored = peer.stored.max(Some((*version, *turns)));
                 peer.next = *turns;
             }
-            KeeperReply::Behind { from } => peer.next = *from,
+            // It may have had more, and lost it.
+            KeeperReply::Behind { from } => {
+                peer.next = *from;
+                peer.stored = None;
+            }
             KeeperReply::Fenced(epoch) if *epoch > self.head.epoch => {
                 self.fenced = self.fenced.max(Some(*epoch));
             }
@@ -134,6 +138,17 @@ impl Owner {
             peer.is_asked = false;
             peer.is_silent = true;
         }
+    }
+
+    /// All are to say anew what they have, its own node too: so it is known whether the session still is this owner's before
+    /// anything is told that rests on its log. Another may have taken it over while this node stood still.
+    pub fn doubt(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.stored = None);
+    }
+
+    /// Nobody's answer is waited for any more, of those that were asked: whoever waited has given up.
+    pub fn give_up(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.is_asked = false);
     }
 
     /// Asks the silent ones again.

@@ -172,6 +172,45 @@ fn an_owner_that_was_fenced_acknowledges_nothing_and_is_told_by_whom() {
 }
 
 #[test]
+fn an_owner_that_stood_still_learns_before_it_answers_that_the_session_was_taken_over() {
+    let (mut nodes, mut old) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
+    assert_eq!(nodes.settle(&mut old, &[], &[]), Standing::Settled);
+    old.doubt();
+    assert_eq!(old.standing(), Standing::Waiting, "what it knew before counts for nothing");
+    assert_eq!(nodes.settle(&mut old, &[], &[2]), Standing::Settled, "one other and itself are a quorum");
+    old.doubt();
+    let silent = vec![node(2), node(3)];
+    assert_eq!(nodes.settle(&mut old, &[], &[2, 3]), Standing::Short { silent }, "nobody says so");
+    let Fencing::Won { head, turns, .. } = nodes.take_over(2, &[1]) else { panic!("two of three answer") };
+    let mut new = Owner::new(node(2), head.clone(), turns);
+    new.append();
+    assert_eq!(nodes.settle(&mut new, &["a"], &[1]), Standing::Settled);
+    old.doubt();
+    old.retry();
+    assert_eq!(nodes.settle(&mut old, &[], &[]), Standing::Fenced(head.epoch));
+}
+
+#[test]
+fn a_copy_that_lost_its_log_is_given_it_anew() {
+    let (mut nodes, mut owner) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
+    owner.append();
+    assert_eq!(nodes.settle(&mut owner, &["a"], &[]), Standing::Settled);
+    nodes.0.remove(&node(3));
+    owner.doubt();
+    assert_eq!(nodes.settle(&mut owner, &["a"], &[]), Standing::Settled);
+    assert_eq!((nodes.log(3), owner.copies()), (vec!["a"], (3, 3)));
+}
+
+#[test]
+fn answers_that_nobody_waits_for_any_more_are_asked_for_again() {
+    let (mut nodes, mut owner) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
+    assert_eq!(owner.sends(), [Send { to: node(1), from: 0 }]);
+    assert_eq!((owner.sends(), owner.standing()), (vec![], Standing::Waiting));
+    owner.give_up();
+    assert_eq!(nodes.settle(&mut owner, &[], &[]), Standing::Settled);
+}
+
+#[test]
 fn without_a_quorum_nobody_takes_over_and_of_two_only_the_first_goes_on() {
     let (mut nodes, mut owner) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
     assert_eq!(nodes.settle(&mut owner, &[], &[]), Standing::Settled);

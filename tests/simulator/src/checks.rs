@@ -232,9 +232,24 @@ impl Checks {
         }
     }
 
+    /// The turns of a session up to the last that was acknowledged.
+    pub(crate) fn acknowledged_turns(&self, session: SessionId) -> &[TurnLog] {
+        self.turns.get(&session).map_or(&[], Vec::as_slice)
+    }
+
+    /// A question is answered behind `turns`; the first `known` of the session had been acknowledged when it was asked.
+    pub(crate) fn rests_on(&mut self, session: SessionId, turns: &[TurnLog], known: usize) {
+        let acknowledged = self.acknowledged_turns(session);
+        let known = &acknowledged[..known.min(acknowledged.len())];
+        if !turns.starts_with(known) {
+            let what = format!("{session}: {} turns of {} that were acknowledged", turns.len(), known.len());
+            self.fail("an answer rests on all turns that were acknowledged before it was asked", what);
+        }
+    }
+
     /// What is remembered of a session, where it is newest.
     pub(crate) fn remembered(&mut self, session: SessionId, turns: Option<&[TurnLog]>) {
-        let acknowledged = self.turns.get(&session).map_or(&[][..], Vec::as_slice);
+        let acknowledged = self.acknowledged_turns(session);
         // More may be there, which were written when the node ended before it could say so.
         if !turns.unwrap_or_default().starts_with(acknowledged) {
             let (had, has) = (acknowledged.len(), turns.map(<[_]>::len));

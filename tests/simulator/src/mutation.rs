@@ -52,11 +52,13 @@ pub enum Mutation {
     ObeyOldEpoch,
     /// A node that takes a session over goes on from its own copy, however old.
     GoOnFromAny,
+    /// A session's node answers from its log without asking whether the session still is its own.
+    BelieveItself,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::MergeWithoutCover,
         Self::TakeLateReplies,
         Self::SealUnchecked,
@@ -80,6 +82,7 @@ impl Mutation {
         Self::TakeUnfenced,
         Self::ObeyOldEpoch,
         Self::GoOnFromAny,
+        Self::BelieveItself,
     ];
 }
 

@@ -15,6 +15,7 @@ use crate::copies::ANSWER;
 use crate::message::{Message, Purpose};
 use crate::mutation::Mutation;
 use crate::node::{key_of, number_of};
+use crate::sessions::Question;
 use crate::world::World;
 
 /// Rounds of upkeep, of one second each, after which nodes that did not answer are asked again.
@@ -30,10 +31,10 @@ pub(crate) enum Errand {
     Open,
     /// A turn is written.
     Append,
-    /// It is looked whether it still is this node's, for a question of so many tokens.
-    Claim(u64),
-    /// It is this node's once a quorum says so; for a question of so many tokens.
-    Take(u64),
+    /// It is looked whether it still is this node's, for a question.
+    Claim(Question),
+    /// It is this node's once a quorum says so; for a question.
+    Take(Question),
     /// Copies are put where they should be, in so many steps still.
     Upkeep(u8),
     /// It is removed.
@@ -115,16 +116,23 @@ impl World {
     }
 
     /// A session that was fenced elsewhere is this node's, once a quorum has its log under this head.
-    pub(crate) fn go_on(&mut self, number: u16, head: Head, log: (Vec<Vec<u8>>, ContextSpec), tokens: u64) {
+    pub(crate) fn go_on(
+        &mut self,
+        number: u16,
+        head: Head,
+        log: (Vec<Vec<u8>>, ContextSpec),
+        asked: Question,
+    ) {
         let (session, name, turns) = (head.session, self.name(), log.0.len() as u64);
         let mut owned = Owned::new(name, Owner::new(key_of(number), head, turns), Some(log.1));
-        (owned.unwritten, owned.errand) = (Unwritten::All(log.0), Some(Errand::Take(tokens)));
+        (owned.unwritten, owned.errand) = (Unwritten::All(log.0), Some(Errand::Take(asked)));
         self.node_mut(number).copies.owned.insert(session, owned);
         self.drive(number, session);
     }
 
     /// Does something to a session: at once, or after what is being done.
     pub(crate) fn errand(&mut self, number: u16, session: SessionId, errand: Errand) {
+        let believes = self.has(Mutation::BelieveItself);
         let Some(owned) = self.owned(number, session) else { return };
         if owned.errand.is_some() {
             // Upkeep comes again by itself, and nothing else matters beside a removal.
@@ -133,8 +141,11 @@ impl World {
             return;
         }
         match &errand {
-            Errand::Claim(_) if owned.owner.standing() == Standing::Settled => {}
-            Errand::Claim(_) => owned.owner.retry(),
+            Errand::Claim(_) if believes && owned.owner.standing() == Standing::Settled => {}
+            Errand::Claim(_) => {
+                owned.owner.doubt();
+                owned.owner.retry();
+            }
             Errand::Remove => {
                 owned.owner.remove();
                 owned.owner.retry();
@@ -258,8 +269,8 @@ impl World {
             (Standing::Waiting, _) => unreachable!("it is driven until nobody is waited for"),
             (Standing::Settled, Errand::Open) => self.session_opened(number, session),
             (Standing::Settled, Errand::Append) => self.acknowledge(number, session),
-            (Standing::Settled, Errand::Claim(tokens)) => self.begin_turn(number, session, tokens),
-            (Standing::Settled, Errand::Take(tokens)) => self.session_taken(number, session, tokens),
+            (Standing::Settled, Errand::Claim(asked)) => self.begin_turn(number, session, asked),
+            (Standing::Settled, Errand::Take(asked)) => self.session_taken(number, session, asked),
             (Standing::Settled, Errand::Upkeep(_)) => {
                 if self.owned(number, session).is_some_and(|owned| owned.owner.head().is_removed) {
                     self.session_lost(number, session);
@@ -268,8 +279,8 @@ impl World {
             (Standing::Settled, Errand::Remove) => self.session_lost(number, session),
             (Standing::Fenced(_), errand) => {
                 self.session_lost(number, session);
-                if let Errand::Claim(tokens) = errand {
-                    self.take(number, session, tokens, false);
+                if let Errand::Claim(asked) = errand {
+                    self.take(number, session, asked, false);
                 }
             }
             (Standing::Short { .. }, Errand::Open | Errand::Take(_)) => {

@@ -26,6 +26,15 @@ const MAX_RETRIES: u32 = 4;
 /// How long a host may take to attend.
 const ATTEND: Duration = Duration::from_secs(10);
 
+/// A question.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question {
+    /// Tokens of its answer.
+    pub(crate) tokens: u64,
+    /// Turns of the session that were acknowledged before it was asked: its answer rests on all of them.
+    pub(crate) known: usize,
+}
+
 /// A session.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -104,29 +113,39 @@ impl World {
 
     /// A session is asked at a node, which takes it over if it is nobody's who can be asked. False if it is busy.
     pub(crate) fn ask_session(&mut self, number: u16, id: SessionId, tokens: u64) -> bool {
+        let asked = self.question(id, tokens);
+        self.put_question(number, id, asked)
+    }
+
+    /// A question that is asked now.
+    pub(crate) fn question(&self, id: SessionId, tokens: u64) -> Question {
+        Question { tokens, known: self.checks.acknowledged_turns(id).len() }
+    }
+
+    fn put_question(&mut self, number: u16, id: SessionId, asked: Question) -> bool {
         let is_asked = |session: &Session| session.turn.is_some();
         match &self.node(number).query {
             Some(query) if !query.sessions.get(&id).is_some_and(is_asked) => {}
             _ => return false,
         }
         match self.owned(number, id).map(|owned| owned.is_taken()) {
-            Some(true) => self.errand(number, id, Errand::Claim(tokens)),
+            Some(true) => self.errand(number, id, Errand::Claim(asked)),
             Some(false) => return false,
-            None => self.take(number, id, tokens, false),
+            None => self.take(number, id, asked, false),
         }
         true
     }
 
     /// Whoever asked was told which node has the session.
-    pub(crate) fn redirected(&mut self, owner: u16, id: SessionId, tokens: u64) {
+    pub(crate) fn redirected(&mut self, owner: u16, id: SessionId, asked: Question) {
         let node = self.node(owner);
-        if !node.is_up || node.paused_at.is_some() || !self.ask_session(owner, id, tokens) {
+        if !node.is_up || node.paused_at.is_some() || !self.put_question(owner, id, asked) {
             self.checks.refused("the node that has the session does not answer");
         }
     }
 
     /// A session was taken over.
-    pub(crate) fn session_taken(&mut self, number: u16, id: SessionId, tokens: u64) {
+    pub(crate) fn session_taken(&mut self, number: u16, id: SessionId, asked: Question) {
         let log = self.node(number).disk.session(id).unwrap_or_default();
         self.trace.note(self.now, number, &[400, id.0, log.copy.turns], || format!("takes {id} over"));
         self.checks.taken(id, number);
@@ -135,11 +154,11 @@ impl World {
         if copies.map(|other| other.copy.promised).max() == Some(log.copy.promised) {
             self.checks.remembered(id, Some(&turns_of(&log.turns)));
         }
-        self.begin_turn(number, id, tokens);
+        self.begin_turn(number, id, asked);
     }
 
     /// A session takes a question: it is this node's, as far as a quorum knows.
-    pub(crate) fn begin_turn(&mut self, number: u16, id: SessionId, wanted: u64) {
+    pub(crate) fn begin_turn(&mut self, number: u16, id: SessionId, asked: Question) {
         let (question, step) = (self.chance.word(), self.name());
         let Some(log) = self.node(number).disk.session(id) else { return };
         let Some(spec) = log.spec.filter(|spec| self.adopt(number, spec)) else {
@@ -149,9 +168,11 @@ impl World {
         let opened = || Session::new(spec.id, turns_of(&log.turns));
         let session = query.sessions.entry(id).or_insert_with(opened);
         if session.turn.is_none() {
+            let (turns, wanted) = (session.turns.clone(), asked.tokens);
             let (tokens, waits) = (Vec::new(), Waits::Nothing);
             session.turn = Some(Turn { question, wanted, tokens, retries: 0, step, waits });
             self.checks.asked();
+            self.checks.rests_on(id, &turns, asked.known);
             self.advance(number, id);
         }
     }

@@ -58,7 +58,8 @@ pub(crate) fn take(world: &mut World, step: Step) {
                 && at != node
                 && answers(world, node)
             {
-                world.take(node, id, 1, true);
+                let asked = world.question(id, 1);
+                world.take(node, id, asked, true);
             }
         }
     }

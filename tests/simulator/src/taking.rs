@@ -11,14 +11,15 @@ use crate::copies::ANSWER;
 use crate::message::{Message, Purpose};
 use crate::mutation::Mutation;
 use crate::node::{key_of, number_of};
+use crate::sessions::Question;
 use crate::world::World;
 
-/// A take-over under way, for a question of so many tokens.
+/// A take-over under way, for a question.
 #[derive(Debug)]
 pub(crate) struct Taking {
     /// What was sent by another one has no effect.
     name: u64,
-    tokens: u64,
+    asked: Question,
     /// Also from an owner that is there.
     never_mind: bool,
     stage: Stage,
@@ -35,7 +36,7 @@ enum Stage {
 
 impl World {
     /// Looks whose a session is; takes it over from an owner that does not answer, or that is not minded.
-    pub(crate) fn take(&mut self, number: u16, session: SessionId, tokens: u64, never_mind: bool) {
+    pub(crate) fn take(&mut self, number: u16, session: SessionId, asked: Question, never_mind: bool) {
         let (me, name) = (key_of(number), self.name());
         if self.node(number).copies.takes.contains_key(&session) {
             return self.checks.refused("it is being taken over");
@@ -45,7 +46,7 @@ impl World {
         let others = (0..self.nodes.len() as u16).filter(|&other| other != number);
         let others: Vec<_> = others.filter(|&other| self.reaches(number, other)).collect();
         let (stage, waits) = (Stage::Surveys(survey, BTreeSet::new()), others.len());
-        let taking = Taking { name, tokens, never_mind, stage, waits };
+        let taking = Taking { name, asked, never_mind, stage, waits };
         self.node_mut(number).copies.takes.insert(session, taking);
         for other in others {
             let purpose = Purpose::Look(name, session, key_of(other));
@@ -128,13 +129,13 @@ impl World {
         let (me, is_unfenced) = (key_of(number), self.has(Mutation::TakeUnfenced));
         let Some(taking) = self.node_mut(number).copies.takes.get_mut(&session) else { return };
         let Stage::Surveys(survey, answered) = &taking.stage else { return };
-        let (tokens, never_mind) = (taking.tokens, taking.never_mind);
+        let (asked, never_mind) = (taking.asked, taking.never_mind);
         match survey.found() {
             Found::Nowhere { .. } => self.take_failed(number, session, "nobody has the session"),
             Found::Removed => self.take_failed(number, session, "the session was removed"),
             Found::Owned(epoch) if epoch.owner != me && answered.contains(&epoch.owner) && !never_mind => {
                 self.node_mut(number).copies.takes.remove(&session);
-                self.redirected(number_of(epoch.owner), session, tokens);
+                self.redirected(number_of(epoch.owner), session, asked);
             }
             Found::Owned(_) => {
                 let mut fencing = TakeOver::begin(me, survey).expect("somebody owns it");
@@ -187,7 +188,7 @@ impl World {
     ) {
         let Some(taking) = self.taking(number, session, name) else { return };
         let Stage::Fetches(head, turns) = &taking.stage else { return };
-        let (head, turns, tokens) = (head.clone(), *turns, taking.tokens);
+        let (head, turns, asked) = (head.clone(), *turns, taking.asked);
         let Some(log) = log.filter(|(log, _)| log.len() as u64 >= turns) else {
             return self.take_failed(number, session, "the log is not where it was said to be");
         };
@@ -195,7 +196,7 @@ impl World {
             return self.take_failed(number, session, "the disk is full");
         }
         self.node_mut(number).copies.takes.remove(&session);
-        self.go_on(number, head, log, tokens);
+        self.go_on(number, head, log, asked);
     }
 
     fn take_failed(&mut self, number: u16, session: SessionId, cause: &'static str) {

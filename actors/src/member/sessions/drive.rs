@@ -25,6 +25,8 @@ impl Sessions {
     pub(super) async fn drive(&self, owner: &mut Owner, unwritten: Option<Unwritten>) -> Result<(), String> {
         let mut own = Ok(());
         let mut calls = FuturesUnordered::new();
+        // Of one that was driven before and dropped, as when its client left, nothing comes any more.
+        owner.give_up();
         loop {
             let (head, count) = (owner.head().clone(), owner.turns());
             for Send { to, from } in owner.sends() {

@@ -166,20 +166,20 @@ impl Sessions {
         self.owned().get(&session).cloned()
     }
 
-    /// Makes a session this node's, if it is nobody's who can be asked; and sees to it that what is written here of an own
-    /// one is on its copies. `never_mind` takes it from its owner, who is there.
+    /// Makes a session this node's, if it is nobody's who can be asked. Of an own one it sees to it that what is written here is
+    /// on its copies, and that a quorum of them still obeys this node: whatever was acknowledged before this was called, here or
+    /// elsewhere, is in its log. `never_mind` takes it from its owner, who is there.
     ///
     /// # Errors
     /// See [`ClaimError`].
     pub async fn claim(&self, session: SessionId, never_mind: bool) -> Result<Whose, ClaimError> {
         if let Some(owned) = self.own(session) {
             let mut owner = owned.lock().await;
-            if owner.standing() != Standing::Settled {
+            owner.doubt();
+            let mut own = self.drive(&mut owner, None).await;
+            if let Standing::Short { .. } = owner.standing() {
                 owner.retry();
-                let why = self.drive(&mut owner, None).await.err();
-                if let Some(why) = why.filter(|_| matches!(owner.standing(), Standing::Short { .. })) {
-                    return Err(ClaimError::Failed { session, why });
-                }
+                own = self.drive(&mut owner, None).await;
             }
             match owner.standing() {
                 Standing::Settled => return Ok(Whose::Ours { turns: owner.turns() }),
@@ -187,7 +187,12 @@ impl Sessions {
                     drop(owner);
                     self.lost(session, epoch);
                 }
-                Standing::Short { silent } => return Err(ClaimError::Short { session, silent }),
+                Standing::Short { silent } => {
+                    return Err(match own {
+                        Ok(()) => ClaimError::Short { session, silent },
+                        Err(why) => ClaimError::Failed { session, why },
+                    });
+                }
                 Standing::Waiting => unreachable!("it is driven until nobody is waited for"),
             }
         }
