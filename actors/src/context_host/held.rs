@@ -262,14 +262,15 @@ impl HeldBlocks {
     }
 
     /// Lets go of blocks, of room that was promised to them, and of what is on its way. What is given back are the copies
-    /// under way, whose memory is gone when they have ended.
+    /// under way, whose memory is gone when they have ended. What is yet to come from the disk ends now.
     pub fn release(&self, ids: &[BlockId]) -> Vec<Ended> {
-        let (mut dropped, mut copies) = (Vec::new(), Vec::new());
+        let (mut dropped, mut copies, mut from_disk) = (Vec::new(), Vec::new(), false);
         let mut state = self.state();
         for id in ids {
             dropped.push((state.held.remove(id), state.promised.remove(id)));
             for entry in state.arrivals.get(id).into_iter().flatten() {
                 entry.revoked.cancel();
+                from_disk |= matches!(entry.way, Way::Disk(_));
                 if entry.way.brings_bytes() {
                     copies.push(entry.ended());
                 }
@@ -277,6 +278,9 @@ impl HeldBlocks {
         }
         drop(state);
         drop(dropped);
+        if let Some(disk) = self.disk.as_ref().filter(|_| from_disk) {
+            disk.drop_revoked();
+        }
         copies
     }
 

@@ -28,6 +28,19 @@ pub(super) enum Damage {
     Checksum,
 }
 
+impl Damage {
+    /// Whether the file itself may be as it should be: this machine could not read it now.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            // A file that ends too early stays so, and one that is gone does not come again.
+            Self::Unread(error) => {
+                !matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// What a look through a folder has found.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
@@ -51,6 +64,10 @@ pub(super) fn scan(folder: &mut dyn BlockFolder, index: &mut DiskIndex) -> io::R
                 Ok(head) => {
                     index.found(id, file.bytes);
                     scan.heads.push(head);
+                }
+                Err(damage) if damage.may_pass() => {
+                    tracing::warn!(file = file.name, %damage, "a block on the disk cannot be read now; it stays where it is");
+                    index.found(id, file.bytes);
                 }
                 Err(damage) => {
                     tracing::warn!(file = file.name, %damage, "a block on the disk is damaged; it is removed, and encoded again when it is needed");

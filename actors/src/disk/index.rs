@@ -173,6 +173,14 @@ impl DiskIndex {
         self.figures.used_bytes + next > self.figures.bound_bytes
     }
 
+    /// Whether files take more than the bound, and some of them can be removed now.
+    pub fn is_above_bound(&self, now: Duration) -> bool {
+        self.figures.used_bytes > self.figures.bound_bytes
+            && now >= self.resumes
+            && self.leftover.is_none()
+            && (!self.doomed.is_empty() || !self.by_use.is_empty())
+    }
+
     /// What is to be done now, if anything.
     pub fn next(&mut self, now: Duration) -> Option<Step> {
         if self.under_way.is_some() {

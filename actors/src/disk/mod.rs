@@ -330,6 +330,26 @@ impl Disk {
         self.0.shared.changed.notify_all();
     }
 
+    /// What has not begun to come and is not wanted any more does not come: nobody waits for its turn.
+    pub(crate) fn drop_revoked(&self) {
+        let mut state = self.state();
+        let mut dropped = Vec::new();
+        let State { urgent, later, wanted, .. } = &mut *state;
+        for queue in [urgent, later] {
+            for load in std::mem::take(queue) {
+                if load.arrival.revoked().is_cancelled() {
+                    wanted.remove(&load.id);
+                    dropped.push(load);
+                } else {
+                    queue.push_back(load);
+                }
+            }
+        }
+        drop(state);
+        // Behind the lock: they tell their hosts.
+        drop(dropped);
+    }
+
     /// Somebody waits for a block that is on its way.
     pub(crate) fn hurry(&self, id: &BlockId) {
         let mut state = self.state();

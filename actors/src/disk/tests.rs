@@ -15,7 +15,7 @@ use crate::budget::KvBudget;
 use crate::checksum::Checksum;
 use crate::context_host::strip::Strip;
 use crate::link::HostId;
-use memory::Memory;
+use memory::{Memory, Reads};
 
 const TOKENS: usize = 64;
 const MODEL: [u8; 32] = [5; 32];
@@ -285,6 +285,53 @@ async fn what_is_released_while_it_comes_is_not_held_and_stays_on_the_disk() {
     // A host that has stopped takes nothing.
     node.held.close();
     assert!(node.held.recall(&[id(1)]).is_empty() && node.held.budget().used_bytes() == 0);
+    node.disk.close().await;
+}
+
+#[tokio::test]
+async fn who_lets_go_of_what_is_yet_to_come_waits_for_nothing_that_comes_before() {
+    let memory = Memory::default();
+    let node = Node::start(&memory, 100, 8);
+    [1, 2, 3].into_iter().for_each(|byte| node.hold(byte));
+    node.written().await;
+    node.disk.close().await;
+    let clock = ManualClock::new();
+    let disk = Disk::open_over(memory.boxed(), options(100 * file_bytes(bytes() as u64), &clock)).unwrap();
+    memory.set_reads(Reads::Wait);
+    let node = Node::over(disk, 8, clock);
+    // The latest comes first, and does not get on.
+    for ended in node.held.release(&[id(1), id(2)]) {
+        tokio::time::timeout(PATIENCE, ended.wait()).await.expect("it ends before its turn comes");
+    }
+    assert_eq!(node.held.from_disk(), [(id(3), bytes() as u64)]);
+    memory.set_reads(Reads::Well);
+    node.is_back();
+    assert!(node.holds(3) && !node.holds(1) && !node.holds(2));
+    assert_eq!(node.disk.figures().blocks, 3);
+    node.disk.close().await;
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_read_now_stay_and_are_read_later() {
+    let memory = Memory::default();
+    let node = Node::start(&memory, 100, 8);
+    node.hold(1);
+    node.written().await;
+    node.disk.close().await;
+    memory.set_reads(Reads::Fail);
+    let node = Node::start(&memory, 100, 8);
+    node.is_back();
+    let recalled = async |byte| {
+        for ended in node.held.recall(&[id(byte)]) {
+            ended.wait().await;
+        }
+        node.holds(byte)
+    };
+    assert!(!recalled(1).await);
+    memory.set_reads(Reads::Well);
+    assert!(recalled(1).await);
+    let figures = node.disk.figures();
+    assert_eq!((figures.blocks, figures.damaged), (1, 0));
     node.disk.close().await;
 }
 

@@ -115,7 +115,10 @@ impl Worker {
             if let Some(load) = state.urgent.pop_front() {
                 return Some(Job::Load(load));
             }
-            if let Some(load) = state.later.pop_front() {
+            // The bound before what nobody waits for: it may be lower than it was when the files were written.
+            if !state.index.is_above_bound(now)
+                && let Some(load) = state.later.pop_front()
+            {
                 return Some(Job::Load(load));
             }
             if now >= self.stamps {
@@ -247,6 +250,10 @@ impl Worker {
     }
 
     fn give_up(&self, id: &BlockId, damage: &Damage) {
+        if damage.may_pass() {
+            tracing::warn!(file = name(id), %damage, "a block on the disk cannot be read now; it stays there, and is computed");
+            return;
+        }
         tracing::warn!(
             file = name(id), %damage,
             "a block on the disk is damaged; it is removed, and encoded again when it is needed"

@@ -28,6 +28,18 @@ struct State {
     power: Option<u64>,
     capacity: Option<usize>,
     peak: usize,
+    reads: Reads,
+}
+
+/// How reads go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Reads {
+    #[default]
+    Well,
+    /// They wait until that changes.
+    Wait,
+    /// They fail, and the files are as they should be.
+    Fail,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -80,6 +92,11 @@ impl Memory {
     /// All files together may have this many bytes.
     pub(super) fn set_capacity(&self, capacity: usize) {
         self.state().capacity = Some(capacity);
+    }
+
+    /// How reads go from now on.
+    pub(super) fn set_reads(&self, reads: Reads) {
+        self.state().reads = reads;
     }
 
     /// The most bytes that all files together have had.
@@ -154,7 +171,13 @@ impl BlockFolder for Memory {
     }
 
     fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        while self.state().reads == Reads::Wait {
+            std::thread::yield_now();
+        }
         let state = self.state();
+        if state.reads == Reads::Fail {
+            return Err(io::Error::other("too many files are open"));
+        }
         let bytes = &state.files[state.named(name)?].seen;
         let offset = usize::try_from(offset).expect("fits");
         let found = bytes.get(offset..offset + into.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
