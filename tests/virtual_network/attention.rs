@@ -127,7 +127,8 @@ fn asks(sim: &mut turmoil::Sim<'_>, cluster: &Arc<Cluster>, shape: AttendShape, 
                 ConnectionClass::Decode,
                 Arc::new(|_| {}),
             );
-            let options = DecodeOptions { reply_timeout: Duration::from_secs(1) };
+            let options =
+                DecodeOptions { reply_timeout: Duration::from_secs(1), send_timeout: Duration::from_secs(1) };
             let channel = DecodeChannel::new(&network, HOST, shape, Arc::new(dialer), options);
             told.send(Asker { network, endpoint, channel, asked }).unwrap();
             std::future::pending::<()>().await;

@@ -151,7 +151,7 @@ impl Courier {
             }
             wire.sender.send(ATTEND, &header, &[bytemuck::cast_slice(&queries)]).await
         };
-        in_time(self.options.reply_timeout, sending).await?;
+        in_time(self.options.send_timeout, sending).await?;
         LinkStats::add(&self.stats.requests, 1);
         LinkStats::add(
             &self.stats.sent_bytes,
@@ -176,7 +176,7 @@ impl Courier {
             LinkStats::add(&self.stats.sent_bytes, PREAMBLE_BYTES + OPEN_BYTES);
             Ok(Wire { sender, receiver, routes: Routes::default(), waiting: VecDeque::new() })
         };
-        let opened = timeout(self.options.reply_timeout, opening).await;
+        let opened = timeout(self.options.send_timeout, opening).await;
         opened.unwrap_or_else(|_| Err(self.interrupted("no connection in time")))
     }
 

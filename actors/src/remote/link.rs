@@ -28,14 +28,17 @@ const LOOKS: usize = 16;
 /// How a channel behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeOptions {
-    /// Longest wait for a reply, and for a connection. It must cover a chunk that the host encodes at the time.
+    /// Longest wait for a reply. It must cover a chunk that the host encodes at the time, through all layers.
     pub reply_timeout: Duration,
+    /// Longest wait for a connection, and until a request is on its way.
+    pub send_timeout: Duration,
 }
 
 impl Default for DecodeOptions {
-    /// Longer than a chunk of a large model takes on a slow host; a host that is dead is found out by its connection before.
+    /// Replies take longer than a chunk of a large model on a slow host. One that is dead is found out by its connection before,
+    /// and one that stands still says so itself.
     fn default() -> Self {
-        Self { reply_timeout: Duration::from_secs(10) }
+        Self { reply_timeout: Duration::from_secs(300), send_timeout: Duration::from_secs(10) }
     }
 }
 

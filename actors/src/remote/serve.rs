@@ -151,7 +151,7 @@ async fn serve_stream(
         let may_read = stream.under_way.len() < MAX_UNDER_WAY;
         tokio::select! {
             biased;
-            answer = next_answer(&mut stream.under_way) => stream.answer(sender, answer).await?,
+            answer = next_answer(&mut stream.under_way, stream.hosts.hosts.get(&stream.host)) => stream.answer(sender, answer).await?,
             frame = receiver.receive(), if may_read => match frame? {
                 None => return Ok(()),
                 Some(frame) => {
@@ -163,15 +163,27 @@ async fn serve_stream(
     }
 }
 
-/// The reply to the request that is to be answered next. Cancelled, it loses nothing.
-async fn next_answer(under_way: &mut VecDeque<UnderWay>) -> (UnderWay, Result<AttendReply, Refusal>) {
+/// The reply to the request that is to be answered next; a refusal if the host stands still meanwhile. Cancelled, it loses
+/// nothing.
+async fn next_answer(
+    under_way: &mut VecDeque<UnderWay>,
+    host: Option<&ContextHostHandle>,
+) -> (UnderWay, Result<AttendReply, Refusal>) {
+    let stuck = async {
+        match host {
+            Some(host) => host.vitals.stuck().await,
+            None => std::future::pending().await,
+        }
+    };
     let reply = match under_way.front_mut() {
         None => return std::future::pending().await,
         Some(UnderWay { reply: Reply::Refused(reason), .. }) => Err(*reason),
         // A way back is never dropped without a word, but for a thread that dies of a panic.
-        Some(UnderWay { reply: Reply::Awaited(reply), .. }) => {
-            reply.await.map_or(Err(Refusal::HostGone), |reply| reply.map_err(Refusal::from))
-        }
+        Some(UnderWay { reply: Reply::Awaited(reply), .. }) => tokio::select! {
+            biased;
+            reply = reply => reply.map_or(Err(Refusal::HostGone), |reply| reply.map_err(Refusal::from)),
+            () = stuck => Err(Refusal::Stuck),
+        },
     };
     (under_way.pop_front().expect("the front was just seen"), reply)
 }

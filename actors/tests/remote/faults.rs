@@ -198,7 +198,7 @@ fn a_late_reply_is_given_up_and_never_taken_for_another_requests() {
     let asker = Asker::new();
     let (node, script) = scripted(&asker);
     let blocks: Arc<[BlockId]> = [BlockId::from_bytes([1; 32])].into();
-    let options = DecodeOptions { reply_timeout: Duration::from_millis(300) };
+    let options = DecodeOptions { reply_timeout: Duration::from_millis(300), ..DecodeOptions::default() };
     let channel = asker.channel(&node, HOST, SHAPE, options);
     let (mut link, mut other) = (channel.link(), channel.link());
     // A slow machine may take longer than this test waits for an answer that does come.
@@ -223,7 +223,7 @@ fn a_node_that_is_not_there_is_an_interruption_until_it_is() {
     let asker = Asker::new();
     let (node, _script) = scripted(&asker);
     let blocks: Arc<[BlockId]> = [BlockId::from_bytes([1; 32])].into();
-    let options = DecodeOptions { reply_timeout: Duration::from_secs(2) };
+    let options = DecodeOptions { send_timeout: Duration::from_secs(2), ..DecodeOptions::default() };
     let channel = asker.channel(&node, HOST, SHAPE, options);
     let mut link = channel.link();
     drop(node);

@@ -32,7 +32,8 @@ pub(crate) const BLOCKS: usize = 3;
 pub(crate) const HOST: HostId = HostId(0);
 
 /// Long enough for a loaded machine; only a broken test waits so long.
-pub(crate) const PATIENT: DecodeOptions = DecodeOptions { reply_timeout: Duration::from_secs(30) };
+pub(crate) const PATIENT: DecodeOptions =
+    DecodeOptions { reply_timeout: Duration::from_secs(30), send_timeout: Duration::from_secs(30) };
 
 /// The node that asks, and what both nodes rest on. The fields are dropped in this order.
 pub(crate) struct Asker {
