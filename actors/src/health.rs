@@ -99,9 +99,11 @@ impl Vitals {
 
     /// Whether the thread is stuck. Whoever asks looks, so that it is enough if anybody does.
     pub fn is_stuck(&self) -> bool {
-        let (now, host) = (self.clock.now(), self.host);
+        let host = self.host;
         let (is_stuck, has_changed) = {
             let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+            // Behind the lock: of two that look at once, the later look is the later time.
+            let now = self.clock.now();
             let (health, said) = &mut *judged;
             let is_stuck = health.is_stuck(now, self.pulse.count());
             (is_stuck, std::mem::replace(said, is_stuck) != is_stuck)

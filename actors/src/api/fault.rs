@@ -274,6 +274,8 @@ impl From<&EncodeError> for Fault {
 impl From<&AskError> for Fault {
     fn from(error: &AskError) -> Self {
         let (code, detail) = match error {
+            // When to ask again is what its cause says.
+            AskError::Unhealed { cause, .. } => (Fault::from(&**cause).code, Detail::None),
             AskError::Prompt(error) => of_prompt(error),
             AskError::NoTokens => (ErrorCode::Usage, Detail::NoTokens),
             AskError::StopString(_) => (ErrorCode::Usage, Detail::None),
@@ -416,6 +418,11 @@ mod tests {
         let back = EncodeError::from(through_the_codec(&Fault::from(&EncodeError::Layout(layout))));
         assert_eq!(back.to_string(), layout.to_string());
         assert!(matches!(back, EncodeError::Remote(RemoteError::Refused { code: ErrorCode::Usage, .. })));
+        let cause = std::sync::Arc::new(EncodeError::Stopped);
+        let unhealed = AskError::Unhealed { fault: crate::fanout::FanoutError::Unplaced, cause };
+        let back = AskError::from(through_the_codec(&Fault::from(&unhealed)));
+        assert_eq!(back.to_string(), unhealed.to_string());
+        assert!(matches!(&back, AskError::Remote(error) if error.is_passing()), "{back:?}");
     }
 
     #[test]

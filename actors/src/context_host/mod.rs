@@ -78,7 +78,7 @@ pub enum HostError {
 }
 
 /// A block to encode.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct EncodeJob {
     /// Its address.
     pub id: BlockId,

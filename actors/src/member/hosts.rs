@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, ready};
 use stellate_model::block::{Addresser, BlockId};
@@ -21,6 +22,10 @@ use crate::disk::index::DiskFigures;
 use crate::link::HostId;
 use crate::port::HostPort;
 use crate::progress::EncodeMeter;
+
+/// How long an order to encode waits for a place in the queue of its host, and how often it looks for one.
+const QUEUEING: Duration = Duration::from_secs(120);
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The context hosts of this process. Clones are the same.
 #[derive(Clone, Debug)]
@@ -160,7 +165,17 @@ impl Encode {
         if host.held.get(&job.id).is_some() {
             return Ok(false);
         }
-        let encoded = HostPort::encode(&host, job).await;
+        let mut waited = Duration::ZERO;
+        let encoded = loop {
+            match HostPort::encode(&host, job.clone()).await {
+                // Who ordered it would take a host that refuses for one that is lost, and have its blocks encoded elsewhere.
+                Err(HostError::Overloaded { .. }) if waited < QUEUEING && !job.cancel.is_cancelled() => {
+                    tokio::time::sleep(AGAIN).await;
+                    waited += AGAIN;
+                }
+                encoded => break encoded,
+            }
+        };
         drop(expected);
         Ok(encoded.map_err(|error| refusal(&host.held, error))? == Encoded::Fresh)
     }
