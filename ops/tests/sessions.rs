@@ -152,6 +152,41 @@ async fn an_answer_whose_query_node_is_killed_goes_on_at_another_with_the_same_t
 }
 
 #[tokio::test]
+async fn a_node_that_stood_still_while_its_session_was_taken_over_tells_nothing_from_its_old_log()
+-> anyhow::Result<()> {
+    let mut stage = Stage::new(3).await?;
+    let session = stage.there.id();
+    stage.ask(0).await?;
+    stage.until(1, "on three nodes", |place| place.copies == Some((3, 3))).await?;
+    stage.cluster.freeze(1)?;
+    let (third, start) = (stage.cluster.client(2).await?, Instant::now());
+    let question = &*stage.questions[1];
+    let expected = stage.here.ask(question, AskOptions::default()).finish().await?.ids;
+    // Until the others see that it does not answer, it has the session.
+    let found = loop {
+        let answer =
+            async { third.session(session).await?.ask(question, AskOptions::default()).finish().await };
+        match answer.await {
+            Ok(report) => break report.ids,
+            Err(error) => ensure!(start.elapsed() < PATIENCE, "nobody took the session over: {error}"),
+        }
+    };
+    assert_eq!(found, expected);
+    stage.cluster.thaw(1)?;
+    let old = stage.cluster.client(1).await?;
+    let turns = loop {
+        match turns_at(&old, session).await {
+            Ok(turns) => break turns,
+            Err(error) => ensure!(start.elapsed() < PATIENCE, "its log cannot be had: {error}"),
+        }
+    };
+    assert_eq!((turns.len(), &turns[turns.len() - 1]), (2, &expected));
+    stage.there = old.session(session).await?;
+    stage.ask(2).await?;
+    stage.end().await
+}
+
+#[tokio::test]
 async fn a_session_is_moved_to_another_node_and_back_and_a_removed_one_stays_removed() -> anyhow::Result<()> {
     let stage = Stage::new(3).await?;
     let session = stage.there.id();
