@@ -1,25 +1,6 @@
 //! Any bytes as what supervisors, agents and query nodes say to each other. Refusals can be told.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use stellate_actors::cluster::messages::{
-    AgentOrder, AgentReply, Inventory, QueryNodeNotice, SupervisorReply, SupervisorRequest,
-};
-use stellate_runtime::encoding::{decode, encode};
+include!("../bodies/control.rs");
 
-fuzz_target!(|bytes: &[u8]| {
-    if let Ok(order) = decode::<AgentOrder>(bytes) {
-        assert_eq!(encode(&order).expect("it was read"), bytes);
-    }
-    if let Ok(request) = decode::<SupervisorRequest>(bytes) {
-        assert_eq!(encode(&request).expect("it was read"), bytes);
-    }
-    if let Ok(AgentReply::Refused(refusal)) = decode::<AgentReply>(bytes) {
-        let _ = refusal.to_string();
-    }
-    if let Ok(SupervisorReply::Refused(refusal)) = decode::<SupervisorReply>(bytes) {
-        let _ = refusal.to_string();
-    }
-    let _ = decode::<Inventory>(bytes);
-    let _ = decode::<QueryNodeNotice>(bytes);
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| control(bytes));

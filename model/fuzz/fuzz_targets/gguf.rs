@@ -1,16 +1,6 @@
 //! Any bytes as a GGUF file: header, metadata, configuration, tensor list, tokenizer.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use stellate_model::checkpoint::Checkpoint;
-use stellate_model::gguf::GgufFile;
-use stellate_model::tokenizer::Tokenizer;
+include!("../bodies/gguf.rs");
 
-fuzz_target!(|bytes: &[u8]| {
-    let _ = Checkpoint::check_gguf(bytes);
-    if let Ok(gguf) = GgufFile::parse(bytes)
-        && let Some(tokenizer) = gguf.metadata().tokenizer()
-    {
-        let _ = Tokenizer::from_gguf(&tokenizer);
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| gguf(bytes));

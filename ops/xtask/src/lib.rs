@@ -7,6 +7,7 @@
 pub mod caller;
 pub mod door;
 pub mod failover;
+pub mod fuzz;
 pub mod machine;
 pub mod oracle;
 pub mod outcome;

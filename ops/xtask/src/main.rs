@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stellate_xtask::failover::{self, FailoverReport};
+use stellate_xtask::fuzz::fuzz;
 use stellate_xtask::overload::{OverloadReport, overload};
 use stellate_xtask::reliability::Reports;
 use stellate_xtask::schedules::{SchedulesOptions, SchedulesReport, play_all};
@@ -25,6 +26,9 @@ const SCHEDULES: u64 = 300;
 const LOSSES: usize = 40;
 const SOAK_MINUTES: f64 = 20.0;
 const SESSIONS: usize = 200;
+
+/// How long each target is fuzzed.
+const FUZZ_MINUTES: f64 = 10.0;
 
 /// The exit code if something is wrong with what was looked at, and nothing with the looking.
 const WRONG: u8 = 4;
@@ -77,6 +81,15 @@ enum Command {
         /// How many at once
         #[arg(long, default_value_t = SESSIONS)]
         sessions: usize,
+    },
+    /// Fuzz what comes from outside, and keep the inputs that reach new code
+    Fuzz {
+        /// For how long each target
+        #[arg(long, default_value_t = FUZZ_MINUTES)]
+        minutes: f64,
+        /// This target alone
+        #[arg(long)]
+        target: Option<String>,
     },
     /// Write ops/docs/reliability.md: measure all of it, or take what was written with --json before
     Reliability(ReliabilityArgs),
@@ -188,8 +201,16 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Fuzz { minutes, target } = &cli.command {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+        let reports = fuzz(&root, minutes_of(*minutes).as_secs(), target.as_deref(), say)?;
+        cli.common.report(&reports)?;
+        let is_good = reports.iter().all(|report| report.found.is_empty());
+        return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::from(WRONG) });
+    }
     let nodes = cli.common.nodes()?;
     let is_good = match &cli.command {
+        Command::Fuzz { .. } => unreachable!("it needs no nodes"),
         Command::Schedules(args) => {
             let report = play_all(args.options(nodes), say).await?;
             cli.common.report(&report)?;

@@ -1,9 +1,6 @@
 //! Any bytes as a member's certificate.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use stellate_runtime::identity::CertificateDetails;
+include!("../bodies/certificates.rs");
 
-fuzz_target!(|bytes: &[u8]| {
-    let _ = CertificateDetails::of(bytes);
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| certificates(bytes));

@@ -1,46 +1,6 @@
 //! Any bytes as what a member sends: datagrams and rosters, one after the other, into one state machine.
 #![no_main]
 
-use std::net::Ipv4Addr;
-use std::time::Duration;
+include!("../bodies/membership.rs");
 
-use libfuzzer_sys::fuzz_target;
-use stellate_runtime::identity::NodeId;
-use stellate_runtime::membership::{
-    Membership, MembershipOptions, NodeRecord, NodeState, ProtocolRange, Roles, Start,
-};
-
-fn id(number: u8) -> NodeId {
-    NodeId::from_bytes([number; 32])
-}
-
-fuzz_target!(|inputs: Vec<(bool, u8, Vec<u8>)>| {
-    let record = NodeRecord {
-        node: id(1),
-        boot: 1,
-        version: 1,
-        name: "one".to_owned(),
-        program: "1.0.0".to_owned(),
-        addresses: vec![(Ipv4Addr::LOCALHOST, 7400).into()],
-        protocol: ProtocolRange::only(1),
-        roles: Roles::default(),
-        state: NodeState::Active,
-        model: None,
-        devices: Vec::new(),
-        capacity_bytes: 0,
-    };
-    let start = Start { record, removed: Vec::new(), seed: 1, now: Duration::ZERO };
-    let options = MembershipOptions::default();
-    let most = options.max_members;
-    let mut machine = Membership::new(start, options).expect("a proper record");
-    for (second, (is_roster, from, bytes)) in inputs.into_iter().enumerate() {
-        let now = Duration::from_secs(second as u64);
-        let _ = match is_roster {
-            true => machine.handle_roster(now, id(from), &bytes),
-            false => machine.handle_datagram(now, id(from), &bytes),
-        };
-        machine.handle_timeout(now);
-        while machine.poll_output().is_some() {}
-        assert!(machine.members().count() <= most);
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| membership(bytes));

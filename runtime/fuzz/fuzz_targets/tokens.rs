@@ -1,17 +1,6 @@
 //! Any text as a join token, a node id and a node name. What is read is written the same way.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use stellate_runtime::identity::{JoinToken, NodeId, NodeName};
+include!("../bodies/tokens.rs");
 
-fuzz_target!(|text: &str| {
-    if let Ok(token) = text.parse::<JoinToken>() {
-        assert_eq!(token.to_line(), text.trim());
-    }
-    if let Ok(id) = text.parse::<NodeId>() {
-        assert_eq!(id.to_string(), text);
-    }
-    if let Ok(name) = text.parse::<NodeName>() {
-        assert_eq!(name.as_str(), text);
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tokens(bytes));

@@ -1,0 +1,9 @@
+// Any bytes as tokenizer.json, and a text through what comes of them.
+
+use stellate_model::tokenizer::Tokenizer;
+
+pub fn tokenizer(bytes: &[u8]) {
+    if let Ok(tokenizer) = Tokenizer::from_bytes(bytes) {
+        let _ = tokenizer.encode("The code is 7421.", true);
+    }
+}

@@ -1,0 +1,7 @@
+// Any bytes as a member's certificate.
+
+use stellate_runtime::identity::CertificateDetails;
+
+pub fn certificates(bytes: &[u8]) {
+    let _ = CertificateDetails::of(bytes);
+}
