@@ -42,6 +42,12 @@ pub enum JournalError {
         /// Whose it is.
         owner: NodeKey,
     },
+    /// The session was removed, or is being removed. Nothing was written.
+    #[error("session {session} was removed; open another one over its context")]
+    Removed {
+        /// The session.
+        session: SessionId,
+    },
     /// It is written down here, and too few of the nodes that keep copies answered. It stays in the session; whether it
     /// outlives this node is not known yet.
     #[error(

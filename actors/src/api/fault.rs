@@ -286,6 +286,7 @@ impl From<&AskError> for Fault {
             AskError::Overloaded { queue } => (ErrorCode::Busy, Detail::Overloaded(*queue as u64)),
             AskError::Stopped => (ErrorCode::Unavailable, Detail::Stopped),
             AskError::Remote(RemoteError::Refused { code, .. }) => (*code, Detail::None),
+            AskError::Journal(JournalError::Removed { .. }) => (ErrorCode::NotFound, Detail::None),
             AskError::Journal(JournalError::Moved { .. } | JournalError::Unsettled { .. }) => {
                 (ErrorCode::Unavailable, Detail::None)
             }
@@ -303,7 +304,9 @@ impl From<&SessionError> for Fault {
             }
             SessionError::Overloaded { queue } => (ErrorCode::Busy, Detail::Overloaded(*queue as u64)),
             SessionError::Stopped => (ErrorCode::Unavailable, Detail::Stopped),
-            SessionError::Unknown { .. } => (ErrorCode::NotFound, Detail::None),
+            SessionError::Unknown { .. } | SessionError::Journal(JournalError::Removed { .. }) => {
+                (ErrorCode::NotFound, Detail::None)
+            }
             SessionError::Journal(JournalError::Moved { .. } | JournalError::Unsettled { .. }) => {
                 (ErrorCode::Unavailable, Detail::None)
             }

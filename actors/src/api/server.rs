@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub(super) cluster: Arc<dyn ClusterAdmin>,
     /// Held by whoever asks a session, and alone by whoever moves it.
     pub(super) gates: Gates,
+    /// Held alone by whoever opens a session that is not on the shelf.
+    pub(super) openings: Gates,
     model: String,
     running: watch::Sender<usize>,
     leaving: AtomicBool,
@@ -63,7 +65,8 @@ impl Api {
     /// Serves `node`, whose model people call `model`, with the contexts and sessions of `shelf`.
     pub fn new(node: Node, shelf: Arc<Shelf>, model: String, cluster: Arc<dyn ClusterAdmin>) -> Self {
         let (running, leaving) = (watch::Sender::new(0), AtomicBool::new(false));
-        Self(Arc::new(Shared { node, shelf, cluster, gates: Gates::default(), model, running, leaving }))
+        let (gates, openings) = (Gates::default(), Gates::default());
+        Self(Arc::new(Shared { node, shelf, cluster, gates, openings, model, running, leaving }))
     }
 
     /// The contexts and sessions that are kept for clients.

@@ -66,6 +66,7 @@ impl Api {
     /// One of this node, opened if it is not.
     async fn take_up(&self, id: SessionId) -> Result<(ContextId, Arc<Session>), Fault> {
         let (shelf, node) = (&self.0.shelf, &self.0.node);
+        let _one = self.0.openings.of(id).write_owned().await;
         if let Ok(found) = shelf.session(id) {
             if found.1.is_open().await {
                 return Ok(found);
@@ -75,8 +76,11 @@ impl Api {
             shelf.forget_session(id);
         }
         let session = match node.session(id).await {
-            // Somebody else has asked for it at the same time.
-            Err(SessionError::AlreadyOpen { .. }) => return shelf.session(id),
+            // It was put there meanwhile, or its last turn is still being written down.
+            Err(SessionError::AlreadyOpen { .. }) => {
+                let message = format!("session {id} is being closed or opened; ask again");
+                return shelf.session(id).map_err(|_| Fault::new(ErrorCode::Unavailable, message));
+            }
             Err(SessionError::Unknown { .. }) => return Err(Fault::no_session(id)),
             session => session.map_err(|error| Fault::from(&error))?,
         };

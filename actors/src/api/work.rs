@@ -119,6 +119,15 @@ async fn encode(
 /// Sends a turn's events until its last; of a turn that can be asked again elsewhere, only tokens behind the first `received`,
 /// and it never was asked if the connection is lost.
 async fn follow(call: &mut Served, mut turn: Turn, received: Option<u64>) -> Answered {
+    let answered = tell(call, &mut turn, received).await;
+    // What is sent may be the first to find the connection gone.
+    if matches!(answered, Err(StreamError::Closed(_))) && received.is_some() {
+        turn.abandon();
+    }
+    answered
+}
+
+async fn tell(call: &mut Served, turn: &mut Turn, received: Option<u64>) -> Answered {
     let cancel = turn.cancel_token();
     let mut left = received.unwrap_or(0);
     loop {

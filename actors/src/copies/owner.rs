@@ -37,10 +37,12 @@ pub enum Standing {
 struct Peer {
     /// Version and turns that it has, at least.
     stored: Option<(u64, u64)>,
-    /// Where it said that its log ends.
+    /// Where its log is taken to end; it says so if it ends before.
     next: u64,
     /// Whether an answer is to come.
     is_asked: bool,
+    /// Version and turns that it has once it has done what it was asked last.
+    asked: (u64, u64),
     /// Whether it did not answer the last time; it is not waited for.
     is_silent: bool,
 }
@@ -64,6 +66,8 @@ impl Owner {
         assert_eq!(head.epoch.owner, me, "only its owner appends to a session");
         let mut owner = Self { me, head, turns, peers: BTreeMap::new(), fenced: None };
         owner.meet();
+        // Whoever lacks some says from where on; the whole log of a long session is more than goes at once.
+        owner.peers.values_mut().for_each(|peer| peer.next = turns);
         owner
     }
 
@@ -82,8 +86,11 @@ impl Owner {
         self.turns += 1;
     }
 
-    /// The session is to be removed.
+    /// The session is to be removed; once more changes nothing.
     pub fn remove(&mut self) {
+        if self.head.is_removed {
+            return;
+        }
         self.head = Head { is_removed: true, version: self.head.version + 1, ..self.head.clone() };
         self.turns = 0;
     }
@@ -100,6 +107,8 @@ impl Owner {
             let is_next = to == self.me || is_written;
             if is_next && !peer.is_asked && !peer.is_silent && peer.stored.is_none_or(|has| has < aim) {
                 peer.is_asked = true;
+                // Who leaves is to have the head alone.
+                peer.asked = (aim.0, if self.head.is_kept_by(to) { aim.1 } else { 0 });
                 sends.push(Send { to, from: peer.next.min(self.turns) });
             }
         }
@@ -115,6 +124,8 @@ impl Owner {
             KeeperReply::Stored { epoch, version, turns } if *epoch == self.head.epoch => {
                 peer.stored = peer.stored.max(Some((*version, *turns)));
                 peer.next = *turns;
+                // Asked the same again, it would answer the same again, without end.
+                peer.is_silent = (*version, *turns) < peer.asked;
             }
             // It may have had more, and lost it.
             KeeperReply::Behind { from } => {

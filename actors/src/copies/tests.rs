@@ -202,6 +202,49 @@ fn a_copy_that_lost_its_log_is_given_it_anew() {
 }
 
 #[test]
+fn a_copy_that_never_has_what_it_was_sent_is_not_sent_it_without_end() {
+    let mut owner = Owner::new(node(1), first_head(1, &[1, 2, 3]), 0);
+    owner.append();
+    assert_eq!(owner.sends(), [Send { to: node(1), from: 0 }]);
+    let short = KeeperReply::Stored { epoch: owner.head().epoch, version: 1, turns: 0 };
+    owner.replied(node(1), &short);
+    assert_eq!((owner.sends(), owner.standing()), (vec![], Standing::Short { silent: vec![node(1)] }));
+    // What it was sent is what counts, not what has come to be wanted meanwhile.
+    owner.retry();
+    assert_eq!(owner.sends(), [Send { to: node(1), from: 0 }]);
+    owner.append();
+    owner.replied(node(1), &KeeperReply::Stored { epoch: owner.head().epoch, version: 1, turns: 1 });
+    assert_eq!(owner.sends(), [Send { to: node(1), from: 1 }]);
+}
+
+#[test]
+fn after_a_restart_copies_are_sent_only_what_they_lack() {
+    let (mut nodes, mut owner) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
+    owner.append();
+    assert_eq!(nodes.settle(&mut owner, &["a"], &[]), Standing::Settled);
+    owner.append();
+    assert_eq!(nodes.settle(&mut owner, &["a", "b"], &[3]), Standing::Settled);
+    let mut again = Owner::new(node(1), owner.head().clone(), 2);
+    assert_eq!(again.sends(), [Send { to: node(1), from: 2 }]);
+    let reply = nodes.ask(node(1), store_of(&again, 2, &[]));
+    again.replied(node(1), &reply);
+    assert_eq!(again.sends(), [Send { to: node(2), from: 2 }, Send { to: node(3), from: 2 }]);
+    for index in [2, 3] {
+        let reply = nodes.ask(node(index), store_of(&again, 2, &[]));
+        again.replied(node(index), &reply);
+    }
+    assert_eq!(again.sends(), [Send { to: node(3), from: 1 }], "the one that was away says what it lacks");
+    again.give_up();
+    assert_eq!(nodes.settle(&mut again, &["a", "b"], &[]), Standing::Settled);
+    assert_eq!(nodes.log(3), ["a", "b"]);
+    // Of an earlier owner's log nothing counts: it is sent whole.
+    let Fencing::Won { head, turns, .. } = nodes.take_over(2, &[1]) else { panic!("two of three answer") };
+    let mut new = Owner::new(node(2), head, turns);
+    assert_eq!(nodes.settle(&mut new, &["a", "b"], &[]), Standing::Settled);
+    assert_eq!((nodes.log(1), nodes.log(2), nodes.log(3)), (vec!["a", "b"], vec!["a", "b"], vec!["a", "b"]));
+}
+
+#[test]
 fn answers_that_nobody_waits_for_any_more_are_asked_for_again() {
     let (mut nodes, mut owner) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
     assert_eq!(owner.sends(), [Send { to: node(1), from: 0 }]);

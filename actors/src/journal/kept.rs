@@ -224,30 +224,68 @@ impl KeptSessions {
         self.journal.context_created(record).await
     }
 
+    /// Whether a context is here; if so, it stays for now, as one that has just come.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn renew_manifest(&self, context: ContextId) -> Result<bool, JournalError> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).insert(context);
+        self.journal
+            .read(move |store| {
+                let own = store.list(Kind::Manifest, &key(context.0), None, 1)?;
+                let kept = store.list(Kind::KeptManifest, &key(context.0), None, 1)?;
+                Ok(!own.is_empty() || !kept.is_empty())
+            })
+            .await
+    }
+
     /// Lets contexts go that are kept for no session any more, and the oldest heads of sessions that are gone from here, of
     /// which [`MAX_GONE`] stay.
     ///
     /// # Errors
     /// The store failed.
     pub async fn tidy(&self, me: NodeKey) -> Result<(), JournalError> {
+        self.tidy_to(me, MAX_GONE).await
+    }
+
+    async fn tidy_to(&self, me: NodeKey, max_gone: usize) -> Result<(), JournalError> {
+        // In this order: a context that comes, and the copy behind it, is not listed, or recent, or needed.
+        let kept = self.journal.keys(Kind::KeptManifest).await?;
         let recent = std::mem::take(&mut *self.recent.lock().unwrap_or_else(PoisonError::into_inner));
         let (mut needed, mut gone) = (recent, Vec::new());
-        for (session, copy) in self.copies().await? {
+        for id in self.journal.keys(Kind::Copy).await? {
+            let record = self.journal.read(move |store| store.get(Kind::Copy, &key(id))).await?;
+            let Some(record) = record else { continue };
+            let copy: Copy = from_json(&format!("the copy of session {}", SessionId(id)), &record.value)?;
             match copy.head {
                 Some(head) if head.is_kept_by(me) => _ = needed.insert(head.context),
-                Some(_) => gone.push(session),
+                Some(_) => gone.push((record.version, id)),
                 // Only a promise: whoever made it promise is about to store.
                 None => {}
             }
         }
-        let kept = self.journal.keys(Kind::KeptManifest).await?;
         let unneeded = kept.into_iter().filter(|id| !needed.contains(&ContextId(*id)));
-        let mut writes: Vec<_> = unneeded.map(|id| delete(Kind::KeptManifest, id)).collect();
-        // A node counts its names upwards; above the count stands which node it is.
-        gone.sort_by_key(|session| session.0 as u32);
-        let surplus = gone.len().saturating_sub(MAX_GONE);
-        writes.extend(gone[..surplus].iter().map(|session| delete(Kind::Copy, session.0)));
-        if writes.is_empty() { Ok(()) } else { self.journal.write(writes).await }
+        let writes: Vec<_> = unneeded.map(|id| delete(Kind::KeptManifest, id)).collect();
+        if !writes.is_empty() {
+            self.journal.write(writes).await?;
+        }
+        // The store's versions rise: those that were written first go first.
+        gone.sort_unstable();
+        let surplus = gone.len().saturating_sub(max_gone);
+        for (version, id) in &gone[..surplus] {
+            self.forget_gone(SessionId(*id), *version).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what is known of a session that is gone, unless it was written anew since.
+    async fn forget_gone(&self, session: SessionId, version: u64) -> Result<(), JournalError> {
+        let _one = self.gates[(session.0 % GATES as u64) as usize].lock().await;
+        let record = self.journal.read(move |store| store.get(Kind::Copy, &key(session.0))).await?;
+        if record.is_none_or(|record| record.version != version) {
+            return Ok(());
+        }
+        self.journal.write(vec![delete(Kind::Copy, session.0)]).await
     }
 }
 
@@ -342,6 +380,30 @@ mod tests {
         let refused = kept.keep(me, SESSION, store_turns(2, &[6])).await.unwrap();
         assert_eq!(refused, KeeperReply::Fenced(later), "it still obeys");
         assert_eq!(kept.turns(SESSION, 0).await.unwrap().len(), 2);
+        close(store, kept).await;
+    }
+
+    #[tokio::test]
+    async fn of_the_heads_of_sessions_that_are_gone_those_written_last_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let me = NodeKey([2; 6]);
+        let (store, kept) = open(folder.path(), 2).await;
+        let remove = |session| {
+            let (epoch, set) = (Epoch::first(me), CopySet::of(vec![me]));
+            let head = Head { session, context: ContextId(3), epoch, version: 2, set, is_removed: true };
+            kept.keep(me, session, KeeperRequest::Store { head, from: 0, turns: Vec::new() })
+        };
+        for id in [7, 9, 5] {
+            remove(SessionId(id)).await.unwrap();
+        }
+        kept.tidy_to(me, 2).await.unwrap();
+        let left: Vec<_> = kept.copies().await.unwrap().into_iter().map(|(session, _)| session.0).collect();
+        assert_eq!(left, [5, 9]);
+        // One that was written anew since it was looked at stays.
+        let version = store.read(|store| store.get(Kind::Copy, &key(5))).await.unwrap().unwrap().version;
+        kept.keep(me, SESSION, KeeperRequest::Fence(Epoch { counter: 9, owner: me })).await.unwrap();
+        kept.forget_gone(SESSION, version).await.unwrap();
+        assert!(kept.copy(SESSION).await.unwrap().is_some());
         close(store, kept).await;
     }
 }

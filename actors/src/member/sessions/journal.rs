@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::Sessions;
 use super::drive::Unwritten;
+use super::{Owned, Sessions};
 use crate::copies::{CopySet, Epoch, Head, Owner, Standing};
 use crate::journal::kept::{turn_bytes, turn_of};
 use crate::journal::{ContextRecord, Journal, JournalError, Journaled, SessionRecord};
@@ -16,21 +16,23 @@ impl Sessions {
     fn outcome(
         &self,
         session: SessionId,
+        owned: &Owned,
         owner: &Owner,
         own: Result<(), String>,
     ) -> Result<(), JournalError> {
         match owner.standing() {
             Standing::Settled => Ok(()),
             Standing::Fenced(epoch) => {
-                self.lost(session, epoch);
+                self.lost(session, owned, epoch);
                 Err(JournalError::Moved { session, owner: epoch.owner })
             }
             Standing::Short { silent } => match own {
                 Ok(()) => Err(JournalError::Unsettled { session, silent: silent.len() }),
                 Err(why) => {
                     // What this node's disk has is not known; it is read again.
-                    self.owned().remove(&session);
-                    if let Some(node) = self.way.node() {
+                    if self.let_go(session, owned)
+                        && let Some(node) = self.way.node()
+                    {
                         node.close_session_here(session);
                     }
                     Err(JournalError::Unwritten { session, why })
@@ -45,11 +47,19 @@ impl Sessions {
         let others = self.live(context, &[]).into_iter().take(self.copies);
         let set = CopySet::of(std::iter::once(me).chain(others).collect());
         let head = Head { session, context, epoch: Epoch::first(me), version: 1, set, is_removed: false };
-        let mut owner = Owner::new(me, head, 0);
+        let owned: Owned = Arc::new(tokio::sync::Mutex::new(Owner::new(me, head, 0)));
+        let mut owner = owned.lock().await;
         let own = self.drive(&mut owner, None).await;
-        let outcome = self.outcome(session, &owner, own);
+        let outcome = self.outcome(session, &owned, &owner, own);
         if outcome.is_ok() {
-            self.owned().insert(session, Arc::new(tokio::sync::Mutex::new(owner)));
+            self.owned().insert(session, Arc::clone(&owned));
+        } else {
+            // Nobody has its name: what was written of it is taken back where that can be.
+            owner.remove();
+            owner.retry();
+            if let Err(why) = self.drive(&mut owner, None).await {
+                tracing::debug!(%session, %why, "what was written of a session that was not opened stays");
+            }
         }
         outcome
     }
@@ -61,8 +71,8 @@ impl Sessions {
         owner.remove();
         owner.retry();
         let own = self.drive(&mut owner, None).await;
-        self.outcome(session, &owner, own)?;
-        self.owned().remove(&session);
+        self.outcome(session, &owned, &owner, own)?;
+        self.let_go(session, &owned);
         Ok(true)
     }
 
@@ -72,13 +82,17 @@ impl Sessions {
             return Err(JournalError::Moved { session, owner });
         };
         let mut owner = owned.lock().await;
+        // Removed while this waited for it, or earlier and not by a quorum yet.
+        if owner.head().is_removed {
+            return Err(JournalError::Removed { session });
+        }
         if owner.turns() != index {
             let refusal = stellate_runtime::store::Refusal::Position { next: owner.turns(), expected: index };
             return Err(JournalError::Store(refusal.into()));
         }
         owner.append();
         let own = self.drive(&mut owner, Some(Unwritten::Last(turn_bytes(&turn)))).await;
-        self.outcome(session, &owner, own)
+        self.outcome(session, &owned, &owner, own)
     }
 
     async fn own_sessions(&self) -> Result<Vec<SessionRecord>, JournalError> {
@@ -86,6 +100,7 @@ impl Sessions {
         let mut records = Vec::new();
         for id in ids {
             let head = self.kept.copy(id).await?.and_then(|copy| copy.head);
+            let head = head.filter(|head| !head.is_removed);
             records.extend(head.map(|head| SessionRecord { id, context: head.context }));
         }
         Ok(records)
@@ -149,7 +164,8 @@ impl Journal for CopiedJournal {
             if self.0.own(id).is_none() {
                 return Ok(None);
             }
-            let Some(head) = self.0.kept.copy(id).await?.and_then(|copy| copy.head) else { return Ok(None) };
+            let head = self.0.kept.copy(id).await?.and_then(|copy| copy.head);
+            let Some(head) = head.filter(|head| !head.is_removed) else { return Ok(None) };
             let turns = self.0.kept.turns(id, 0).await?;
             let turns = turns.iter().map(|turn| turn_of(id, turn)).collect::<Result<_, _>>()?;
             Ok(Some((SessionRecord { id, context: head.context }, turns)))

@@ -32,6 +32,12 @@ impl Arriving {
         if total > MAX_CONTEXT_BYTES || bytes.len() > PIECE_BYTES {
             return Err(format!("a context of {total} bytes is longer than {MAX_CONTEXT_BYTES}"));
         }
+        // Two that give it at the same time give the same.
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        let old = self.pieces.get(&context).and_then(|has| has.get(at..at.saturating_add(bytes.len())));
+        if old.is_some_and(|old| old == bytes && !old.is_empty()) {
+            return Ok(None);
+        }
         if offset == 0 {
             self.forget(context);
             if self.order.len() >= MAX_ARRIVING {
@@ -94,6 +100,8 @@ impl Sessions {
                     arriving.add(context, whole_bytes, offset, &bytes)
                 };
                 match added {
+                    // Somebody else has given the whole meanwhile.
+                    Err(_) if self.kept.renew_manifest(context).await? => {}
                     Err(why) => return Ok(SessionAnswer::Refused(why)),
                     Ok(Some(whole)) => self.kept.keep_manifest(context, whole).await?,
                     Ok(None) => {}
@@ -122,11 +130,11 @@ impl Sessions {
         };
         let reply = self.kept.keep(self.me(), session, request).await?;
         if by.owner != self.me()
-            && self.own(session).is_some()
+            && let Some(owned) = self.own(session)
             && let Some(copy) = self.kept.copy(session).await?
             && copy.promised.owner != self.me()
         {
-            self.lost(session, copy.promised);
+            self.lost(session, &owned, copy.promised);
         }
         Ok(SessionAnswer::Kept(reply))
     }
@@ -141,6 +149,7 @@ mod tests {
         let mut arriving = Arriving::default();
         assert_eq!(arriving.add(ContextId(1), 4, 0, b"ab"), Ok(None));
         assert!(arriving.add(ContextId(1), 4, 3, b"d").is_err(), "there is a gap");
+        assert_eq!(arriving.add(ContextId(1), 4, 0, b"ab"), Ok(None), "a second giver breaks nothing");
         assert_eq!(arriving.add(ContextId(1), 4, 2, b"cd"), Ok(Some(b"abcd".to_vec())));
         for context in 2..=6 {
             assert_eq!(arriving.add(ContextId(context), 4, 0, b"ab"), Ok(None));

@@ -131,6 +131,8 @@ pub struct Sessions {
     owned: Mutex<BTreeMap<SessionId, Owned>>,
     /// One take-over of a session at a time.
     taking: tokio::sync::Mutex<()>,
+    /// One giving of a context to a node at a time.
+    giving: drive::Giving,
     /// Contexts on their way to this node.
     arriving: Mutex<keep::Arriving>,
 }
@@ -149,8 +151,9 @@ impl Sessions {
                 owned.insert(session, Arc::new(tokio::sync::Mutex::new(owner)));
             }
         }
+        let giving = drive::Giving::default();
         let (kept, owned, taking) = (Arc::new(kept), Mutex::new(owned), tokio::sync::Mutex::default());
-        Ok(Arc::new(Self { peers, kept, way, copies, owned, taking, arriving: Mutex::default() }))
+        Ok(Arc::new(Self { peers, kept, way, copies, owned, taking, giving, arriving: Mutex::default() }))
     }
 
     fn me(&self) -> NodeKey {
@@ -182,10 +185,14 @@ impl Sessions {
                 own = self.drive(&mut owner, None).await;
             }
             match owner.standing() {
+                Standing::Settled if owner.head().is_removed => {
+                    self.let_go(session, &owned);
+                    return Err(ClaimError::Removed { session });
+                }
                 Standing::Settled => return Ok(Whose::Ours { turns: owner.turns() }),
                 Standing::Fenced(epoch) => {
                     drop(owner);
-                    self.lost(session, epoch);
+                    self.lost(session, &owned, epoch);
                 }
                 Standing::Short { silent } => {
                     return Err(match own {
@@ -199,9 +206,19 @@ impl Sessions {
         self.take(session, never_mind).await
     }
 
-    /// Another node owns a session from now on.
-    fn lost(&self, session: SessionId, epoch: Epoch) {
-        if self.owned().remove(&session).is_some() {
+    /// Takes an own session out, unless it went and came back since `known` was looked up. Tells whether it was there.
+    fn let_go(&self, session: SessionId, known: &Owned) -> bool {
+        let mut owned = self.owned();
+        let is_there = owned.get(&session).is_some_and(|owned| Arc::ptr_eq(owned, known));
+        if is_there {
+            owned.remove(&session);
+        }
+        is_there
+    }
+
+    /// Another node owns a session from now on, of which `known` was this node's.
+    fn lost(&self, session: SessionId, known: &Owned, epoch: Epoch) {
+        if self.let_go(session, known) {
             tracing::info!(%session, owner = %epoch.owner, "a session is another node's now");
             if let Some(node) = self.way.node() {
                 node.close_session_here(session);
@@ -264,7 +281,7 @@ impl Sessions {
             for (session, owned) in all {
                 // One that is being written to is looked at the next time.
                 if let Ok(mut owner) = owned.try_lock() {
-                    self.keep_one_up(session, &mut owner, is_retry).await;
+                    self.keep_one_up(session, &owned, &mut owner, is_retry).await;
                 }
             }
             if round.is_multiple_of(TIDY_ROUNDS)
@@ -275,7 +292,7 @@ impl Sessions {
         }
     }
 
-    async fn keep_one_up(&self, session: SessionId, owner: &mut Owner, is_retry: bool) {
+    async fn keep_one_up(&self, session: SessionId, owned: &Owned, owner: &mut Owner, is_retry: bool) {
         if is_retry {
             owner.retry();
         }
@@ -290,8 +307,10 @@ impl Sessions {
                 break;
             }
         }
-        if let Standing::Fenced(epoch) = owner.standing() {
-            self.lost(session, epoch);
+        match owner.standing() {
+            Standing::Fenced(epoch) => self.lost(session, owned, epoch),
+            Standing::Settled if owner.head().is_removed => _ = self.let_go(session, owned),
+            _ => {}
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use stellate_runtime::membership::{NodeState, Standing as Fit};
 
+use super::super::peers::key_of;
 use super::drive::Unwritten;
 use super::{ANSWER, ClaimError, SessionAnswer, SessionAsk, Sessions, Whose};
 use crate::cluster::messages::NodeKey;
@@ -20,7 +22,11 @@ impl Sessions {
         let _one = self.taking.lock().await;
         if let Some(owned) = self.own(session) {
             // Somebody else has asked for it at the same time.
-            return Ok(Whose::Ours { turns: owned.lock().await.turns() });
+            let owner = owned.lock().await;
+            if owner.head().is_removed {
+                return Err(ClaimError::Removed { session });
+            }
+            return Ok(Whose::Ours { turns: owner.turns() });
         }
         let (survey, answered) = self.survey(session).await?;
         let epoch = match survey.found() {
@@ -28,7 +34,8 @@ impl Sessions {
             Found::Removed => return Err(ClaimError::Removed { session }),
             Found::Owned(epoch) => epoch,
         };
-        if epoch.owner != self.me() && answered.contains(&epoch.owner) && !never_mind {
+        let is_there = answered.contains(&epoch.owner) && self.runs_sessions(epoch.owner);
+        if epoch.owner != self.me() && is_there && !never_mind {
             return Ok(Whose::Others(epoch.owner));
         }
         if self.way.node().is_none() {
@@ -40,6 +47,20 @@ impl Sessions {
         self.fence(session, taking).await
     }
 
+    /// Whether a node runs sessions, as far as membership knows: one that only keeps copies answers too.
+    fn runs_sessions(&self, node: NodeKey) -> bool {
+        let roster = self.peers.substrate.roster();
+        let member = roster.members.iter().find(|member| key_of(member.id) == node);
+        member.is_none_or(|member| member.record.roles.query && member.record.state != NodeState::Left)
+    }
+
+    /// Members that membership holds for up and that cannot be called: a session may be theirs.
+    fn uncallable(&self, callable: &[NodeKey]) -> Vec<NodeKey> {
+        let roster = self.peers.substrate.roster();
+        let up = roster.members.iter().filter(|member| member.standing == Fit::Compatible && member.is_up());
+        up.map(|member| key_of(member.id)).filter(|node| !callable.contains(node)).collect()
+    }
+
     /// What every node that answers has, and which do.
     async fn survey(&self, session: SessionId) -> Result<(Survey, Vec<NodeKey>), ClaimError> {
         let mut survey = Survey::default();
@@ -47,6 +68,7 @@ impl Sessions {
         let others: Vec<_> = self.peers.keepers().into_iter().filter(|node| *node != self.me()).collect();
         let asks = others.iter().map(|node| self.peers.ask_about(*node, SessionAsk::Look(session), ANSWER));
         let mut answered = Vec::new();
+        self.uncallable(&others).into_iter().for_each(|node| survey.failed(node));
         for (node, answer) in others.iter().zip(join_all(asks).await) {
             match answer {
                 Ok(SessionAnswer::Copy(copy)) => {

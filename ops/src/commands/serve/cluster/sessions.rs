@@ -38,6 +38,8 @@ impl Administration {
     fn not_claimed(&self, error: &ClaimError) -> ClusterError {
         let words = nodes::with_names(&self.roster(), &error.to_string());
         match error {
+            // It may be on those that do not answer.
+            ClaimError::Unknown { silent, .. } if *silent > 0 => ClusterError::Waits(words),
             ClaimError::Unknown { .. } | ClaimError::Removed { .. } => ClusterError::Unknown(words),
             ClaimError::Short { .. } | ClaimError::Failed { .. } => ClusterError::Waits(words),
             _ => ClusterError::Failed(words),
