@@ -108,7 +108,7 @@ impl Cluster {
         Ok(plan)
     }
 
-    /// Forgets a node.
+    /// Forgets a node, and the contexts that it keeps: it does not come back.
     ///
     /// # Errors
     /// [`Refusal::NoSuchNode`]; [`Refusal::NotEmpty`] if blocks lie on it alone and `force` is not set.
@@ -124,6 +124,7 @@ impl Cluster {
         }
         self.drains.remove(&node);
         self.node_gone(now, node);
+        self.forget_query_node(now, node);
         self.intend(node, None);
         for host in self.hosts_of_node(node) {
             self.table.hosts.remove(&host);
@@ -263,7 +264,9 @@ impl Cluster {
     }
 
     fn known(&self, node: NodeKey) -> Result<(), Refusal> {
-        let is_known = self.table.hosts.keys().any(|&host| NodeKey::of(host) == node);
+        // What is wanted of a node that is away for good can be taken back too.
+        let is_known = self.intents.contains_key(&node)
+            || self.table.hosts.keys().any(|&host| NodeKey::of(host) == node);
         match is_known {
             true => Ok(()),
             // It may be about to report.

@@ -67,7 +67,7 @@ impl Cluster {
     /// A query node is there, has announced its contexts to the supervisor of the term `announced`, and has seen nothing later
     /// than `seen`.
     pub fn renew(&mut self, now: Duration, node: NodeKey, announced: Term, seen: Term) {
-        self.query_nodes.insert(node, now);
+        self.hear_of_query_node(now, node);
         let latest = seen.max(announced);
         if latest != Term::NONE && latest != self.term {
             self.follow_predecessor();

@@ -11,6 +11,7 @@ mod encode_order;
 mod from_disk;
 pub mod intents;
 mod inventory;
+mod leases;
 mod listening;
 pub mod mandate;
 pub mod messages;

@@ -13,6 +13,7 @@ use crate::placement::{AnchorNeed, HostLoad, Need, Preference, place_by};
 
 use super::drain::DrainProgress;
 use super::intents::{self, Drain, Intent};
+use super::leases::QueryNode;
 use super::messages::{
     AgentOrder, AgentRefusal, AgentReply, AgentRequest, ContextClaim, ContextKey, ContextPlaced, Inventory,
     NodeKey, PlacedBlock, QueryNodeNotice, Refusal, Stamp,
@@ -90,8 +91,8 @@ pub struct Cluster {
     pub(crate) has_predecessor: bool,
     pub(crate) table: Table,
     pub(crate) intents: BTreeMap<NodeKey, Intent>,
-    /// Query nodes, and when each was heard of.
-    pub(crate) query_nodes: BTreeMap<NodeKey, Duration>,
+    /// Query nodes that were heard of.
+    pub(crate) query_nodes: BTreeMap<NodeKey, QueryNode>,
     /// Those that are there and have not announced their contexts yet.
     pub(crate) unannounced: BTreeSet<NodeKey>,
     pub(crate) moves: BTreeMap<u64, Migration>,
@@ -318,7 +319,7 @@ impl Cluster {
     /// A query node keeps a context.
     pub fn hold(&mut self, now: Duration, claim: ContextClaim) {
         let claim = claim.bounded();
-        self.query_nodes.insert(claim.query_node, now);
+        self.hear_of_query_node(now, claim.query_node);
         let (context, anchor) = (claim.key(), claim.anchor);
         let ids: Vec<_> = claim.needs.iter().map(|need| need.id).collect();
         let given_up = self.table.claim(claim);
@@ -349,7 +350,7 @@ impl Cluster {
     ) -> Result<ContextPlaced, Refusal> {
         self.may_decide(now)?;
         let claim = claim.bounded();
-        self.query_nodes.insert(claim.query_node, now);
+        self.hear_of_query_node(now, claim.query_node);
         let mut loads = self.loads(now, &claim, suspects);
         if loads.is_empty() {
             return Err(Refusal::NoHosts);
@@ -474,7 +475,7 @@ impl Cluster {
 
     /// A node was seen to go. A host of it that is heard of again is there again.
     pub fn node_gone(&mut self, now: Duration, node: NodeKey) {
-        self.query_nodes.remove(&node);
+        self.query_node_gone(node);
         for host in self.hosts_of_node(node) {
             self.host_gone(now, host);
         }

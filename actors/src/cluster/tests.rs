@@ -8,6 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::drain::DrainState;
+use super::intents::Intent;
 use super::messages::{
     AgentOrder, AgentRequest, AnchorCopy, ContextClaim, HostInventory, Inventory, NodeKey, Refusal, Stamp,
     SupervisorReply, SupervisorRequest,
@@ -344,6 +345,17 @@ fn a_drain_goes_on_under_a_new_supervisor_and_keeps_its_deadline() {
         world.run(seconds(30));
         assert_eq!(world.missing(), 0);
     }
+}
+
+#[test]
+fn what_is_wanted_of_a_node_that_this_supervisor_never_heard_of_can_be_taken_back() {
+    let intents = BTreeMap::from([(node(7), Intent::Cordon), (node(8), Intent::Cordon)]);
+    let mut cluster = Cluster::new(Duration::ZERO, WALL, term(1), quick(), intents);
+    cluster.tick(seconds(3));
+    assert_eq!(cluster.uncordon(node(7)), Ok(()));
+    assert_eq!(cluster.remove(seconds(3), node(8), false), Ok(()));
+    assert_eq!(cluster.intents, BTreeMap::new());
+    assert_eq!(cluster.uncordon(node(7)), Err(Refusal::NoSuchNode { node: node(7) }));
 }
 
 #[test]

@@ -78,7 +78,7 @@ impl Cluster {
         }
         tracing::warn!(?stood_still, "the supervisor stood still; silence meanwhile does not count");
         self.table.hosts.values_mut().for_each(|entry| entry.heard = (entry.heard + stood_still).min(now));
-        self.query_nodes.values_mut().for_each(|heard| *heard = (*heard + stood_still).min(now));
+        self.query_nodes.values_mut().for_each(|node| node.heard = (node.heard + stood_still).min(now));
         self.moves.values_mut().filter(|m| !m.is_committed()).for_each(|m| m.deadline += stood_still);
     }
 
@@ -248,28 +248,9 @@ impl Cluster {
         }
     }
 
-    /// Whether a query node is there, and must be waited for.
-    pub(crate) fn is_leased(&self, now: Duration, node: NodeKey) -> bool {
-        let heard = self.query_nodes.get(&node);
-        heard.is_some_and(|&heard| now.saturating_sub(heard) <= self.settings.query_lease)
-    }
-
     pub(crate) fn release_switches(&mut self, now: Duration) {
         for id in self.moves.keys().copied().collect::<Vec<_>>() {
             self.free_source(now, id);
-        }
-    }
-
-    /// Releases the contexts of query nodes that have been away for too long.
-    fn release_orphans(&mut self, now: Duration) {
-        let is_orphan = |node: &NodeKey| {
-            let heard = self.query_nodes.get(node).copied().unwrap_or(self.started);
-            now.saturating_sub(heard) > self.settings.orphan_grace
-        };
-        let orphans = self.table.contexts.values().filter(|claim| is_orphan(&claim.query_node));
-        for key in orphans.map(|claim| claim.key()).collect::<Vec<_>>() {
-            tracing::warn!(context = %key.context, node = %key.query_node, "the query node of a context has been away for too long; its blocks are freed");
-            self.release(now, key);
         }
     }
 

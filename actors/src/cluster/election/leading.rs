@@ -282,6 +282,8 @@ impl Election {
         for (&to, peer) in &mut reign.peers {
             if peer.ask_at <= now {
                 rounds += 1;
+                // A grant of what was asked longer ago counts for nothing, and one that is down answers nothing.
+                peer.asked.retain(|_, at| *at + settings.lease > now);
                 peer.asked.insert(rounds, now);
                 peer.ask_at = now + settings.retry();
                 let message = Message::Ask { round: rounds, term, wants_book };
