@@ -5,7 +5,7 @@ use stellate_actors::cluster::messages::{
 };
 use stellate_runtime::encoding::{decode, encode};
 
-pub fn control(bytes: &[u8]) {
+pub(crate) fn control(bytes: &[u8]) {
     if let Ok(order) = decode::<AgentOrder>(bytes) {
         assert_eq!(encode(&order).expect("it was read"), bytes);
     }

@@ -20,7 +20,7 @@ macro_rules! same {
     };
 }
 
-pub fn headers(bytes: &[u8]) {
+pub(crate) fn headers(bytes: &[u8]) {
     same!(Open, Route, Attend, Attended, Refused, Fetch, BlockHead, Piece, Done, Put, PutReply, NoTransfer => bytes);
     if let Ok(attend) = decode::<Attend>(bytes) {
         let queries = SHAPE.query_bytes(attend.tokens as usize % (2 * MAX_TOKENS));

@@ -2,7 +2,7 @@
 
 use stellate_actors::api::{event_again, request_again};
 
-pub fn requests(bytes: &[u8]) {
+pub(crate) fn requests(bytes: &[u8]) {
     for again in [request_again(bytes), event_again(bytes)].into_iter().flatten() {
         assert_eq!(again, bytes);
     }

@@ -3,7 +3,7 @@
 use stellate_model::checkpoint::GenerationDefaults;
 use stellate_model::config::ModelConfig;
 
-pub fn config(bytes: &[u8]) {
+pub(crate) fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(config) = ModelConfig::from_json(text) {
         let (frequencies, attention) = config.rope.inverse_frequencies(config.head_dim);

@@ -4,7 +4,7 @@ use stellate_model::checkpoint::Checkpoint;
 use stellate_model::gguf::GgufFile;
 use stellate_model::tokenizer::Tokenizer;
 
-pub fn gguf(bytes: &[u8]) {
+pub(crate) fn gguf(bytes: &[u8]) {
     let _ = Checkpoint::check_gguf(bytes);
     if let Ok(gguf) = GgufFile::parse(bytes)
         && let Some(tokenizer) = gguf.metadata().tokenizer()

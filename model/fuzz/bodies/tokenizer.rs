@@ -2,7 +2,7 @@
 
 use stellate_model::tokenizer::Tokenizer;
 
-pub fn tokenizer(bytes: &[u8]) {
+pub(crate) fn tokenizer(bytes: &[u8]) {
     if let Ok(tokenizer) = Tokenizer::from_bytes(bytes) {
         let _ = tokenizer.encode("The code is 7421.", true);
     }

@@ -2,6 +2,6 @@
 
 use stellate_runtime::identity::CertificateDetails;
 
-pub fn certificates(bytes: &[u8]) {
+pub(crate) fn certificates(bytes: &[u8]) {
     let _ = CertificateDetails::of(bytes);
 }

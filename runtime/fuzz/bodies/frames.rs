@@ -2,7 +2,7 @@
 
 use stellate_runtime::transport::{FrameDecoder, FrameLimits, WIRE_VERSION};
 
-pub fn frames(bytes: &[u8]) {
+pub(crate) fn frames(bytes: &[u8]) {
     let Some((piece, bytes)) = bytes.split_first() else { return };
     let limits = FrameLimits { header_bytes: 4096, payload_bytes: 1 << 20 };
     let mut decoder = FrameDecoder::new(WIRE_VERSION, limits);

@@ -21,7 +21,7 @@ static DESK: LazyLock<(JoinDesk, [u8; 8])> = LazyLock::new(|| {
     (JoinDesk::new(authority, Arc::new(store), revocations, Arc::new(SystemClock::new())), id)
 });
 
-pub fn joins(bytes: &[u8]) {
+pub(crate) fn joins(bytes: &[u8]) {
     let (desk, id) = &*DESK;
     let mut header = bytes.to_vec();
     if bytes.len() > 9 && bytes[8] % 2 == 0 {

@@ -12,7 +12,7 @@ fn id(number: u8) -> NodeId {
     NodeId::from_bytes([number; 32])
 }
 
-pub fn membership(bytes: &[u8]) {
+pub(crate) fn membership(bytes: &[u8]) {
     let mut inputs = Vec::new();
     let mut rest = bytes;
     // Each begins with what it is, from whom, and how long.

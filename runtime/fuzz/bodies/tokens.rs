@@ -2,7 +2,7 @@
 
 use stellate_runtime::identity::{JoinToken, NodeId, NodeName};
 
-pub fn tokens(bytes: &[u8]) {
+pub(crate) fn tokens(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(token) = text.parse::<JoinToken>() {
         assert_eq!(token.to_line(), text.trim());
