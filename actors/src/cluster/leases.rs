@@ -109,7 +109,9 @@ mod tests {
             for number in [0, 1].into_iter().skip(first) {
                 let held = self.claim.needs.iter().filter(|_| number == 1);
                 let held = held.map(|need| HeldBlock { id: need.id, bytes: BLOCK }).collect();
-                let hosts = vec![HostInventory::of(host(number), 10 * BLOCK, held)];
+                // The first has no room for a block, so that none moves.
+                let room = if number == 0 { 1 } else { 10 * BLOCK };
+                let hosts = vec![HostInventory::of(host(number), room, held)];
                 let at = Stamp { start: 1, count: self.beats };
                 let (node, seen) = (NodeKey::of(host(number)), self.cluster.term());
                 let inventory = Inventory { node, at, up_ms: 0, seen, hosts, disk: None };

@@ -289,12 +289,17 @@ impl Cluster {
             let mut blocks = Vec::new();
             for id in self.table.hosts[&host].blocks.keys().copied().collect::<Vec<_>>() {
                 let is_claimed = self.table.is_claimed(host, &id);
+                let is_spare = self.is_spare_promise(host, &id);
                 let holding = self.table.holding_mut(host, &id).expect("just listed");
                 let is_due = match holding.hold {
                     Hold::Freeing(sent) => now.saturating_sub(sent) > self.settings.order_timeout,
                     Hold::Held | Hold::Promised if !is_claimed => {
                         let since = *holding.unclaimed.get_or_insert(now);
                         knows_contexts && now.saturating_sub(since) >= self.settings.unclaimed_grace
+                    }
+                    Hold::Promised if is_spare => {
+                        let since = *holding.unclaimed.get_or_insert(now);
+                        now.saturating_sub(since) >= self.settings.unclaimed_grace
                     }
                     _ => {
                         holding.unclaimed = None;
@@ -310,6 +315,18 @@ impl Cluster {
         for (host, blocks) in freed {
             self.free(now, host, blocks);
         }
+    }
+
+    /// Whether a block is promised to a host and encoded on another: whoever was to encode it here has gone elsewhere with it.
+    fn is_spare_promise(&self, host: HostId, block: &BlockId) -> bool {
+        let is_promised = matches!(self.table.hold(host, block), Some(Hold::Promised));
+        let is_anchor = self.table.holding(host, block).is_some_and(|holding| !holding.anchors.is_empty());
+        let is_had = |other: &HostId| {
+            *other != host
+                && self.table.hosts[other].takes()
+                && matches!(self.table.hold(*other, block), Some(Hold::Held))
+        };
+        is_promised && !is_anchor && self.table.holders(block).iter().any(is_had)
     }
 
     /// Orders blocks on a host to be freed.

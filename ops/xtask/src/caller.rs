@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stellate_actors::api::{Client, ErrorCode, RemoteError};
+use stellate_actors::session::SessionId;
 use stellate_actors::{Context, TurnEvent};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -57,6 +58,8 @@ pub struct Caller {
     pulse: Pulse,
     /// The last one is asked.
     talks: Vec<Talk>,
+    /// What stands in the names of sessions that were opened on its node.
+    scope: Option<u64>,
     /// What it counted.
     pub tally: Tally,
 }
@@ -74,7 +77,7 @@ macro_rules! or_ended {
 impl Caller {
     /// A client of the node behind `home`.
     pub fn new(home: Door, oracle: Arc<Oracle>, pulse: Pulse) -> Self {
-        Self { home, oracle, pulse, talks: Vec::new(), tally: Tally::default() }
+        Self { home, oracle, pulse, talks: Vec::new(), scope: None, tally: Tally::default() }
     }
 
     /// Does all of it, one after the other. What fails with a typed error is counted and left.
@@ -245,19 +248,27 @@ impl Caller {
         Ok(Ok(()))
     }
 
-    /// Closes all sessions of its node and removes all contexts, as far as that can be had now: also those that were made without
-    /// its hearing of it. For a client that is alone on its node.
+    /// Closes all sessions that were opened on its node and removes all contexts, as far as that can be had now: also those that
+    /// were made without its hearing of it. For a client that is alone on its node. Sessions of others that its node has taken
+    /// over stay.
     ///
     /// # Errors
     /// What is wrong with the product.
     pub async fn forget(&mut self) -> Done<()> {
+        // Above a node's own count stands in every name which node it is.
+        let scope_of = |session: SessionId| session.0 >> 32;
+        self.scope = self.talks.last().map(|talk| scope_of(talk.session)).or(self.scope);
         self.talks.clear();
+        let Some(scope) = self.scope else { return Ok(Ok(())) };
         let forgetting = async {
             let client = self.home.client().await?;
-            for session in client.sessions().await? {
+            let (own, others): (Vec<_>, Vec<_>) =
+                client.sessions().await?.into_iter().partition(|session| scope_of(session.id) == scope);
+            for session in own {
                 client.close_session(session.id).await?;
             }
-            for context in client.contexts().await? {
+            let is_used = |context| others.iter().any(|session| session.context == context);
+            for context in client.contexts().await?.into_iter().filter(|context| !is_used(context.id)) {
                 client.remove_context(context.id).await?;
             }
             Ok(())

@@ -154,3 +154,24 @@ fn a_promise_that_a_host_has_no_room_for_is_taken_back_and_made_elsewhere() {
     let placed = two.cluster.place(two.now, claim, &[]).unwrap().placed;
     assert!(placed.iter().all(|placed| placed.host == host(1)), "{placed:?}");
 }
+
+#[test]
+fn a_promise_to_encode_what_is_held_elsewhere_is_taken_back() {
+    let mut two = Two::new();
+    // The query node could not reach the first host, which holds the block all the same.
+    let placed = two.cluster.place(two.now, two.claim.clone(), &[host(0)]).unwrap().placed;
+    assert_eq!(placed[0].host, host(1));
+    two.actions();
+    let freed_in = |two: &mut Two, seconds: u64| {
+        two.pass(seconds, &[0, 1], &[0]);
+        let actions = two.actions().into_iter().filter_map(|action| match action {
+            Action::ToAgent { order, .. } => Some(order.request),
+            _ => None,
+        });
+        actions.collect::<Vec<_>>()
+    };
+    let grace = two.cluster.settings.unclaimed_grace.as_secs();
+    assert_eq!(freed_in(&mut two, grace - 1), []);
+    let free = AgentRequest::Free { host: host(1), blocks: vec![two.block()] };
+    assert_eq!(freed_in(&mut two, 2), [free]);
+}
