@@ -140,7 +140,7 @@ fn to_hex(bytes: &[u8]) -> String {
 }
 
 fn from_hex(text: &str) -> anyhow::Result<Vec<u8>> {
-    ensure!(text.is_ascii() && text.len() % 2 == 0, "these are no pairs of hexadecimal digits");
+    ensure!(text.is_ascii() && text.len().is_multiple_of(2), "these are no pairs of hexadecimal digits");
     let pairs = (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16));
     Ok(pairs.collect::<Result<_, _>>()?)
 }

@@ -23,6 +23,10 @@ use crate::transport::{CertificateFault, CloseCode, Connection, ConnectionClass,
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 /// Most addresses that are remembered with the node that was found there.
 const MAX_KNOWN_ADDRESSES: usize = 4096;
+/// When it is looked for the first time where those are that were neighbours in an earlier life and are not members; after twice
+/// as long it is looked again, and so on up to the longest.
+const SEEK_FIRST: Duration = Duration::from_secs(5);
+const SEEK_LONGEST: Duration = Duration::from_secs(300);
 /// A node that has asked for seeds so often and met nobody is ready alone.
 const BOOTSTRAPS_UNTIL_ALONE: u32 = 2;
 
@@ -57,6 +61,9 @@ pub(super) struct Driver {
     discovery: Discovery,
     /// Where neighbours were in an earlier life.
     neighbours: Vec<SocketAddr>,
+    /// When those of them are looked for that are missing, and after how long then.
+    seek_at: Duration,
+    seek_after: Duration,
     /// The number of the control connection that is served, of each peer.
     served: BTreeMap<NodeId, usize>,
     keepers: BTreeMap<NodeId, JoinHandle<()>>,
@@ -88,7 +95,10 @@ impl Driver {
         neighbours: Vec<SocketAddr>,
         has_sources: bool,
     ) -> Self {
+        let seek_at = context.clock.now() + SEEK_FIRST;
         Self {
+            seek_at,
+            seek_after: SEEK_FIRST,
             context,
             membership,
             requirements,
@@ -115,6 +125,7 @@ impl Driver {
             self.work_off().await;
             let now = self.context.clock.now();
             let due = self.membership.poll_timeout().map_or(LONGEST_SLEEP, |due| due.saturating_sub(now));
+            let due = due.min(self.seek_at.saturating_sub(now));
             tokio::select! {
                 input = inputs.recv() => match input {
                     None => return,
@@ -127,7 +138,10 @@ impl Driver {
                     Some(input) => self.take(input).await,
                 },
                 finding = self.discovery.next() => self.follow_finding(finding),
-                () = sleep(due) => self.membership.handle_timeout(self.context.clock.now()),
+                () = sleep(due) => {
+                    self.membership.handle_timeout(self.context.clock.now());
+                    self.seek();
+                }
             }
         }
     }
@@ -238,6 +252,27 @@ impl Driver {
         let candidates: BTreeSet<_> = members.chain(self.neighbours.iter().copied()).collect();
         for address in candidates {
             self.try_address(address);
+        }
+    }
+
+    /// Looks for whom it has lost sight of: membership asks for others only while it knows nobody, and nodes that start again at
+    /// the same time may meet in two groups. What was told over a connection that another one replaced may not have come either.
+    fn seek(&mut self) {
+        let now = self.context.clock.now();
+        if now < self.seek_at {
+            return;
+        }
+        self.seek_after = (2 * self.seek_after).min(SEEK_LONGEST);
+        self.seek_at = now + self.seek_after;
+        let met: BTreeSet<_> = self.membership.members().flat_map(|member| member.record.addresses).collect();
+        let missing: Vec<_> =
+            self.neighbours.iter().copied().filter(|address| !met.contains(address)).collect();
+        for address in missing {
+            self.try_address(address);
+        }
+        for node in self.served.keys().copied().collect::<Vec<_>>() {
+            // Members are told nothing.
+            self.membership.contact(now, node);
         }
     }
 

@@ -108,6 +108,40 @@ fn a_cordoned_node_is_seen_as_such_and_stays_so_over_a_restart_that_needs_no_see
 }
 
 #[test]
+fn neighbours_of_an_earlier_life_are_looked_for_also_when_others_were_met() {
+    run(async {
+        let cluster = Cluster::new();
+        let (of_a, store) = (cluster.credentials("a"), cluster.store("a"));
+        let (a, _a) = Substrate::start(cluster.setup(&of_a, &store)).await.unwrap();
+        let of_b = cluster.credentials("b");
+        let mut setup = cluster.setup(&of_b, &cluster.store("b"));
+        seek(&mut setup, &[&a]);
+        let (b, _b) = Substrate::start(setup).await.unwrap();
+        met(&a, &b).await;
+        let address = b.local_address().unwrap();
+        a.stop().await;
+        b.stop().await;
+        // Whoever is there meanwhile is of another cluster, so that nobody goes on dialling.
+        let others = Cluster::new();
+        let mut setup = others.setup(&others.credentials("d"), &others.store("d"));
+        setup.listen = address;
+        let (decoy, _decoy) = Substrate::start(setup).await.unwrap();
+        let (c, _c) = cluster.node("c", &[]).await;
+        let mut setup = cluster.setup(&of_a, &store);
+        seek(&mut setup, &[&c]);
+        let (a, _a) = Substrate::start(setup).await.unwrap();
+        met(&a, &c).await;
+        decoy.stop().await;
+        // It knows nobody, and nobody but the first knows of it.
+        let mut setup = cluster.setup(&of_b, &cluster.store("b, empty"));
+        setup.listen = address;
+        let (b, _b) = Substrate::start(setup).await.unwrap();
+        met(&a, &b).await;
+        met(&b, &c).await;
+    });
+}
+
+#[test]
 fn a_node_that_leaves_is_told_from_one_that_died() {
     run(async {
         let cluster = Cluster::new();
