@@ -137,6 +137,9 @@ struct ReliabilityArgs {
     /// Figures of the simulator: an object of names and values
     #[arg(long, value_name = "FILE")]
     simulator: Option<PathBuf>,
+    /// What else is to be known of how it was measured, as a sentence
+    #[arg(long, value_name = "TEXT")]
+    remark: Option<String>,
     /// The document
     #[arg(long, value_name = "FILE", default_value = "ops/docs/reliability.md")]
     out: PathBuf,
@@ -294,8 +297,8 @@ async fn publish(args: &ReliabilityArgs, nodes: NodeOptions) -> anyhow::Result<(
         None => overload(&nodes, SESSIONS, say).await?,
     };
     let simulator = taken(args.simulator.as_ref())?;
-    let reports =
-        Reports { machine: machine(), date: date()?, schedules, failover, soak, overload, simulator };
+    let (machine, date, remark) = (machine(), date()?, args.remark.clone());
+    let reports = Reports { machine, date, remark, schedules, failover, soak, overload, simulator };
     fs::write(&args.out, reports.to_markdown())
         .with_context(|| format!("cannot write {}", args.out.display()))?;
     say(&format!("{} is written", args.out.display()));

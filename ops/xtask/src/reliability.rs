@@ -18,6 +18,8 @@ pub struct Reports {
     pub machine: String,
     /// The day.
     pub date: String,
+    /// What else is to be known of how it was measured.
+    pub remark: Option<String>,
     /// Random schedules.
     pub schedules: SchedulesReport,
     /// Losses of nodes under an answer.
@@ -43,7 +45,11 @@ siblings wrote (`--schedules FILE`, `--failover FILE`, `--soak FILE`, `--overloa
 impl Reports {
     /// The whole document.
     pub fn to_markdown(&self) -> String {
-        let mut text = format!("{HEAD}\nMeasured on {}, {}.\n", self.date, self.machine);
+        let mut text = format!("{HEAD}\nMeasured on {}, {}.", self.date, self.machine);
+        if let Some(remark) = &self.remark {
+            let _ = write!(text, " {remark}");
+        }
+        text.push('\n');
         let sections = [
             schedules(&self.schedules),
             failover(&self.failover),
@@ -278,6 +284,7 @@ mod tests {
         Reports {
             machine: "a machine".to_owned(),
             date: "2026-11-28".to_owned(),
+            remark: Some("All on one build.".to_owned()),
             schedules: SchedulesReport {
                 from: 0,
                 to: 2,
@@ -323,6 +330,7 @@ mod tests {
     fn the_document_holds_what_was_measured_and_what_could_not_be() {
         let text = reports().to_markdown();
         for part in [
+            "Measured on 2026-11-28, a machine. All on one build.\n",
             "Seeds 0 to 1: 2 schedules",
             "Not to be had on this machine: mounting.",
             "| disk full | 1 |",

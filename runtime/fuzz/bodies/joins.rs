@@ -24,7 +24,7 @@ static DESK: LazyLock<(JoinDesk, [u8; 8])> = LazyLock::new(|| {
 pub(crate) fn joins(bytes: &[u8]) {
     let (desk, id) = &*DESK;
     let mut header = bytes.to_vec();
-    if bytes.len() > 9 && bytes[8] % 2 == 0 {
+    if bytes.len() > 9 && bytes[8].is_multiple_of(2) {
         header[..8].copy_from_slice(id);
     }
     assert_ne!(desk.lets_in(&header, &[0; 32]), Some(true));

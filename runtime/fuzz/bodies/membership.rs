@@ -18,7 +18,7 @@ pub(crate) fn membership(bytes: &[u8]) {
     // Each begins with what it is, from whom, and how long.
     while let [kind, from, length, more @ ..] = rest {
         let (input, behind) = more.split_at(more.len().min(4 * usize::from(*length)));
-        inputs.push((kind % 2 == 0, *from, input));
+        inputs.push((kind.is_multiple_of(2), *from, input));
         rest = behind;
     }
     let record = NodeRecord {
