@@ -184,7 +184,9 @@ impl Sessions {
                 owner.retry();
                 own = self.drive(&mut owner, None).await;
             }
-            match owner.standing() {
+            let standing = owner.standing();
+            owner.believe();
+            match standing {
                 Standing::Settled if owner.head().is_removed => {
                     self.let_go(session, &owned);
                     return Err(ClaimError::Removed { session });
