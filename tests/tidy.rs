@@ -173,6 +173,8 @@ fn assert_none(rule: &str, findings: &[String]) {
 #[test]
 fn every_rust_file_opens_by_saying_what_lives_there() {
     let findings: Vec<_> = rust_files()
+        // The bodies of fuzz targets are included by two files each, where `//!` cannot stand.
+        .filter(|file| !file.path.contains("/fuzz/bodies/"))
         .filter(|file| !file.lines.first().is_some_and(|line| line.starts_with("//! ")))
         .map(|file| format!("{}:1", file.path))
         .collect();
