@@ -37,8 +37,6 @@ pub enum Standing {
 struct Peer {
     /// Version and turns that it has, at least.
     stored: Option<(u64, u64)>,
-    /// The same, as it was before it was doubted.
-    doubted: Option<(u64, u64)>,
     /// Where its log is taken to end; it says so if it ends before.
     next: u64,
     /// Whether an answer is to come.
@@ -132,7 +130,7 @@ impl Owner {
             // It may have had more, and lost it.
             KeeperReply::Behind { from } => {
                 peer.next = *from;
-                (peer.stored, peer.doubted) = (None, None);
+                peer.stored = None;
             }
             KeeperReply::Fenced(epoch) if *epoch > self.head.epoch => {
                 self.fenced = self.fenced.max(Some(*epoch));
@@ -156,16 +154,7 @@ impl Owner {
     /// All are to say anew what they have, its own node too: so it is known whether the session still is this owner's before
     /// anything is told that rests on its log. Another may have taken it over while this node stood still.
     pub fn doubt(&mut self) {
-        for peer in self.peers.values_mut() {
-            peer.doubted = peer.stored.take().max(peer.doubted);
-        }
-    }
-
-    /// The end of a [`doubt`](Self::doubt): those that did not answer are taken to have what they had.
-    pub fn believe(&mut self) {
-        for peer in self.peers.values_mut() {
-            peer.stored = peer.stored.max(peer.doubted.take());
-        }
+        self.peers.values_mut().for_each(|peer| peer.stored = None);
     }
 
     /// Nobody's answer is waited for any more, of those that were asked: whoever waited has given up.

@@ -191,6 +191,23 @@ fn an_owner_that_stood_still_learns_before_it_answers_that_the_session_was_taken
 }
 
 #[test]
+fn a_doubt_that_a_dead_member_does_not_answer_keeps_no_set_from_changing() {
+    let (mut nodes, mut owner) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 3, 4]), 0));
+    owner.append();
+    assert_eq!(nodes.settle(&mut owner, &["a"], &[]), Standing::Settled);
+    owner.doubt();
+    assert_eq!(nodes.settle(&mut owner, &["a"], &[3]), Standing::Settled);
+    assert_eq!(owner.copies(), (2, 3), "what is not known to be there does not count");
+    for _ in 0..2 {
+        assert!(owner.change(&[node(4), node(2)], 2), "{:?}", owner.head());
+        assert_eq!(nodes.settle(&mut owner, &["a"], &[3]), Standing::Settled);
+    }
+    assert!(!owner.change(&[node(4), node(2)], 2));
+    assert_eq!(owner.head().set, CopySet::of(vec![node(1), node(4), node(2)]));
+    assert_eq!((nodes.log(2), owner.copies()), (vec!["a"], (3, 3)));
+}
+
+#[test]
 fn a_copy_that_lost_its_log_is_given_it_anew() {
     let (mut nodes, mut owner) = (Nodes::default(), Owner::new(node(1), first_head(1, &[1, 2, 3]), 0));
     owner.append();

@@ -224,7 +224,7 @@ impl KeptSessions {
         self.journal.context_created(record).await
     }
 
-    /// Whether a context is here; if so, it stays for now, as one that has just come.
+    /// Whether a context is here; if so, it is kept as if it had just come.
     ///
     /// # Errors
     /// The store failed.

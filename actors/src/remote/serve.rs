@@ -148,10 +148,11 @@ async fn serve_stream(
         partials: Vec::new(),
     };
     loop {
-        let may_read = stream.under_way.len() < MAX_UNDER_WAY;
+        let (may_read, handle) =
+            (stream.under_way.len() < MAX_UNDER_WAY, stream.hosts.hosts.get(&stream.host));
         tokio::select! {
             biased;
-            answer = next_answer(&mut stream.under_way, stream.hosts.hosts.get(&stream.host)) => stream.answer(sender, answer).await?,
+            answer = next_answer(&mut stream.under_way, handle) => stream.answer(sender, answer).await?,
             frame = receiver.receive(), if may_read => match frame? {
                 None => return Ok(()),
                 Some(frame) => {

@@ -88,8 +88,10 @@ pub(crate) async fn run(args: DevArgs, app: &App) -> anyhow::Result<ExitCode> {
         anyhow::Ok(cluster)
     };
     let mut cluster = app.interrupt.or(starting).await??;
+    // Whoever is told that it is there may end it at once.
+    let terminated = terminated()?;
     say_ready(&args, &cluster)?;
-    watch(&app.interrupt, &mut cluster).await?;
+    watch(&app.interrupt, terminated, &mut cluster).await;
     progress::note("stopping the nodes; Ctrl-C ends them at once");
     if args.keep {
         let folder = app.interrupt.or(cluster.stop_and_keep()).await??;
@@ -179,14 +181,20 @@ fn describe(ready: &Ready) -> String {
     lines.join("\n")
 }
 
+/// Takes SIGTERM from now on, and waits for it.
+fn terminated() -> std::io::Result<impl Future<Output = ()>> {
+    #[cfg(unix)]
+    let mut signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    Ok(async move {
+        #[cfg(unix)]
+        signals.recv().await;
+        #[cfg(not(unix))]
+        std::future::pending::<()>().await;
+    })
+}
+
 /// Waits for Ctrl-C or SIGTERM, and tells of nodes that end before.
-async fn watch(interrupt: &Interrupt, cluster: &mut LocalCluster) -> anyhow::Result<()> {
-    #[cfg(unix)]
-    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    #[cfg(unix)]
-    let terminated = terminated.recv();
-    #[cfg(not(unix))]
-    let terminated = std::future::pending::<()>();
+async fn watch(interrupt: &Interrupt, terminated: impl Future<Output = ()>, cluster: &mut LocalCluster) {
     let watching = async {
         loop {
             for node in cluster.nodes_mut() {
@@ -199,8 +207,7 @@ async fn watch(interrupt: &Interrupt, cluster: &mut LocalCluster) -> anyhow::Res
     };
     tokio::select! {
         () = interrupt.pressed() => interrupt.acknowledge(),
-        _ = terminated => {}
+        () = terminated => {}
         () = watching => {}
     }
-    Ok(())
 }

@@ -254,6 +254,7 @@ impl Stage {
             }
             Step::Whole => self.cluster().until_whole().await?,
             Step::SeesDown(node) => self.sees(node, NodeState::Down).await?,
+            Step::Copied => self.copied().await?,
             Step::Begin(work) => self.begin(work).await?,
             Step::Finish => self.finish().await?,
             Step::GiveUp => self.give_up().await,
@@ -523,6 +524,17 @@ impl Stage {
             let _ = follow(*moves).await;
         } else {
             let _ = self.finish().await;
+        }
+    }
+
+    async fn copied(&mut self) -> anyhow::Result<()> {
+        let client = self.client().await?;
+        loop {
+            let places = client.session_places().await?;
+            if places.iter().filter_map(|place| place.copies).all(|(have, shall)| have == shall) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

@@ -62,6 +62,8 @@ pub(crate) enum Step {
     Whole,
     /// The node that is asked holds this one for dead.
     SeesDown(usize),
+    /// Every session of the node that is asked has all its copies, as far as is known since it was asked last.
+    Copied,
     /// Something begins, and has got somewhere before the next step.
     Begin(Work),
     /// It ends well.

@@ -184,9 +184,7 @@ impl Sessions {
                 owner.retry();
                 own = self.drive(&mut owner, None).await;
             }
-            let standing = owner.standing();
-            owner.believe();
-            match standing {
+            match owner.standing() {
                 Standing::Settled if owner.head().is_removed => {
                     self.let_go(session, &owned);
                     return Err(ClaimError::Removed { session });
