@@ -43,6 +43,7 @@ pub mod engine;
 pub mod error;
 pub mod fanout;
 pub mod fleet;
+mod gates;
 pub mod handle;
 pub mod health;
 pub mod journal;

@@ -17,14 +17,15 @@ use super::cluster::ClusterAdmin;
 use super::convert;
 use super::fault::{ErrorCode, Fault};
 use super::info::{About, ContextInfo, SessionInfo, Status, TurnInfo};
-use super::sessions::Gates;
 use super::shelf::Shelf;
 use super::wire::{EVENT, Event, REQUEST, Request};
 use super::work;
 use crate::error::ContextError;
+use crate::gates::Gates;
 use crate::handle::{Context, Session};
 use crate::manifest::ContextId;
 use crate::node::Node;
+use crate::session::SessionId;
 use stellate_model::block::Attention;
 
 /// Requests of one connection that are being read at once: their payloads are held in memory while they arrive.
@@ -43,9 +44,9 @@ pub(super) struct Shared {
     pub(super) shelf: Arc<Shelf>,
     pub(super) cluster: Arc<dyn ClusterAdmin>,
     /// Held by whoever asks a session, and alone by whoever moves it.
-    pub(super) gates: Gates,
+    pub(super) gates: Gates<SessionId>,
     /// Held alone by whoever opens a session that is not on the shelf.
-    pub(super) openings: Gates,
+    pub(super) openings: Gates<SessionId>,
     model: String,
     running: watch::Sender<usize>,
     leaving: AtomicBool,

@@ -1,11 +1,9 @@
 //! Sessions as the server finds them: on its shelf, taken over from a node that is gone, or on another node, which is then
 //! named. And moving them, once nobody asks them.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::RwLock;
 use tokio::time::timeout;
 
 use super::cluster::Claimed;
@@ -20,24 +18,6 @@ use crate::turn::{AskOptions, QueryInput, TurnEvent};
 
 /// How long a turn under way is waited for before its session is not moved.
 const LAST_TURN: Duration = Duration::from_secs(300);
-
-/// Locks by session: shared by those who ask it, alone for who moves it.
-#[derive(Debug, Default)]
-pub(super) struct Gates(Mutex<BTreeMap<SessionId, Weak<RwLock<()>>>>);
-
-impl Gates {
-    /// That of a session; gone when nobody holds it.
-    pub(super) fn of(&self, session: SessionId) -> Arc<RwLock<()>> {
-        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gate) = gates.get(&session).and_then(Weak::upgrade) {
-            return gate;
-        }
-        gates.retain(|_, gate| gate.strong_count() > 0);
-        let gate = Arc::new(RwLock::new(()));
-        gates.insert(session, Arc::downgrade(&gate));
-        gate
-    }
-}
 
 impl Api {
     /// A session that this node has, or takes over just now.

@@ -179,7 +179,7 @@ impl ClusterState {
         while let Some(action) = self.cluster.poll_action() {
             if !self.may_act() && !matches!(action, Action::Replaced { .. }) {
                 if matches!(action, Action::Intent { .. }) {
-                    // It is wanted of nobody: who asked asks the next supervisor.
+                    // Nobody has noted it: whoever asked asks the next supervisor.
                     refusal = Some(Refusal::Replaced);
                 }
                 self.cluster.stand_down();

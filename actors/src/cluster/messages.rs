@@ -467,7 +467,7 @@ pub enum Refusal {
     #[error(
         "the context takes {needed_bytes} bytes more, of which {block_bytes} in one block, and {} are free on {} hosts, \
          {} at most on one; join a node or release a context",
-        free_bytes.iter().map(|free| free.1).sum::<u64>(), free_bytes.len(),
+        free_bytes.iter().fold(0u64, |sum, free| sum.saturating_add(free.1)), free_bytes.len(),
         free_bytes.iter().map(|free| free.1).max().unwrap_or(0)
     )]
     NoRoom {

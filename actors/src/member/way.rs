@@ -316,7 +316,8 @@ impl Way {
         let free: Vec<usize> = free_bytes.iter().map(|(_, bytes)| tokens(*bytes)).collect();
         EncodeError::Full(ContextFull {
             needed_tokens: tokens(needed_bytes),
-            free_tokens: free.iter().sum(),
+            // What another node says may be anything.
+            free_tokens: free.iter().fold(0, |sum: usize, free| sum.saturating_add(*free)),
             block_tokens: tokens(block_bytes),
             largest_free_tokens: free.iter().copied().max().unwrap_or(0),
             hosts: free.len(),

@@ -104,10 +104,10 @@ fn one(member: &Path, target: &str, seconds: u64) -> anyhow::Result<FuzzReport> 
     Ok(FuzzReport { target: target.to_owned(), tried: tried(&said), kept: inputs.len(), found })
 }
 
-/// Runs a target over folders of inputs. Tells whether it ended well, and what it said.
+/// Runs a target, optimised and with overflows looked for, over folders of inputs. Tells whether it ended well, and what it said.
 fn run(member: &Path, target: &str, folders: &[&Path], options: &[&str]) -> anyhow::Result<(bool, String)> {
     let mut command = Command::new("cargo");
-    command.args(["+nightly", "fuzz", "run", "--release", target]).args(folders).arg("--");
+    command.args(["+nightly", "fuzz", "run", target]).args(folders).arg("--");
     // One that takes longer, or more memory, is found too.
     command.args(["-timeout=25", "-rss_limit_mb=4096"]).args(options);
     command.current_dir(member).stdin(Stdio::null());

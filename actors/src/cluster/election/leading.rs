@@ -299,6 +299,13 @@ impl Election {
         self.rounds = rounds;
     }
 
+    /// Questions to each other voter that wait for an answer; the most of one.
+    #[cfg(test)]
+    pub(super) fn open_questions(&self) -> usize {
+        let Role::Reigning(reign) = &self.role else { return 0 };
+        reign.peers.values().map(|peer| peer.asked.len()).max().unwrap_or(0)
+    }
+
     /// Gives up a term in which it does not lead.
     pub(super) fn abandon(&mut self) {
         if let Role::Reigning(reign) = &self.role {

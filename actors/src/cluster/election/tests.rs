@@ -57,6 +57,11 @@ fn a_leader_goes_on_for_as_long_as_a_majority_renews_its_lease_and_a_minority_ch
     others[..2].iter().for_each(|voter| world.crash(*voter));
     world.run(10 * LEASE);
     assert_eq!((world.leaders()[0].0, world.terms.len()), (leader, 1));
+    let open = world.with(leader, |election, _| election.open_questions()).expect("it runs");
+    assert!(
+        open <= 21,
+        "of those that are down it remembers what was asked within a lease alone, not {open}"
+    );
     world.start(others[0]);
     world.run(3 * LEASE);
     assert_eq!((world.leaders()[0].0, world.terms.len()), (leader, 1));

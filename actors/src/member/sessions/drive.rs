@@ -1,8 +1,5 @@
 //! Copies what the owner of a session writes: sends what its machine says, and tells it what came of it.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
 use super::wire::{MAX_TURN_BYTES, PIECE_BYTES};
@@ -18,26 +15,6 @@ pub(super) enum Unwritten {
     Last(Vec<u8>),
     /// The log as it was found elsewhere, all of it.
     All(Vec<Vec<u8>>),
-}
-
-/// Locks by node and context: of several sessions over a context, one gives it to a node at a time.
-#[derive(Debug, Default)]
-pub(super) struct Giving(Mutex<BTreeMap<(NodeKey, ContextId), Weak<Gate>>>);
-
-type Gate = tokio::sync::Mutex<()>;
-
-impl Giving {
-    /// That of a node and a context; gone when nobody holds it.
-    fn gate(&self, to: NodeKey, context: ContextId) -> Arc<Gate> {
-        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gate) = gates.get(&(to, context)).and_then(Weak::upgrade) {
-            return gate;
-        }
-        gates.retain(|_, gate| gate.strong_count() > 0);
-        let gate = Arc::new(Gate::default());
-        gates.insert((to, context), Arc::downgrade(&gate));
-        gate
-    }
 }
 
 impl Sessions {
@@ -136,8 +113,7 @@ impl Sessions {
     }
 
     async fn give_context(&self, to: NodeKey, context: ContextId) -> Result<(), String> {
-        let gate = self.giving.gate(to, context);
-        let _one = gate.lock().await;
+        let _one = self.giving.of((to, context)).write_owned().await;
         let whole = self.kept.manifest(context).await.map_err(|error| error.to_string())?;
         let whole = whole.ok_or_else(|| format!("context {context} is not here"))?;
         for (index, piece) in whole.chunks(PIECE_BYTES).enumerate() {

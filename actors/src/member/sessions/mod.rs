@@ -19,6 +19,7 @@ use super::peers::{Peers, key_of};
 use super::way::Way;
 use crate::cluster::messages::NodeKey;
 use crate::copies::{Copy, Epoch, Owner, Standing, preferred};
+use crate::gates::Gates;
 use crate::journal::JournalError;
 use crate::journal::kept::KeptSessions;
 use crate::manifest::ContextId;
@@ -132,7 +133,7 @@ pub struct Sessions {
     /// One take-over of a session at a time.
     taking: tokio::sync::Mutex<()>,
     /// One giving of a context to a node at a time.
-    giving: drive::Giving,
+    giving: Gates<(NodeKey, ContextId)>,
     /// Contexts on their way to this node.
     arriving: Mutex<keep::Arriving>,
 }
@@ -151,7 +152,7 @@ impl Sessions {
                 owned.insert(session, Arc::new(tokio::sync::Mutex::new(owner)));
             }
         }
-        let giving = drive::Giving::default();
+        let giving = Gates::default();
         let (kept, owned, taking) = (Arc::new(kept), Mutex::new(owned), tokio::sync::Mutex::default());
         Ok(Arc::new(Self { peers, kept, way, copies, owned, taking, giving, arriving: Mutex::default() }))
     }
