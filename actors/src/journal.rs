@@ -48,6 +48,12 @@ pub enum JournalError {
         /// The session.
         session: SessionId,
     },
+    /// The context was removed, or let go because its last session here was. Nothing was written.
+    #[error("context {context} was removed here; encode it again, or ask the node that it was encoded on")]
+    NoContext {
+        /// The context.
+        context: ContextId,
+    },
     /// It is written down here, and too few of the nodes that keep copies answered. It stays in the session; whether it
     /// outlives this node is not known yet.
     #[error(
@@ -126,6 +132,12 @@ pub trait Journal: fmt::Debug + Send + Sync + 'static {
     /// A context is not wanted any more, and no session over it. Tells which sessions there were; nothing if there is no
     /// such context.
     fn context_removed(&self, context: ContextId) -> Journaled<'_, Option<Vec<SessionId>>>;
+    /// A context is no more than kept here if another node made it, which answers, and no session here is over it. Tells
+    /// whether that is so now, and was not before.
+    fn context_let_go(&self, _context: ContextId) -> Journaled<'_, bool> {
+        // All contexts of a process of its own are its own.
+        Box::pin(async { Ok(false) })
+    }
     /// A session has been opened.
     fn session_opened(&self, session: SessionRecord) -> Journaled<'_, ()>;
     /// A session is not wanted any more. Tells whether there was one.

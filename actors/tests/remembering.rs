@@ -104,10 +104,14 @@ async fn a_context_outlives_its_handles_and_goes_when_it_is_removed() -> anyhow:
     let again = open.node.session(asked).await;
     assert!(matches!(again, Err(SessionError::AlreadyOpen { session }) if session == asked), "{again:?}");
 
+    let handle = open.node.context(name).await?;
     open.node.remove_context(name).await?;
     let refused = ask(&session, QueryInput::Continue, 2).await;
     assert!(matches!(refused, Err(AskError::Closed)), "{refused:?}");
-    drop(session);
+    let refused = handle.session().await;
+    let no_context = SessionError::Journal(JournalError::NoContext { context: name });
+    assert!(refused.as_ref().is_err_and(|error| error.to_string() == no_context.to_string()), "{refused:?}");
+    drop((session, handle));
     while open.node.stores().any(|(_, store)| store.used_bytes() > 0) {
         tokio::task::yield_now().await;
     }

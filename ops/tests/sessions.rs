@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use stellate_actors::api::{Client, ErrorCode, RemoteError, SessionPlaceInfo};
+use stellate_actors::manifest::ContextId;
 use stellate_actors::session::SessionId;
 use stellate_actors::{
     AskOptions, ContextSource, Layout, Model, ModelOptions, ModelSource, Node, NodeOptions, Session,
@@ -228,6 +229,44 @@ async fn a_session_is_moved_to_another_node_and_back_and_a_removed_one_stays_rem
         assert!(message.contains("removed"), "{message}");
     }
     stage.end().await
+}
+
+#[tokio::test]
+async fn a_context_that_came_with_a_session_goes_with_it_and_stays_where_it_was_made() -> anyhow::Result<()> {
+    let stage = Stage::new(3).await?;
+    let (maker, other) = (stage.cluster.client(1).await?, stage.cluster.client(2).await?);
+    stage.ask(0).await?;
+    let (moved, context) = (stage.there.id(), only_context(&maker).await?);
+    let second = maker.context(context).await?.session().await?.id();
+    for session in [moved, second] {
+        maker.move_session(session, "node-3").await?;
+    }
+    // Nobody has asked the second one there yet: it counts all the same.
+    stage.ask(1).await?;
+    other.close_session(moved).await?;
+    let Err(RemoteError::Refused { code: ErrorCode::Refused, message }) = other.remove_context(context).await
+    else {
+        panic!("a context is removed under a session")
+    };
+    assert!(message.contains(&second.to_string()), "{message}");
+    // Its maker has no session over it any more, and removes it; those who keep copies still need it.
+    maker.remove_context(context).await?;
+    assert_eq!(maker.contexts().await?.len(), 0);
+    other.move_session(second, "node-2").await?;
+    maker.move_session(second, "node-3").await?;
+    other.close_session(second).await?;
+    assert_eq!(other.contexts().await?.len(), 0);
+    let Err(RemoteError::Refused { code: ErrorCode::NotFound, .. }) = other.context(context).await else {
+        panic!("it is there without a session")
+    };
+    stage.end().await
+}
+
+/// The only context of a node.
+async fn only_context(client: &Client) -> anyhow::Result<ContextId> {
+    let contexts = client.contexts().await?;
+    ensure!(contexts.len() == 1, "{contexts:?}");
+    Ok(contexts[0].id)
 }
 
 #[tokio::test]

@@ -304,7 +304,8 @@ impl From<&SessionError> for Fault {
             }
             SessionError::Overloaded { queue } => (ErrorCode::Busy, Detail::Overloaded(*queue as u64)),
             SessionError::Stopped => (ErrorCode::Unavailable, Detail::Stopped),
-            SessionError::Unknown { .. } | SessionError::Journal(JournalError::Removed { .. }) => {
+            SessionError::Unknown { .. }
+            | SessionError::Journal(JournalError::Removed { .. } | JournalError::NoContext { .. }) => {
                 (ErrorCode::NotFound, Detail::None)
             }
             SessionError::Journal(JournalError::Moved { .. } | JournalError::Unsettled { .. }) => {

@@ -124,7 +124,10 @@ impl Api {
     /// Lets a context go, in memory and on disk.
     async fn remove_context(&self, id: ContextId) -> Result<(), Fault> {
         self.forget_the_lost().await;
-        self.0.shelf.remove_context(id)?;
+        // Sessions that came to this node and were not asked here yet count as well.
+        let sessions = self.0.node.sessions().await.map_err(|error| Fault::from(&error))?.into_iter();
+        let users: Vec<_> = sessions.filter(|record| record.context == id).map(|record| record.id).collect();
+        self.0.shelf.remove_context(id, &users)?;
         match self.0.node.remove_context(id).await {
             // A node without a journal remembers none.
             Ok(()) | Err(ContextError::Unknown { .. }) => Ok(()),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::cluster::Claimed;
 use super::fault::{ErrorCode, Fault};
@@ -18,6 +18,9 @@ use crate::turn::{AskOptions, QueryInput, TurnEvent};
 
 /// How long a turn under way is waited for before its session is not moved.
 const LAST_TURN: Duration = Duration::from_secs(300);
+
+/// How often contexts are looked for that no session here needs any more.
+const TIDY: Duration = Duration::from_secs(60);
 
 impl Api {
     /// A session that this node has, or takes over just now.
@@ -98,12 +101,47 @@ impl Api {
 
     /// Lets a session go, in memory and on disk.
     pub(super) async fn close_session(&self, id: SessionId) -> Result<(), Fault> {
-        drop(self.session(id).await?);
+        let (context, _) = self.session(id).await?;
         self.0.shelf.close_session(id)?;
         match self.0.node.remove_session(id).await {
             // A node without a journal remembers none.
-            Ok(()) | Err(SessionError::Unknown { .. }) => Ok(()),
-            Err(error) => Err(Fault::from(&error)),
+            Ok(()) | Err(SessionError::Unknown { .. }) => {}
+            Err(error) => return Err(Fault::from(&error)),
+        }
+        self.let_context_go(context).await;
+        Ok(())
+    }
+
+    /// Lets contexts of other nodes go that came here with sessions which are not here any more, now and then. Never ends.
+    pub async fn keep_tidy(self) {
+        let mut ticks = interval(TIDY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.forget_the_lost().await;
+            // A journal that fails tells whoever asks for something.
+            let Ok(known) = self.0.node.contexts().await else { continue };
+            let shelved = self.0.shelf.contexts().into_iter().map(|(context, _)| context.id());
+            // Let go while a lost session over it was still there.
+            for context in shelved.filter(|context| !known.contains(context)) {
+                let _ = self.0.shelf.remove_context(context, &[]);
+            }
+            for context in known {
+                self.let_context_go(context).await;
+            }
+        }
+    }
+
+    async fn let_context_go(&self, context: ContextId) {
+        match self.0.node.let_context_go(context).await {
+            Ok(true) => {
+                tracing::info!(%context, "a context of another node is let go: no session here is over it any more");
+                self.forget_the_lost().await;
+                // It is not there if no session over it was asked here.
+                let _ = self.0.shelf.remove_context(context, &[]);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%context, %error, "a context was not let go"),
         }
     }
 

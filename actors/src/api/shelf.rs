@@ -1,7 +1,7 @@
 //! The contexts and sessions that a server keeps for its clients, by name: a handle each, which is what keeps them alive. A
 //! daemon puts here what its durable store had.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::fault::{ErrorCode, Fault};
@@ -69,11 +69,11 @@ impl Shelf {
         self.contents().contexts.get(&id).cloned().ok_or_else(|| Fault::no_context(id))
     }
 
-    /// Forgets a context that no session needs. Its blocks are freed with its last handle.
-    pub(super) fn remove_context(&self, id: ContextId) -> Result<(), Fault> {
+    /// Forgets a context that no session needs, here or of `users`. Its blocks are freed with its last handle.
+    pub(super) fn remove_context(&self, id: ContextId, users: &[SessionId]) -> Result<(), Fault> {
         let mut contents = self.contents();
-        let users: Vec<_> =
-            contents.sessions.iter().filter(|(_, (context, _))| *context == id).map(|(id, _)| *id).collect();
+        let here = contents.sessions.iter().filter(|(_, (context, _))| *context == id).map(|(id, _)| *id);
+        let users: BTreeSet<_> = here.chain(users.iter().copied()).collect();
         if let Some(first) = users.first() {
             let message = format!(
                 "context {id} has {} open session(s), {first} first; close them with `stellate session rm`",

@@ -224,6 +224,18 @@ impl KeptSessions {
         self.journal.context_created(record).await
     }
 
+    /// Makes a context of this node one that is kept for others, for as long as they need it. Tells whether it was this node's.
+    ///
+    /// # Errors
+    /// The store failed, or the record is damaged.
+    pub async fn give_up_manifest(&self, context: ContextId) -> Result<bool, JournalError> {
+        let record = self.journal.read(move |store| store.get(Kind::Manifest, &key(context.0))).await?;
+        let Some(record) = record else { return Ok(false) };
+        let kept = put(Kind::KeptManifest, key(context.0), record.value, Condition::Any);
+        self.journal.write(vec![kept, delete(Kind::Manifest, context.0)]).await?;
+        Ok(true)
+    }
+
     /// Whether a context is here; if so, it is kept as if it had just come.
     ///
     /// # Errors
@@ -308,16 +320,23 @@ fn log(session: SessionId) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use stellate_model::block::Layout;
     use stellate_runtime::store::{Store, StoreHandle, StoreOptions};
 
     use super::*;
     use crate::journal::SessionRecord;
+    use crate::prompt::Prompting;
     use crate::turn::FinishReason;
 
     const SESSION: SessionId = SessionId(5);
 
     fn turn(id: u32) -> TurnRecord {
         TurnRecord { query_ids: vec![1, 2], ids: vec![id], finish: FinishReason::Stop }
+    }
+
+    fn context() -> ContextRecord {
+        let (layout, prompting) = (Layout::star(8, 8), Prompting::Raw);
+        ContextRecord { id: ContextId(3), layout, prompting, blocks: Vec::new(), ids: (0..16).collect() }
     }
 
     async fn open(folder: &std::path::Path, me: u8) -> (StoreHandle, KeptSessions) {
@@ -336,7 +355,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = StoreHandle::start(Store::open(folder.path(), StoreOptions::default()).unwrap()).unwrap();
         let journal = StoreJournal::open(store.clone(), 0).await.unwrap();
-        journal.session_opened(SessionRecord { id: SESSION, context: ContextId(3) }).await.unwrap();
+        let record = SessionRecord { id: SESSION, context: ContextId(3) };
+        let refused = journal.session_opened(record).await;
+        assert_eq!(refused, Err(JournalError::NoContext { context: ContextId(3) }));
+        journal.context_created(context()).await.unwrap();
+        journal.session_opened(record).await.unwrap();
         journal.turn_appended(SESSION, 0, turn(7)).await.unwrap();
         drop(journal);
         tokio::task::spawn_blocking(move || store.close()).await.unwrap();
@@ -404,6 +427,32 @@ mod tests {
         kept.keep(me, SESSION, KeeperRequest::Fence(Epoch { counter: 9, owner: me })).await.unwrap();
         kept.forget_gone(SESSION, version).await.unwrap();
         assert!(kept.copy(SESSION).await.unwrap().is_some());
+        close(store, kept).await;
+    }
+
+    #[tokio::test]
+    async fn a_context_that_is_given_up_stays_while_copies_of_others_need_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (me, owner, context) = (NodeKey([2; 6]), NodeKey([1; 6]), ContextId(3));
+        let (store, kept) = open(folder.path(), 2).await;
+        kept.journal().context_created(self::context()).await.unwrap();
+        let epoch = Epoch::first(owner);
+        let set = CopySet::of(vec![owner, me]);
+        let head = Head { session: SESSION, context, epoch, version: 1, set, is_removed: false };
+        let request = KeeperRequest::Store { head: head.clone(), from: 0, turns: Vec::new() };
+        kept.keep(me, SESSION, request).await.unwrap();
+
+        assert!(kept.give_up_manifest(context).await.unwrap());
+        assert!(!kept.give_up_manifest(context).await.unwrap(), "it is not this node's any more");
+        assert!(!kept.journal().has_context(context).await.unwrap());
+        kept.tidy(me).await.unwrap();
+        assert!(kept.manifest(context).await.unwrap().is_some(), "a copy needs it");
+
+        let request =
+            KeeperRequest::Store { head: Head { version: 2, is_removed: true, ..head }, from: 0, turns: Vec::new() };
+        kept.keep(me, SESSION, request).await.unwrap();
+        kept.tidy(me).await.unwrap();
+        assert!(kept.manifest(context).await.unwrap().is_none());
         close(store, kept).await;
     }
 }

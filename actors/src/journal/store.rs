@@ -73,6 +73,17 @@ impl StoreJournal {
         Ok(Self { store, scope, numbers: Mutex::new(Numbers { next: taken, taken }) })
     }
 
+    /// Whether the names of this journal begin as this one does.
+    pub(crate) fn gives(&self, name: u64) -> bool {
+        name >> COUNTER_BITS == u64::from(self.scope)
+    }
+
+    /// Whether a context is here.
+    pub(crate) async fn has_context(&self, context: ContextId) -> Result<bool, JournalError> {
+        let listed = self.read(move |store| store.list(Kind::Manifest, &key(context.0), None, 1)).await?;
+        Ok(!listed.is_empty())
+    }
+
     pub(super) async fn write(&self, writes: Vec<Write>) -> Result<(), JournalError> {
         for outcome in self.store.write(writes).await? {
             outcome.map_err(HandleError::from)?;
@@ -164,6 +175,10 @@ impl Journal for StoreJournal {
 
     fn session_opened(&self, session: SessionRecord) -> Journaled<'_, ()> {
         Box::pin(async move {
+            let context = session.context;
+            if !self.has_context(context).await? {
+                return Err(JournalError::NoContext { context });
+            }
             let record = put(Kind::Session, key(session.id.0), to_json(&session), Condition::Absent);
             self.write(vec![record, Write::Fence { log: log(session.id), epoch: EPOCH }]).await
         })

@@ -26,6 +26,7 @@ mod voting;
 mod way;
 
 pub mod hosts;
+pub mod names;
 pub mod pull;
 pub mod store;
 

@@ -74,12 +74,23 @@ impl Node {
             // A query host that is gone has no sessions.
             let _ = fleet.query.cast(QueryHostMsg::Close(session));
         }
-        match fleet.contexts.remove(id) {
-            Some(context) => context.lease.give_up(),
-            // Not used since the node was opened: hosts of other processes may hold its blocks all the same.
-            None => fleet.supervisor.release(id),
-        }
+        forget_context(fleet, id);
         Ok(())
+    }
+
+    /// Forgets a context that came here with a session and is not needed any more, as [`remove_context`](Self::remove_context)
+    /// would; one that this node made stays, and so does one whose maker does not answer. Tells whether it is forgotten.
+    ///
+    /// # Errors
+    /// The journal failed.
+    pub(crate) async fn let_context_go(&self, id: ContextId) -> Result<bool, ContextError> {
+        let fleet = self.fleet();
+        let Some(journal) = &fleet.journal else { return Ok(false) };
+        let is_gone = journal.context_let_go(id).await?;
+        if is_gone {
+            forget_context(fleet, id);
+        }
+        Ok(is_gone)
     }
 
     /// The sessions that the journal remembers, open or not. Without a journal there are none to be taken up again.
@@ -149,6 +160,14 @@ impl Node {
 
     fn handle_of(&self, context: Arc<EncodedContext>) -> Context {
         Context::new(self.clone(), context, EncodeProgress::default())
+    }
+}
+
+fn forget_context(fleet: &Fleet, id: ContextId) {
+    match fleet.contexts.remove(id) {
+        Some(context) => context.lease.give_up(),
+        // Not used since the node was opened: hosts of other processes may hold its blocks all the same.
+        None => fleet.supervisor.release(id),
     }
 }
 

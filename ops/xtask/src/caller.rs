@@ -60,6 +60,8 @@ pub struct Caller {
     talks: Vec<Talk>,
     /// What stands in the names of sessions that were opened on its node.
     scope: Option<u64>,
+    /// Sessions that are still to be closed, wherever they are by now.
+    left: Vec<SessionId>,
     /// What it counted.
     pub tally: Tally,
 }
@@ -77,7 +79,7 @@ macro_rules! or_ended {
 impl Caller {
     /// A client of the node behind `home`.
     pub fn new(home: Door, oracle: Arc<Oracle>, pulse: Pulse) -> Self {
-        Self { home, oracle, pulse, talks: Vec::new(), scope: None, tally: Tally::default() }
+        Self { home, oracle, pulse, talks: Vec::new(), scope: None, left: Vec::new(), tally: Tally::default() }
     }
 
     /// Does all of it, one after the other. What fails with a typed error is counted and left.
@@ -258,10 +260,17 @@ impl Caller {
         // Above a node's own count stands in every name which node it is.
         let scope_of = |session: SessionId| session.0 >> 32;
         self.scope = self.talks.last().map(|talk| scope_of(talk.session)).or(self.scope);
-        self.talks.clear();
+        self.left.extend(self.talks.drain(..).map(|talk| talk.session));
         let Some(scope) = self.scope else { return Ok(Ok(())) };
+        let (home, left) = (&self.home, &mut self.left);
         let forgetting = async {
-            let client = self.home.client().await?;
+            let client = home.client().await?;
+            while let Some(session) = left.last() {
+                match client.close_session(*session).await {
+                    Ok(()) | Err(RemoteError::Refused { code: ErrorCode::NotFound, .. }) => _ = left.pop(),
+                    Err(error) => return Err(error),
+                }
+            }
             let (own, others): (Vec<_>, Vec<_>) =
                 client.sessions().await?.into_iter().partition(|session| scope_of(session.id) == scope);
             for session in own {

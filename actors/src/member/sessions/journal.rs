@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use super::super::names::namer;
+use super::super::peers::key_of;
 use super::drive::Unwritten;
-use super::{Owned, Sessions};
+use super::{ANSWER, Owned, SessionAsk, Sessions};
 use crate::copies::{CopySet, Epoch, Head, Owner, Standing};
 use crate::journal::kept::{turn_bytes, turn_of};
 use crate::journal::{ContextRecord, Journal, JournalError, Journaled, SessionRecord};
@@ -44,6 +46,10 @@ impl Sessions {
 
     async fn open_session(&self, record: SessionRecord) -> Result<(), JournalError> {
         let (session, context, me) = (record.id, record.context, self.me());
+        let _stays = self.contexts.of(context).read_owned().await;
+        if !self.kept.journal().has_context(context).await? {
+            return Err(JournalError::NoContext { context });
+        }
         let others = self.live(context, &[]).into_iter().take(self.copies);
         let set = CopySet::of(std::iter::once(me).chain(others).collect());
         let head = Head { session, context, epoch: Epoch::first(me), version: 1, set, is_removed: false };
@@ -107,6 +113,51 @@ impl Sessions {
     }
 }
 
+/// Contexts. Copies of sessions that other nodes own may need one that is removed here: it is kept until they do not.
+impl Sessions {
+    async fn sessions_over(&self, context: ContextId) -> Result<Vec<SessionId>, JournalError> {
+        let sessions = self.own_sessions().await?.into_iter();
+        Ok(sessions.filter(|record| record.context == context).map(|record| record.id).collect())
+    }
+
+    async fn remove_context(&self, context: ContextId) -> Result<Option<Vec<SessionId>>, JournalError> {
+        // No session over it is taken over or opened meanwhile.
+        let _taking = self.taking.lock().await;
+        let _alone = self.contexts.of(context).write_owned().await;
+        if !self.kept.journal().has_context(context).await? {
+            return Ok(None);
+        }
+        let ids = self.sessions_over(context).await?;
+        for id in &ids {
+            self.remove_session(*id).await?;
+        }
+        Ok(self.kept.give_up_manifest(context).await?.then_some(ids))
+    }
+
+    async fn let_context_go(&self, context: ContextId) -> Result<bool, JournalError> {
+        let is_own = self.kept.journal().gives(context.0);
+        if is_own || !self.sessions_over(context).await?.is_empty() || !self.has_maker(context).await {
+            return Ok(false);
+        }
+        let _taking = self.taking.lock().await;
+        let _alone = self.contexts.of(context).write_owned().await;
+        if !self.sessions_over(context).await?.is_empty() {
+            return Ok(false);
+        }
+        self.kept.give_up_manifest(context).await
+    }
+
+    /// Whether the node that made a context answers: it has it, or it was told to remove it.
+    async fn has_maker(&self, context: ContextId) -> bool {
+        let maker = namer(&self.peers.substrate.roster(), context.0).map(|record| key_of(record.node));
+        match maker {
+            // It says what it knows of a session that nobody has; that it says something is what counts.
+            Some(maker) => self.peers.ask_about(maker, SessionAsk::Look(SessionId(0)), ANSWER).await.is_ok(),
+            None => false,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct CopiedJournal(pub(in super::super) Arc<Sessions>);
@@ -121,18 +172,11 @@ impl Journal for CopiedJournal {
     }
 
     fn context_removed(&self, context: ContextId) -> Journaled<'_, Option<Vec<SessionId>>> {
-        Box::pin(async move {
-            let sessions = self.0.own_sessions().await?.into_iter();
-            let ids: Vec<_> =
-                sessions.filter(|record| record.context == context).map(|record| record.id).collect();
-            if self.0.kept.journal().context(context).await?.is_none() {
-                return Ok(None);
-            }
-            for id in &ids {
-                self.0.remove_session(*id).await?;
-            }
-            Ok(self.0.kept.journal().context_removed(context).await?.map(|_| ids))
-        })
+        Box::pin(self.0.remove_context(context))
+    }
+
+    fn context_let_go(&self, context: ContextId) -> Journaled<'_, bool> {
+        Box::pin(self.0.let_context_go(context))
     }
 
     fn session_opened(&self, session: SessionRecord) -> Journaled<'_, ()> {

@@ -37,7 +37,7 @@ const UPKEEP: Duration = Duration::from_secs(1);
 /// Rounds of upkeep after which nodes that did not answer are asked again.
 const RETRY_ROUNDS: u32 = 10;
 /// Rounds of upkeep after which what is not needed any more is let go.
-const TIDY_ROUNDS: u32 = 300;
+const TIDY_ROUNDS: u32 = 60;
 
 /// Where a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +134,8 @@ pub struct Sessions {
     taking: tokio::sync::Mutex<()>,
     /// One giving of a context to a node at a time.
     giving: Gates<(NodeKey, ContextId)>,
+    /// Held by whoever opens a session over a context, and alone by whoever lets it go.
+    contexts: Gates<ContextId>,
     /// Contexts on their way to this node.
     arriving: Mutex<keep::Arriving>,
 }
@@ -152,9 +154,10 @@ impl Sessions {
                 owned.insert(session, Arc::new(tokio::sync::Mutex::new(owner)));
             }
         }
-        let giving = Gates::default();
+        let (giving, contexts) = (Gates::default(), Gates::default());
         let (kept, owned, taking) = (Arc::new(kept), Mutex::new(owned), tokio::sync::Mutex::default());
-        Ok(Arc::new(Self { peers, kept, way, copies, owned, taking, giving, arriving: Mutex::default() }))
+        let arriving = Mutex::default();
+        Ok(Arc::new(Self { peers, kept, way, copies, owned, taking, giving, contexts, arriving }))
     }
 
     fn me(&self) -> NodeKey {

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use stellate_actors::api::{Api, Shelf, serve_api};
 use stellate_actors::cluster::settings::{ClusterSettings, RepairPolicy};
 use stellate_actors::disk::Disk;
-use stellate_actors::member::{Member, MemberSetup, VoterSetup};
+use stellate_actors::member::{Member, MemberSetup, VoterSetup, names};
 use stellate_actors::{Model, Node, NodeOptions};
 use stellate_runtime::config::{self, Repair};
 use stellate_runtime::membership::{Device, ModelFormat, NodeRecord, NodeState, RefusalReason, Requirements};
@@ -17,7 +17,7 @@ use stellate_runtime::transport::Connection;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::cluster::{Administration, scope};
+use super::cluster::Administration;
 use super::durable::{Durable, take_up};
 use super::identity::Identity;
 use super::place::{Place, Seat};
@@ -41,8 +41,8 @@ pub(super) struct Daemon {
     place: Arc<Place>,
     durable: Durable,
     disk: Option<Disk>,
-    /// Takes connections, for which it holds the API: it is ended first.
-    accepting: Option<JoinHandle<()>>,
+    /// What holds the API, to take connections and to keep it tidy: it is ended first.
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -71,7 +71,8 @@ impl Daemon {
         match Self::open(app, model, ready, place.clone(), durable).await {
             Ok(mut daemon) => {
                 daemon.disk = blocks;
-                daemon.accepting = Some(tokio::spawn(accept(admin, daemon.api.clone())));
+                daemon.tasks.push(tokio::spawn(accept(admin, daemon.api.clone())));
+                daemon.tasks.push(tokio::spawn(daemon.api.clone().keep_tidy()));
                 tokio::spawn(judge_by_supervisor(Arc::downgrade(&place)));
                 tokio::spawn(departure::return_to_work(Arc::downgrade(&place), daemon.durable.store()));
                 Ok(daemon)
@@ -113,7 +114,7 @@ impl Daemon {
         }
         take_part(&seat.substrate).await?;
         drop(seat);
-        Ok(Self { api, ready, node, place, durable, disk: None, accepting: None })
+        Ok(Self { api, ready, node, place, durable, disk: None, tasks: Vec::new() })
     }
 
     /// Waits until the cluster says that this node was removed from it, if it ever does.
@@ -139,10 +140,8 @@ impl Daemon {
 
     /// Leaves the cluster, lets contexts and sessions go, and closes the store.
     pub(super) async fn leave(self) {
-        let Self { api, node, place, durable, disk, accepting, .. } = self;
-        if let Some(accepting) = accepting {
-            accepting.abort();
-        }
+        let Self { api, node, place, durable, disk, tasks, .. } = self;
+        tasks.iter().for_each(JoinHandle::abort);
         api.shelf().clear();
         node.close().await;
         place.leave().await;
@@ -196,7 +195,7 @@ async fn member_setup(
     disk: Option<Disk>,
 ) -> anyhow::Result<MemberSetup> {
     let own = substrate.roster().own.clone();
-    let scope = durable.kept_scope(scope(&own)).await?;
+    let scope = durable.kept_scope(names::scope(&own)).await?;
     Ok(MemberSetup {
         copies: app.settings.query.copies,
         scope,

@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use self::nodes::Named;
 use super::place::Place;
 
-pub(super) use self::nodes::{is_alone, key_of, scope, wanted};
+pub(super) use self::nodes::{is_alone, key_of, wanted};
 
 /// How long a list of nodes waits for what the supervisor knows of them.
 const LISTING: Duration = Duration::from_secs(2);

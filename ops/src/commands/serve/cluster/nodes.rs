@@ -8,6 +8,7 @@ use stellate_actors::cluster::HostState;
 use stellate_actors::cluster::messages::NodeKey;
 use stellate_actors::cluster::snapshot::{ClusterSnapshot, HostRow};
 use stellate_actors::link::HostId;
+use stellate_actors::member::names;
 use stellate_runtime::identity::NodeId;
 use stellate_runtime::membership::{self, Liveness, NodeRecord, Standing, judge};
 use stellate_runtime::substrate::{Roster, RosterMember, Substrate};
@@ -69,24 +70,9 @@ pub(super) fn query_node(roster: &Roster) -> Option<&str> {
     usable.map(|member| member.record.name.as_str()).next()
 }
 
-/// What the names begin with that a node gives to contexts and sessions from its first start on. Those of the node that
-/// founded the cluster are short.
-pub(in super::super) fn scope(node: &NodeRecord) -> u32 {
-    if node.roles.issuer { 0 } else { own_scope(node) }
-}
-
-fn own_scope(node: &NodeRecord) -> u32 {
-    let [a, b, c, d, ..] = *node.node.as_bytes();
-    u32::from_be_bytes([a, b, c, d]).max(1)
-}
-
 /// The other node that gives such names, and where it is.
 pub(super) fn namer(roster: &Roster, name: u64) -> Option<String> {
-    let members = roster.members.iter().map(|member| &member.record);
-    let whose = name >> u32::BITS;
-    // The CA's key may have moved since a node chose its scope.
-    let own = members.clone().find(|record| u64::from(own_scope(record)) == whose);
-    let found = own.or_else(|| members.clone().find(|record| u64::from(scope(record)) == whose))?;
+    let found = names::namer(roster, name)?;
     let address = found.addresses.first()?;
     Some(format!("`{}` at {address}", found.name))
 }
