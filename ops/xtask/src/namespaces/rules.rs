@@ -50,13 +50,13 @@ impl Receiver {
                 "add rule ip {table} input ip saddr {from} ip daddr {to} counter name cut drop"
             );
         }
-        if rules.lost_permille > 0 {
-            let permille = rules.lost_permille;
-            let _ = writeln!(
-                text,
-                "add rule ip {table} input numgen random mod 1000 < {permille} counter name lost drop"
-            );
-        }
+        // nft takes no comparison that always holds.
+        let chance = match rules.lost_permille {
+            0 => return text,
+            permille @ 1..1000 => format!("numgen random mod 1000 < {permille} "),
+            _ => String::new(),
+        };
+        let _ = writeln!(text, "add rule ip {table} input {chance}counter name lost drop");
         text
     }
 
@@ -127,9 +127,11 @@ mod tests {
     }
 
     #[test]
-    fn without_faults_packets_are_counted_alone() {
+    fn without_faults_packets_are_counted_alone_and_all_are_lost_without_chance() {
         let script = receiver().script(&Rules::default());
         assert!(script.ends_with("add rule ip faults input counter name sent\n"), "{script}");
+        let all = receiver().script(&Rules { lost_permille: 1000, ..Rules::default() });
+        assert_eq!(all, format!("{script}add rule ip faults input counter name lost drop\n"));
     }
 
     #[test]

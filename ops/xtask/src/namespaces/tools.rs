@@ -102,7 +102,10 @@ impl Running {
         let refused = |said: String| NamespaceError::Refused { command: self.command, said };
         match self.child.wait_with_output() {
             Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            Ok(output) => Err(refused(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                Err(refused(said.trim().lines().collect::<Vec<_>>().join("; ")))
+            }
             Err(error) => Err(refused(error.to_string())),
         }
     }
@@ -125,8 +128,8 @@ mod tests {
         let missing = run(&["no-such-program-of-this-name"], "").unwrap_err();
         assert!(matches!(missing, NamespaceError::NoTool { .. }), "{missing}");
         assert!(missing.to_string().contains("install it (Debian: iproute2)"), "{missing}");
-        let refused = run(&["sh", "-c", "cat >&2; exit 1"], "not permitted").unwrap_err().to_string();
-        assert!(refused.starts_with("`sh -c cat >&2; exit 1` failed: not permitted; "), "{refused}");
+        let refused = run(&["sh", "-c", "cat >&2; exit 1"], "not\npermitted\n").unwrap_err().to_string();
+        assert!(refused.starts_with("`sh -c cat >&2; exit 1` failed: not; permitted; "), "{refused}");
         assert!(refused.contains("without --namespaces"), "{refused}");
     }
 }
