@@ -281,6 +281,11 @@ fn taken<T: DeserializeOwned>(file: Option<&PathBuf>) -> anyhow::Result<Option<T
 }
 
 async fn publish(args: &ReliabilityArgs, nodes: NodeOptions) -> anyhow::Result<()> {
+    let namespaces: Option<SchedulesReport> = taken(args.namespaces.as_ref())?;
+    ensure!(
+        namespaces.as_ref().is_none_or(|report| report.network == NetworkKind::Namespaces),
+        "--namespaces takes a report of `schedules --namespaces`; give this one as --schedules"
+    );
     let schedules: SchedulesReport = match taken(args.schedules.as_ref())? {
         Some(report) => report,
         None => {
@@ -295,14 +300,9 @@ async fn publish(args: &ReliabilityArgs, nodes: NodeOptions) -> anyhow::Result<(
             play_all(all, say).await?
         }
     };
-    let namespaces: Option<SchedulesReport> = taken(args.namespaces.as_ref())?;
     ensure!(
         schedules.network == NetworkKind::Relays,
         "--schedules takes a report that was played with relays; give this one as --namespaces"
-    );
-    ensure!(
-        namespaces.as_ref().is_none_or(|report| report.network == NetworkKind::Namespaces),
-        "--namespaces takes a report of `schedules --namespaces`; give this one as --schedules"
     );
     let failover: FailoverReport = match taken(args.failover.as_ref())? {
         Some(report) => report,

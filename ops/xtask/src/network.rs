@@ -1,6 +1,6 @@
 //! What lies between the nodes of a cluster that is harmed: relays, which need no rights and do everything that the weather
 //! knows, or network namespaces, where the system itself carries and drops packets. How each works is in
-//! [`relay`](crate::relay) and [`namespaces`](crate::namespaces).
+//! [`relay`](crate::relay) and [`namespaces`].
 
 use std::net::SocketAddr;
 
