@@ -4,6 +4,7 @@
 //! The folder holds `admin/` (an administrator's identity), and for each node a data folder and a log.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,10 +61,15 @@ impl LocalOptions {
 pub struct NodeSetup {
     /// Where it listens; a free port of this machine if none. Where others reach it is a setting, `network.advertise`.
     pub listen: Option<SocketAddr>,
+    /// Where others join through it; a free port of this machine if none.
+    pub join_listen: Option<SocketAddr>,
     /// Its data folder; one in the cluster's folder if none.
     pub data: Option<PathBuf>,
     /// Environment variables, besides [`LocalOptions::settings`].
     pub environment: Vec<(String, String)>,
+    /// What stands before the program on the command line, as in `ip netns exec NAME`; it must become the program (`exec`), which is
+    /// frozen and killed by the number of its process.
+    pub runner: Vec<String>,
 }
 
 /// A node of a cluster of this machine, whether it runs or not.
@@ -391,13 +397,14 @@ impl LocalCluster {
     fn spawn(&self, node: &LocalNode, more: &[&str]) -> Result<Process, LocalError> {
         let listen = node.setup.listen.map(|listen| listen.to_string());
         let listen = listen.or_else(|| node.ready.as_ref().map(|ready| ready.address.clone()));
-        let join_listen = node.ready.as_ref().and_then(|ready| ready.join_address.clone());
+        let join_listen = node.setup.join_listen.map(|listen| listen.to_string());
+        let join_listen = join_listen.or_else(|| node.ready.as_ref()?.join_address.clone());
         let find = |known: Option<String>| match known {
             Some(address) => Ok(address),
             None => own_address().map(|own| own.to_string()).map_err(LocalError::io("find a free port")),
         };
         let (listen, join_listen) = (find(listen)?, find(join_listen)?);
-        let mut command = self.stellate();
+        let mut command = self.stellate(&node.setup.runner);
         command.envs(node.setup.environment.iter().map(|(name, value)| (name, value)));
         command.args(["--log-level", &self.options.log_level, "serve", "--json", "--end-with-stdin"]);
         command.arg("--dir").arg(&node.data).args(["--listen", &listen, "--join-listen", &join_listen]);
@@ -410,7 +417,7 @@ impl LocalCluster {
 
     /// Runs a command to its end.
     async fn command(&self, arguments: &[&str]) -> Result<(), LocalError> {
-        let mut command = self.stellate();
+        let mut command = self.stellate(&[]);
         command.args(arguments).stdin(Stdio::null());
         let shown = arguments.join(" ");
         let output = tokio::task::spawn_blocking(move || command.output()).await;
@@ -425,9 +432,12 @@ impl LocalCluster {
         }
     }
 
-    /// The program, with no settings but the defaults: neither a file in the current folder nor the environment has a say.
-    fn stellate(&self) -> Command {
-        let mut command = Command::new(&self.options.program);
+    /// The program behind its runner, with no settings but the defaults: neither a file in the current folder nor the environment
+    /// has a say.
+    fn stellate(&self, runner: &[String]) -> Command {
+        let mut line = runner.iter().map(OsStr::new).chain([self.options.program.as_os_str()]);
+        let mut command = Command::new(line.next().expect("there is the program at least"));
+        command.args(line);
         command.current_dir(self.folder.path());
         for (name, _) in env::vars_os() {
             let name_text = name.to_string_lossy();

@@ -1,4 +1,4 @@
-//! What is done to Stellate to publish how it behaves under faults: schedules from seeds, a relay that loses packets, machines
+//! What is done to Stellate to publish how it behaves under faults: schedules from seeds, networks that lose packets, machines
 //! with bad clocks and disks, clients that hold every answer against one process. Real processes are driven; what they do is
 //! in the other crates. The commands are the program's (`main.rs`).
 
@@ -9,6 +9,8 @@ pub mod door;
 pub mod failover;
 pub mod fuzz;
 pub mod machine;
+pub mod namespaces;
+pub mod network;
 pub mod oracle;
 pub mod outcome;
 pub mod overload;

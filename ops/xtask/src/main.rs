@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stellate_xtask::failover::{self, FailoverReport};
 use stellate_xtask::fuzz::fuzz;
+use stellate_xtask::network::NetworkKind;
 use stellate_xtask::overload::{OverloadReport, overload};
 use stellate_xtask::reliability::Reports;
 use stellate_xtask::schedules::{SchedulesOptions, SchedulesReport, play_all};
@@ -112,6 +113,9 @@ struct SchedulesArgs {
     /// Nodes at the start: a number, or a range as in 3..6 (both ends)
     #[arg(long, default_value = "3..6", value_parser = range)]
     nodes: RangeInclusive<usize>,
+    /// Put nodes into network namespaces, with rules of nft that lose packets, in place of relays; Linux and root only
+    #[arg(long)]
+    namespaces: bool,
     /// Schedules at the same time
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -125,6 +129,9 @@ struct ReliabilityArgs {
     /// What `schedules` wrote
     #[arg(long, value_name = "FILE")]
     schedules: Option<PathBuf>,
+    /// What `schedules --namespaces` wrote; it is left out without
+    #[arg(long, value_name = "FILE")]
+    namespaces: Option<PathBuf>,
     /// What `failover` wrote
     #[arg(long, value_name = "FILE")]
     failover: Option<PathBuf>,
@@ -174,7 +181,8 @@ impl CommonArgs {
             let name = format!("STELLATE_{}", key.replace('.', "__").to_uppercase());
             settings.push((name, value.to_owned()));
         }
-        Ok(NodeOptions { program, settings, log_level: self.node_log.clone() })
+        let (log_level, network) = (self.node_log.clone(), NetworkKind::Relays);
+        Ok(NodeOptions { program, settings, log_level, network })
     }
 
     /// Prints a report, and writes it to the file.
@@ -249,7 +257,10 @@ fn minutes_of(minutes: f64) -> Duration {
 }
 
 impl SchedulesArgs {
-    fn options(&self, nodes: NodeOptions) -> SchedulesOptions {
+    fn options(&self, mut nodes: NodeOptions) -> SchedulesOptions {
+        if self.namespaces {
+            nodes.network = NetworkKind::Namespaces;
+        }
         let seeds = match self.seed {
             Some(seed) => seed..seed + 1,
             None => self.from..self.from + self.seeds,
@@ -270,6 +281,11 @@ fn taken<T: DeserializeOwned>(file: Option<&PathBuf>) -> anyhow::Result<Option<T
 }
 
 async fn publish(args: &ReliabilityArgs, nodes: NodeOptions) -> anyhow::Result<()> {
+    let namespaces: Option<SchedulesReport> = taken(args.namespaces.as_ref())?;
+    ensure!(
+        namespaces.as_ref().is_none_or(|report| report.network == NetworkKind::Namespaces),
+        "--namespaces takes a report of `schedules --namespaces`; give this one as --schedules"
+    );
     let schedules: SchedulesReport = match taken(args.schedules.as_ref())? {
         Some(report) => report,
         None => {
@@ -284,6 +300,10 @@ async fn publish(args: &ReliabilityArgs, nodes: NodeOptions) -> anyhow::Result<(
             play_all(all, say).await?
         }
     };
+    ensure!(
+        schedules.network == NetworkKind::Relays,
+        "--schedules takes a report that was played with relays; give this one as --namespaces"
+    );
     let failover: FailoverReport = match taken(args.failover.as_ref())? {
         Some(report) => report,
         None => failover::measure(&nodes, LOSSES, say).await?,
@@ -298,7 +318,8 @@ async fn publish(args: &ReliabilityArgs, nodes: NodeOptions) -> anyhow::Result<(
     };
     let simulator = taken(args.simulator.as_ref())?;
     let (machine, date, remark) = (machine(), date()?, args.remark.clone());
-    let reports = Reports { machine, date, remark, schedules, failover, soak, overload, simulator };
+    let reports =
+        Reports { machine, date, remark, schedules, namespaces, failover, soak, overload, simulator };
     fs::write(&args.out, reports.to_markdown())
         .with_context(|| format!("cannot write {}", args.out.display()))?;
     say(&format!("{} is written", args.out.display()));

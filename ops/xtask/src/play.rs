@@ -56,7 +56,7 @@ impl Troupe {
         for caller in callers {
             tally.add(caller.tally);
         }
-        tally.packets = stage.network().packets();
+        tally.packets = stage.network().packets()?;
         let wrong = match wrong {
             Some(wrong) => {
                 stage.keep_logs(logs)?;
@@ -178,12 +178,13 @@ async fn apply(
             }
         }
         Fault::Freeze { node, ms } => stage.freeze(at(stage, node), Duration::from_millis(ms))?,
-        Fault::Weather(chances) => stage.network().set(chances),
-        Fault::CutOneWay { from, to } => stage.cut(from, to),
+        Fault::Weather(chances) => stage.network().set(chances)?,
+        Fault::CutOneWay { from, to } => stage.network().cut(&[(from, to)])?,
         Fault::CutOff { node, is_mute } => {
-            for other in (0..stage.nodes()).filter(|other| *other != node) {
-                if is_mute { stage.cut(node, other) } else { stage.cut(other, node) }
-            }
+            let others = (0..stage.nodes()).filter(|other| *other != node);
+            let ways = others.map(|other| if is_mute { (node, other) } else { (other, node) });
+            let ways: Vec<_> = ways.collect();
+            stage.network().cut(&ways)?;
         }
         Fault::FullDisk { node } => {
             let node = at(stage, node);

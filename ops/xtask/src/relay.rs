@@ -11,11 +11,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use stellate_ops::local::own_address;
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::network::Place;
 use crate::weather::{Chances, Packets, Party, Weather};
 
 /// Largest datagram.
@@ -33,9 +35,60 @@ const MAX_FLOWS: usize = 512;
 /// A source that is silent for so long is forgotten.
 const FORGET: Duration = Duration::from_secs(60);
 
+/// The relays of a cluster, in the order of its nodes.
+#[derive(Debug)]
+pub struct Relays {
+    carrier: Carrier,
+    relays: Vec<Relay>,
+}
+
+impl Relays {
+    /// None yet, in fair weather, whose chances follow from `seed` once there are any.
+    pub fn new(seed: u64) -> Self {
+        Self { carrier: Carrier::new(seed), relays: Vec::new() }
+    }
+
+    /// A relay for the node of an index, which is the next one or one that did not come up.
+    ///
+    /// # Errors
+    /// No socket or port can be had.
+    pub async fn place(&mut self, index: usize) -> io::Result<Place> {
+        let listen = own_address()?;
+        let relay = Relay::start(&self.carrier, Party::Node(index), listen).await?;
+        let address = relay.address();
+        self.relays.truncate(index);
+        self.relays.push(relay);
+        Ok(Place { listen, join_listen: None, address, runner: Vec::new() })
+    }
+
+    /// The chances on every way from now on.
+    pub fn set(&self, chances: Chances) {
+        self.carrier.change(|weather| weather.set(chances));
+    }
+
+    /// Lets nothing through from one node to another, for each of these pairs of indexes.
+    pub fn cut(&self, ways: &[(usize, usize)]) {
+        self.carrier.change(|weather| {
+            for (from, to) in ways {
+                weather.cut(Party::Node(*from), Party::Node(*to));
+            }
+        });
+    }
+
+    /// No way is cut any more, and nothing is left to chance.
+    pub fn clear(&self) {
+        self.carrier.change(Weather::clear);
+    }
+
+    /// What became of packets so far.
+    pub fn packets(&self) -> Packets {
+        self.carrier.change(|weather| weather.packets())
+    }
+}
+
 /// The weather over all relays of a cluster, and who is who. Clones are the same.
 #[derive(Clone, Debug)]
-pub struct Network(Arc<Shared>);
+struct Carrier(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -44,9 +97,9 @@ struct Shared {
     underway: Arc<Semaphore>,
 }
 
-impl Network {
+impl Carrier {
     /// Fair weather, and nobody known.
-    pub fn new(seed: u64) -> Self {
+    fn new(seed: u64) -> Self {
         Self(Arc::new(Shared {
             weather: Mutex::new(Weather::new(seed)),
             parties: Mutex::default(),
@@ -55,18 +108,8 @@ impl Network {
     }
 
     /// Changes the weather.
-    pub fn change<T>(&self, change: impl FnOnce(&mut Weather) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut Weather) -> T) -> T {
         change(&mut self.0.weather.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The chances on every way.
-    pub fn set(&self, chances: Chances) {
-        self.change(|weather| weather.set(chances));
-    }
-
-    /// What became of packets so far.
-    pub fn packets(&self) -> Packets {
-        self.change(|weather| weather.packets())
     }
 
     /// Who sends from `source`.
@@ -97,27 +140,27 @@ impl Network {
 
 /// What stands before one node. Dropped, it carries nothing more.
 #[derive(Debug)]
-pub struct Relay {
+struct Relay {
     address: SocketAddr,
     _tasks: JoinSet<()>,
 }
 
 impl Relay {
-    /// A relay of `network` before the node that listens, or is going to, at `node`.
+    /// A relay before the node that listens, or is going to, at `node`.
     ///
     /// # Errors
     /// No socket can be had.
-    pub async fn start(network: &Network, party: Party, node: SocketAddr) -> io::Result<Self> {
+    async fn start(carrier: &Carrier, party: Party, node: SocketAddr) -> io::Result<Self> {
         let front = Arc::new(socket().await?);
         let address = front.local_addr()?;
-        network.0.parties.lock().unwrap_or_else(PoisonError::into_inner).insert(node, party);
+        carrier.0.parties.lock().unwrap_or_else(PoisonError::into_inner).insert(node, party);
         let mut tasks = JoinSet::new();
-        tasks.spawn(carry_in(network.clone(), party, node, front));
+        tasks.spawn(carry_in(carrier.clone(), party, node, front));
         Ok(Self { address, _tasks: tasks })
     }
 
     /// Where the node is reached through it.
-    pub fn address(&self) -> SocketAddr {
+    fn address(&self) -> SocketAddr {
         self.address
     }
 }
@@ -132,7 +175,7 @@ async fn socket() -> io::Result<UdpSocket> {
 }
 
 /// Takes what comes for a node, and has every source's answers carried back.
-async fn carry_in(network: Network, party: Party, node: SocketAddr, front: Arc<UdpSocket>) {
+async fn carry_in(carrier: Carrier, party: Party, node: SocketAddr, front: Arc<UdpSocket>) {
     let mut flows: BTreeMap<SocketAddr, Arc<UdpSocket>> = BTreeMap::new();
     let mut answers = JoinSet::new();
     let mut packet = vec![0; MAX_PACKET_BYTES];
@@ -153,17 +196,17 @@ async fn carry_in(network: Network, party: Party, node: SocketAddr, front: Arc<U
                 let Ok(back) = socket().await else { continue };
                 let back = Arc::new(back);
                 flows.insert(source, back.clone());
-                answers.spawn(carry_back(network.clone(), party, node, back.clone(), front.clone(), source));
+                answers.spawn(carry_back(carrier.clone(), party, node, back.clone(), front.clone(), source));
                 back
             }
         };
-        network.carry((network.party(source), party), &packet[..length], &back, node).await;
+        carrier.carry((carrier.party(source), party), &packet[..length], &back, node).await;
     }
 }
 
 /// Carries a node's answers back to one source, until both are silent.
 async fn carry_back(
-    network: Network,
+    carrier: Carrier,
     party: Party,
     node: SocketAddr,
     back: Arc<UdpSocket>,
@@ -175,7 +218,7 @@ async fn carry_back(
         match timeout(FORGET, back.recv_from(&mut packet)).await {
             Err(_) => return source,
             Ok(Ok((length, from))) if from == node => {
-                network.carry((party, network.party(source)), &packet[..length], &front, source).await;
+                carrier.carry((party, carrier.party(source)), &packet[..length], &front, source).await;
             }
             Ok(_) => {}
         }
@@ -197,19 +240,19 @@ mod tests {
     }
 
     /// Two nodes, each behind a relay.
-    async fn two() -> (Network, [UdpSocket; 2], [Relay; 2]) {
-        let network = Network::new(1);
+    async fn two() -> (Carrier, [UdpSocket; 2], [Relay; 2]) {
+        let carrier = Carrier::new(1);
         let sockets = [socket().await.unwrap(), socket().await.unwrap()];
         let relays = [
-            Relay::start(&network, A, sockets[0].local_addr().unwrap()).await.unwrap(),
-            Relay::start(&network, B, sockets[1].local_addr().unwrap()).await.unwrap(),
+            Relay::start(&carrier, A, sockets[0].local_addr().unwrap()).await.unwrap(),
+            Relay::start(&carrier, B, sockets[1].local_addr().unwrap()).await.unwrap(),
         ];
-        (network, sockets, relays)
+        (carrier, sockets, relays)
     }
 
     #[tokio::test]
     async fn packets_reach_a_node_through_its_relay_and_answers_come_back_from_it() {
-        let (_network, [a, b], [_, before_b]) = two().await;
+        let (_carrier, [a, b], [_, before_b]) = two().await;
         a.send_to(b"hello", before_b.address()).await.unwrap();
         let (said, from) = heard(&b).await.unwrap();
         assert_eq!((&*said, from == a.local_addr().unwrap()), (&b"hello"[..], false));
@@ -219,29 +262,31 @@ mod tests {
 
     #[tokio::test]
     async fn a_way_that_is_cut_carries_nothing_and_the_other_direction_everything() {
-        let (network, [a, b], [before_a, before_b]) = two().await;
-        network.change(|weather| weather.cut(A, B));
+        let (carrier, [a, b], [before_a, before_b]) = two().await;
+        carrier.change(|weather| weather.cut(A, B));
         // Whoever dialled, it is the direction that counts.
         b.send_to(b"one", before_a.address()).await.unwrap();
         let (said, from) = heard(&a).await.unwrap();
         assert_eq!(said, b"one");
         a.send_to(b"an answer", from).await.unwrap();
         a.send_to(b"a packet", before_b.address()).await.unwrap();
-        while network.packets().cut < 2 {
+        while carrier.change(|weather| weather.packets()).cut < 2 {
             tokio::task::yield_now().await;
         }
-        network.change(Weather::clear);
+        carrier.change(Weather::clear);
         a.send_to(b"two", before_b.address()).await.unwrap();
         assert_eq!(heard(&b).await.unwrap().0, b"two");
     }
 
     #[tokio::test]
     async fn a_packet_that_is_doubled_and_delayed_comes_twice() {
-        let (network, [a, b], [_, before_b]) = two().await;
-        network.set(Chances { doubled_permille: 1000, delay_us: 2000, ..Chances::default() });
+        let (carrier, [a, b], [_, before_b]) = two().await;
+        carrier.change(|weather| {
+            weather.set(Chances { doubled_permille: 1000, delay_us: 2000, ..Chances::default() });
+        });
         a.send_to(b"hello", before_b.address()).await.unwrap();
         assert_eq!(heard(&b).await.unwrap().0, b"hello");
         assert_eq!(heard(&b).await.unwrap().0, b"hello");
-        assert_eq!(network.packets().doubled, 1);
+        assert_eq!(carrier.change(|weather| weather.packets()).doubled, 1);
     }
 }

@@ -22,6 +22,8 @@ pub struct Reports {
     pub remark: Option<String>,
     /// Random schedules.
     pub schedules: SchedulesReport,
+    /// Random schedules in network namespaces, if any were played there.
+    pub namespaces: Option<SchedulesReport>,
     /// Losses of nodes under an answer.
     pub failover: FailoverReport,
     /// A long run.
@@ -39,7 +41,8 @@ What faults did to clusters of real processes: figures, and how they came to be.
 [failure model](failure-model.md). Every answer here was compared, token for token, with that of one process without faults.
 
 Written by `cargo xtask reliability`, which measures all of it anew, or takes the files that `cargo xtask schedules --json` and its
-siblings wrote (`--schedules FILE`, `--failover FILE`, `--soak FILE`, `--overload FILE`, `--simulator FILE`). Do not edit it by hand.
+siblings wrote (`--schedules FILE`, `--failover FILE`, `--soak FILE`, `--overload FILE`, `--simulator FILE`; `--namespaces FILE` takes what
+`cargo xtask schedules --namespaces --json` wrote). Do not edit it by hand.
 ";
 
 impl Reports {
@@ -52,6 +55,7 @@ impl Reports {
         text.push('\n');
         let sections = [
             schedules(&self.schedules),
+            self.namespaces.as_ref().map(namespaces).unwrap_or_default(),
             failover(&self.failover),
             soak(&self.soak),
             overload(&self.overload),
@@ -78,7 +82,7 @@ fn row<const N: usize>(cells: [&dyn Display; N]) -> Vec<String> {
 }
 
 fn schedules(report: &SchedulesReport) -> String {
-    let SchedulesReport { from, to, lacks, tally, answer_ms, whole_ms, wall_s, failures, unplayed } = report;
+    let SchedulesReport { from, to, lacks, tally, answer_ms, whole_ms, wall_s, .. } = report;
     let Tally { schedules, rounds, answers, tokens, turns_found, turns_unheard, packets, .. } = tally;
     let lacking = match &**lacks {
         [] => String::new(),
@@ -92,7 +96,7 @@ fn schedules(report: &SchedulesReport) -> String {
         to - 1,
         wall_s / 60.0
     );
-    let wrong = failures.len();
+    let wrong = report.failures.len();
     let _ = writeln!(
         text,
         "{answers} answers were those of one process, {wrong} schedules met something wrong; {tokens} tokens were compared. \
@@ -101,16 +105,7 @@ fn schedules(report: &SchedulesReport) -> String {
          {} late.\n",
         packets.sent, packets.lost, packets.cut, packets.doubled, packets.late
     );
-    for failure in failures {
-        let _ =
-            writeln!(text, "- Seed {}: {}", failure.seed, failure.wrong.lines().next().unwrap_or_default());
-    }
-    for one in unplayed {
-        let _ = writeln!(text, "- {}", one.lines().next().unwrap_or_default());
-    }
-    if !failures.is_empty() || !unplayed.is_empty() {
-        text.push('\n');
-    }
+    text += &wrongs(report);
     let faults = tally.faults.iter().map(|(kind, count)| row([kind, count]));
     text += &table(&["fault", "times"], faults);
     text += "\nWhat became of what clients and operators wanted under them; every end but the first is a typed error:\n\n";
@@ -135,6 +130,58 @@ fn schedules(report: &SchedulesReport) -> String {
         ]),
     ];
     let _ = write!(text, "\n{}", table(&["in seconds", "p50", "p99", "most"], rows));
+    text
+}
+
+/// What went wrong, as a list with a blank line behind it; nothing if nothing did.
+fn wrongs(report: &SchedulesReport) -> String {
+    let first = |text: &str| text.lines().next().unwrap_or_default().to_owned();
+    let failures = report.failures.iter().map(|one| format!("- Seed {}: {}\n", one.seed, first(&one.wrong)));
+    let unplayed = report.unplayed.iter().map(|one| format!("- {}\n", first(one)));
+    let mut text: String = failures.chain(unplayed).collect();
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+fn namespaces(report: &SchedulesReport) -> String {
+    let Tally { schedules, rounds, answers, packets, .. } = &report.tally;
+    let not_healed = report.failures.iter().filter(|failure| failure.wrong.starts_with("not healed")).count();
+    let wrong = report.failures.len() - not_healed;
+    let mut text = format!(
+        "### The same in network namespaces\n\n\
+         Seeds {} to {}, with no relays: every node is in a network namespace of its own, and rules of nft lose packets and cut single \
+         directions (`cargo xtask schedules --namespaces`). Left out: {}.\n\n{}",
+        report.from,
+        report.to - 1,
+        report.lacks.join("; "),
+        wrongs(report)
+    );
+    let heads = [
+        "schedules",
+        "rounds",
+        "faults",
+        "answers compared",
+        "wrong",
+        "not healed",
+        "packets",
+        "lost by chance",
+        "lost on cut ways",
+    ];
+    let faults = report.tally.all_faults();
+    let cells: [&dyn Display; 9] = [
+        schedules,
+        rounds,
+        &faults,
+        answers,
+        &wrong,
+        &not_healed,
+        &packets.sent,
+        &packets.lost,
+        &packets.cut,
+    ];
+    text += &table(&heads, [row(cells)]);
     text
 }
 
@@ -259,7 +306,10 @@ fn simulator(figures: &Value) -> String {
 mod tests {
     use super::*;
     use crate::failover::Recovery;
+    use crate::network::NetworkKind;
+    use crate::schedules::Failure;
     use crate::soak::{Course, Sample};
+    use crate::weather::Packets;
 
     fn reports() -> Reports {
         let mut tally = Tally { schedules: 2, answers: 9, ..Tally::default() };
@@ -288,6 +338,7 @@ mod tests {
             schedules: SchedulesReport {
                 from: 0,
                 to: 2,
+                network: NetworkKind::Relays,
                 lacks: vec!["mounting".to_owned()],
                 tally,
                 answer_ms: [100, 200, 300],
@@ -296,6 +347,7 @@ mod tests {
                 failures: Vec::new(),
                 unplayed: Vec::new(),
             },
+            namespaces: None,
             failover: FailoverReport { nodes: 3, recoveries: vec![recovery] },
             soak: SoakReport {
                 minutes: 20.0,
@@ -344,5 +396,26 @@ mod tests {
             assert!(text.contains(part), "no `{part}` in:\n{text}");
         }
         assert!(!text.contains("## Simulator"));
+    }
+    #[test]
+    fn schedules_in_namespaces_are_told_if_there_are_any() {
+        let mut reports = reports();
+        assert!(!reports.to_markdown().contains("### The same in network namespaces"));
+        let mut report = reports.schedules.clone();
+        report.network = NetworkKind::Namespaces;
+        report.lacks = report.network.lacks();
+        report.tally.packets = Packets { sent: 900, lost: 30, cut: 7, ..Packets::default() };
+        let failure = |seed, wrong: &str| Failure { seed, wrong: wrong.to_owned(), logs: "logs".into() };
+        report.failures = vec![failure(0, "not healed: node-1"), failure(1, "lost: a turn\nmore")];
+        reports.namespaces = Some(report);
+        let text = reports.to_markdown();
+        for part in [
+            "Seeds 0 to 1, with no relays:",
+            "Left out: packets that come twice or late: rules of nft drop packets",
+            "- Seed 0: not healed: node-1\n- Seed 1: lost: a turn\n\n| schedules |",
+            "| 2 | 0 | 1 | 9 | 1 | 1 | 900 | 30 | 7 |",
+        ] {
+            assert!(text.contains(part), "no `{part}` in:\n{text}");
+        }
     }
 }

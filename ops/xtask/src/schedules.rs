@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Workshop;
+use crate::network::NetworkKind;
 use crate::oracle::Oracle;
 use crate::play::{Played, Troupe};
 use crate::schedule::{Means, Schedule};
@@ -51,7 +52,10 @@ pub struct SchedulesReport {
     pub from: u64,
     /// The seed behind the last.
     pub to: u64,
-    /// What could not be done on this machine, and why.
+    /// What lay between the nodes.
+    #[serde(default)]
+    pub network: NetworkKind,
+    /// What could not be done on this machine or network, and why.
     pub lacks: Vec<String>,
     /// What was counted.
     pub tally: Tally,
@@ -70,12 +74,14 @@ pub struct SchedulesReport {
 /// Plays schedules. `tell` is told of each.
 ///
 /// # Errors
-/// The oracle or the machines cannot be had.
+/// The oracle, the machines or the network cannot be had.
 pub async fn play_all(
     options: SchedulesOptions,
     mut tell: impl FnMut(&str),
 ) -> anyhow::Result<SchedulesReport> {
     let start = Instant::now();
+    let network = options.nodes.network;
+    network.prepare()?;
     let workshop = Workshop::open()?;
     let oracle = Arc::new(Oracle::open().await?);
     let troupe =
@@ -89,7 +95,8 @@ pub async fn play_all(
     let mut report = SchedulesReport {
         from: options.seeds.start,
         to: options.seeds.end,
-        lacks: workshop.lacks(),
+        network,
+        lacks: workshop.lacks().into_iter().chain(network.lacks()).collect(),
         tally: Tally::default(),
         answer_ms: [0; 3],
         whole_ms: [0; 3],

@@ -121,7 +121,7 @@ pub async fn soak(
             happens += HAPPENS_EVERY;
             is_bad = !is_bad;
             let bad = Chances { lost_permille: 10, late_permille: 10, delay_us: 1000, ..Chances::default() };
-            stage.network().set(if is_bad { bad } else { Chances::default() });
+            stage.network().set(if is_bad { bad } else { Chances::default() })?;
             if is_bad {
                 stalls += 1;
                 let stall = Duration::from_millis(chance.random_range(500..=MAX_STALL_MS));

@@ -1,22 +1,22 @@
-//! A cluster of real nodes behind relays, on machines that can be harmed: what is done to it, and how it is made whole again.
+//! A cluster of real nodes, on machines and in a network that can be harmed: what is done to it, and how it is made whole again.
 //! When that happens is the player's business ([`play`](crate::play)).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use stellate_ops::local::{LocalCluster, LocalError, LocalOptions, NodeSetup, own_address};
+use stellate_ops::local::{LocalCluster, LocalError, LocalOptions, NodeSetup};
 use stellate_runtime::identity::Credentials;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::door::Door;
 use crate::machine::{Machine, Workshop};
+use crate::network::{Network, NetworkKind, Place};
 use crate::outcome::Wrong;
-use crate::relay::{Network, Relay};
-use crate::weather::Party;
 
 /// How long anything may take that is waited for, on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -30,6 +30,8 @@ pub struct NodeOptions {
     pub settings: Vec<(String, String)>,
     /// What they log.
     pub log_level: String,
+    /// What lies between them.
+    pub network: NetworkKind,
 }
 
 impl NodeOptions {
@@ -47,11 +49,11 @@ impl NodeOptions {
 /// A cluster that can be harmed.
 #[derive(Debug)]
 pub struct Stage {
-    // The processes end before their relays and machines go.
+    // The processes end before their network and machines go.
     cluster: LocalCluster,
     thaws: JoinSet<()>,
-    relays: Vec<Relay>,
     machines: Vec<Machine>,
+    addresses: Vec<SocketAddr>,
     doors: Vec<Door>,
     network: Network,
     workshop: Workshop,
@@ -72,16 +74,16 @@ impl Stage {
         seed: u64,
         nodes: usize,
     ) -> anyhow::Result<Self> {
-        let network = Network::new(seed);
-        let (relay, machine, setup) = place(&network, workshop, 0).await?;
+        let mut network = Network::open(options.network, seed)?;
+        let (address, machine, setup) = place(&mut network, workshop, 0).await?;
         let cluster = LocalCluster::found_with(options.to_local(), setup, &mut |_| {}).await?;
         let admin = Arc::new(Credentials::load(&cluster.identity())?);
-        let doors = vec![Door::new(relay.address(), admin.clone())];
+        let doors = vec![Door::new(address, admin.clone())];
         let mut stage = Self {
             cluster,
             thaws: JoinSet::new(),
-            relays: vec![relay],
             machines: vec![machine],
+            addresses: vec![address],
             doors,
             network,
             workshop: workshop.clone(),
@@ -102,8 +104,8 @@ impl Stage {
     }
 
     /// The network between its nodes.
-    pub fn network(&self) -> &Network {
-        &self.network
+    pub fn network(&mut self) -> &mut Network {
+        &mut self.network
     }
 
     /// The way in to a node.
@@ -113,7 +115,7 @@ impl Stage {
 
     /// Another way in to a node, with a connection of its own.
     pub fn new_door(&self, node: usize) -> Door {
-        Door::new(self.relays[node].address(), self.admin.clone())
+        Door::new(self.addresses[node], self.admin.clone())
     }
 
     /// Nodes, running or not.
@@ -132,12 +134,12 @@ impl Stage {
     /// It does not come up, or is not let in.
     pub async fn join(&mut self) -> anyhow::Result<()> {
         let index = self.nodes();
-        let (relay, machine, setup) = place(&self.network, &self.workshop, index).await?;
+        let (address, machine, setup) = place(&mut self.network, &self.workshop, index).await?;
         let before = self.nodes();
         let joined = self.cluster.join(vec![setup], &mut |_| {}).await;
         if self.nodes() > before {
-            self.doors.push(Door::new(relay.address(), self.admin.clone()));
-            self.relays.push(relay);
+            self.doors.push(Door::new(address, self.admin.clone()));
+            self.addresses.push(address);
             self.machines.push(machine);
         }
         Ok(joined?)
@@ -168,11 +170,6 @@ impl Stage {
         Ok(())
     }
 
-    /// Nothing goes from the first to the second any more.
-    pub fn cut(&mut self, from: usize, to: usize) {
-        self.network.change(|weather| weather.cut(Party::Node(from), Party::Node(to)));
-    }
-
     /// A node is to take blocks again at the end of the round.
     pub fn uncordon_later(&mut self, node: usize) {
         self.cordoned.insert(node);
@@ -185,7 +182,7 @@ impl Stage {
     /// A node that does not come up again, as [`Wrong::Node`]; the outer error is this program's.
     pub async fn mend(&mut self, is_last: bool) -> anyhow::Result<Result<(), Wrong>> {
         while self.thaws.join_next().await.is_some() {}
-        self.network.change(crate::weather::Weather::clear);
+        self.network.clear().context("cannot mend the network")?;
         for machine in &mut self.machines {
             machine.mend().context("cannot mend a machine")?;
         }
@@ -277,10 +274,10 @@ impl Stage {
     /// # Errors
     /// [`Wrong::Node`]: one that does not end well.
     pub async fn close(self) -> Result<(), Wrong> {
-        // Machines and relays stay until the processes have ended.
-        let Self { cluster, relays, machines, .. } = self;
+        // Machines and the network stay until the processes have ended.
+        let Self { cluster, network, machines, .. } = self;
         let ended = cluster.stop().await;
-        drop((relays, machines));
+        drop((network, machines));
         ended.map_err(|error| Wrong::Node(error.to_string()))
     }
 
@@ -299,18 +296,17 @@ impl Stage {
     }
 }
 
-/// Where the node of an index is to be, and what stands around it.
+/// Where the node of an index is to be, where it is reached, and what stands around it.
 async fn place(
-    network: &Network,
+    network: &mut Network,
     workshop: &Workshop,
     index: usize,
-) -> anyhow::Result<(Relay, Machine, NodeSetup)> {
-    let listen = own_address()?;
-    let relay = Relay::start(network, Party::Node(index), listen).await?;
+) -> anyhow::Result<(SocketAddr, Machine, NodeSetup)> {
+    let Place { listen, join_listen, address, runner } = network.place(index).await?;
     let machine = workshop.machine()?;
-    let advertised = format!("[\"{}\"]", relay.address());
     let mut environment = machine.environment();
-    environment.push(("STELLATE_NETWORK__ADVERTISE".to_owned(), advertised));
-    let setup = NodeSetup { listen: Some(listen), data: Some(machine.data()), environment };
-    Ok((relay, machine, setup))
+    environment.push(("STELLATE_NETWORK__ADVERTISE".to_owned(), format!("[\"{address}\"]")));
+    let data = Some(machine.data());
+    let setup = NodeSetup { listen: Some(listen), join_listen, data, environment, runner };
+    Ok((address, machine, setup))
 }
