@@ -448,8 +448,11 @@ mod tests {
         kept.tidy(me).await.unwrap();
         assert!(kept.manifest(context).await.unwrap().is_some(), "a copy needs it");
 
-        let request =
-            KeeperRequest::Store { head: Head { version: 2, is_removed: true, ..head }, from: 0, turns: Vec::new() };
+        let request = KeeperRequest::Store {
+            head: Head { version: 2, is_removed: true, ..head },
+            from: 0,
+            turns: Vec::new(),
+        };
         kept.keep(me, SESSION, request).await.unwrap();
         kept.tidy(me).await.unwrap();
         assert!(kept.manifest(context).await.unwrap().is_none());

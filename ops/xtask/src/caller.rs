@@ -79,7 +79,15 @@ macro_rules! or_ended {
 impl Caller {
     /// A client of the node behind `home`.
     pub fn new(home: Door, oracle: Arc<Oracle>, pulse: Pulse) -> Self {
-        Self { home, oracle, pulse, talks: Vec::new(), scope: None, left: Vec::new(), tally: Tally::default() }
+        Self {
+            home,
+            oracle,
+            pulse,
+            talks: Vec::new(),
+            scope: None,
+            left: Vec::new(),
+            tally: Tally::default(),
+        }
     }
 
     /// Does all of it, one after the other. What fails with a typed error is counted and left.

@@ -19,6 +19,7 @@ pub mod relay;
 pub mod reliability;
 pub mod schedule;
 pub mod schedules;
+pub mod simulate;
 pub mod soak;
 pub mod stage;
 pub mod talk;

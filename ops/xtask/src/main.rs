@@ -15,18 +15,25 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stellate_xtask::failover::{self, FailoverReport};
 use stellate_xtask::fuzz::fuzz;
+use stellate_xtask::namespaces::permitted;
 use stellate_xtask::network::NetworkKind;
 use stellate_xtask::overload::{OverloadReport, overload};
 use stellate_xtask::reliability::Reports;
 use stellate_xtask::schedules::{SchedulesOptions, SchedulesReport, play_all};
+use stellate_xtask::simulate::simulate;
 use stellate_xtask::soak::{SoakReport, soak};
 use stellate_xtask::stage::NodeOptions;
 
 /// How many schedules, losses, minutes and sessions are published.
 const SCHEDULES: u64 = 300;
+const IN_NAMESPACES: u64 = 40;
 const LOSSES: usize = 40;
 const SOAK_MINUTES: f64 = 20.0;
 const SESSIONS: usize = 200;
+
+/// How long seeds of the simulator are run.
+const SIMULATED_MINUTES: f64 = 60.0;
+const PUBLISHED_MINUTES: f64 = 2.0;
 
 /// How long each target is fuzzed.
 const FUZZ_MINUTES: f64 = 10.0;
@@ -76,6 +83,15 @@ enum Command {
         /// For how long
         #[arg(long, default_value_t = SOAK_MINUTES)]
         minutes: f64,
+    },
+    /// Run the simulator for long, seed after seed
+    Simulate {
+        /// For how long
+        #[arg(long, default_value_t = SIMULATED_MINUTES)]
+        minutes: f64,
+        /// The first seed
+        #[arg(long, value_name = "SEED", default_value_t = 1)]
+        from: u64,
     },
     /// Ask a small cluster for far more sessions than it takes
     Overload {
@@ -212,8 +228,12 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Simulate { minutes, from } = &cli.command {
+        let is_good = simulate(&root()?, *minutes, *from, cli.common.json.as_deref())?;
+        return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::from(WRONG) });
+    }
     if let Command::Fuzz { minutes, target } = &cli.command {
-        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+        let root = root()?;
         let reports = fuzz(&root, minutes_of(*minutes).as_secs(), target.as_deref(), say)?;
         cli.common.report(&reports)?;
         let is_good = reports.iter().all(|report| report.found.is_empty());
@@ -221,7 +241,7 @@ async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     }
     let nodes = cli.common.nodes()?;
     let is_good = match &cli.command {
-        Command::Fuzz { .. } => unreachable!("it needs no nodes"),
+        Command::Fuzz { .. } | Command::Simulate { .. } => unreachable!("they need no nodes"),
         Command::Schedules(args) => {
             let report = play_all(args.options(nodes), say).await?;
             cli.common.report(&report)?;
@@ -246,6 +266,11 @@ async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         }
     };
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::from(WRONG) })
+}
+
+/// The folder of the workspace.
+fn root() -> std::io::Result<PathBuf> {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()
 }
 
 fn say(line: &str) {
@@ -281,29 +306,34 @@ fn taken<T: DeserializeOwned>(file: Option<&PathBuf>) -> anyhow::Result<Option<T
 }
 
 async fn publish(args: &ReliabilityArgs, nodes: NodeOptions) -> anyhow::Result<()> {
-    let namespaces: Option<SchedulesReport> = taken(args.namespaces.as_ref())?;
-    ensure!(
-        namespaces.as_ref().is_none_or(|report| report.network == NetworkKind::Namespaces),
-        "--namespaces takes a report of `schedules --namespaces`; give this one as --schedules"
-    );
-    let schedules: SchedulesReport = match taken(args.schedules.as_ref())? {
-        Some(report) => report,
-        None => {
-            let all = SchedulesOptions {
-                nodes: nodes.clone(),
-                seeds: 0..SCHEDULES,
-                sizes: 3..=6,
-                steps: None,
-                jobs: 2,
-                keep: "target/faults".into(),
-            };
-            play_all(all, say).await?
-        }
+    let all = |network, count| {
+        let (nodes, keep) = (NodeOptions { network, ..nodes.clone() }, "target/faults".into());
+        SchedulesOptions { nodes, seeds: 0..count, sizes: 3..=6, steps: None, jobs: 2, keep }
     };
+    let given: Option<SchedulesReport> = taken(args.schedules.as_ref())?;
+    let in_namespaces: Option<SchedulesReport> = taken(args.namespaces.as_ref())?;
     ensure!(
-        schedules.network == NetworkKind::Relays,
+        given.as_ref().is_none_or(|report| report.network == NetworkKind::Relays),
         "--schedules takes a report that was played with relays; give this one as --namespaces"
     );
+    ensure!(
+        in_namespaces.as_ref().is_none_or(|report| report.network == NetworkKind::Namespaces),
+        "--namespaces takes a report of `schedules --namespaces`; give this one as --schedules"
+    );
+    let schedules = match given {
+        Some(report) => report,
+        None => play_all(all(NetworkKind::Relays, SCHEDULES), say).await?,
+    };
+    let namespaces = match in_namespaces {
+        Some(report) => Some(report),
+        None => match permitted() {
+            Ok(()) => Some(play_all(all(NetworkKind::Namespaces, IN_NAMESPACES), say).await?),
+            Err(error) => {
+                say(&format!("no schedules in namespaces: {error}"));
+                None
+            }
+        },
+    };
     let failover: FailoverReport = match taken(args.failover.as_ref())? {
         Some(report) => report,
         None => failover::measure(&nodes, LOSSES, say).await?,
@@ -316,10 +346,27 @@ async fn publish(args: &ReliabilityArgs, nodes: NodeOptions) -> anyhow::Result<(
         Some(report) => report,
         None => overload(&nodes, SESSIONS, say).await?,
     };
-    let simulator = taken(args.simulator.as_ref())?;
+    let simulator = match taken(args.simulator.as_ref())? {
+        Some(figures) => figures,
+        None => {
+            let file = tempfile::NamedTempFile::new()?;
+            // Seeds that fail are among the figures.
+            simulate(&root()?, PUBLISHED_MINUTES, 1, Some(file.path()))?;
+            serde_json::from_reader(file).context("the simulator did not end well")?
+        }
+    };
     let (machine, date, remark) = (machine(), date()?, args.remark.clone());
-    let reports =
-        Reports { machine, date, remark, schedules, namespaces, failover, soak, overload, simulator };
+    let reports = Reports {
+        machine,
+        date,
+        remark,
+        schedules,
+        namespaces,
+        failover,
+        soak,
+        overload,
+        simulator: Some(simulator),
+    };
     fs::write(&args.out, reports.to_markdown())
         .with_context(|| format!("cannot write {}", args.out.display()))?;
     say(&format!("{} is written", args.out.display()));

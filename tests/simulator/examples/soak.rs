@@ -1,5 +1,5 @@
-//! Runs seed after seed for hours: `cargo run --release -p stellate-simulator --example soak -- MINUTES [FIRST_SEED] [FILE]`. Tells
-//! how far it is, shrinks what fails, and writes the figures to FILE, which `cargo xtask reliability --simulator FILE` takes.
+//! Runs seed after seed for hours; its arguments are MINUTES [FIRST_SEED] [FILE], and `cargo xtask simulate` gives them. Tells how
+//! far it is, shrinks what fails, and writes the figures to FILE, which `cargo xtask reliability --simulator FILE` takes.
 #![allow(clippy::print_stdout, reason = "it is what the program is for")]
 
 use std::process::ExitCode;
