@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use crate::api::{RemoteContext, RemoteSession};
 use crate::cancel::CancelToken;
-use crate::error::{AskError, Asked, EncodeError, SessionError};
-use crate::journal::SessionRecord;
+use crate::error::{AskError, Asked, EncodeError, SessionError, Stopped};
+use crate::journal::{JournalError, SessionRecord};
 use crate::manifest::{ContextId, Manifest};
 use crate::node::{Cast, Node};
 use crate::path::context::EncodedContext;
@@ -138,10 +138,15 @@ impl Context {
             Some(journal) => Some(SessionId(journal.name().await?)),
             None => None,
         };
-        let request = OpenSession { context: encoded, id, turns: Vec::new() };
+        let request = OpenSession { context: Arc::clone(&encoded), id, turns: Vec::new() };
         let lease = call!(query.actor, QueryHostMsg::Open, request).asked()??;
         if let Some(journal) = &fleet.journal {
-            journal.session_opened(SessionRecord { id: lease.session(), context: self.id() }).await?;
+            let (id, context) = (lease.session(), self.id());
+            journal.session_opened(SessionRecord { id, context }).await?;
+            // From here on it is not let go; if it was before, it came back since, as another in memory.
+            if encoded.lease.is_given_up() && journal.session_closed(id).await? {
+                return Err(JournalError::NoContext { context }.into());
+            }
         }
         Ok(Session::new(lease, self.node.clone()))
     }
@@ -222,9 +227,12 @@ impl Session {
     }
 
     /// Whether the query host still has it. It is closed there when another node takes the session over.
-    pub(crate) async fn is_open(&self) -> bool {
+    ///
+    /// # Errors
+    /// It cannot be asked at the moment, or has stopped.
+    pub(crate) async fn is_open(&self) -> Result<bool, Stopped> {
         let query = &self.node.cast().query.actor;
-        call!(query, QueryHostMsg::IsOpen, self.id()).asked().unwrap_or(false)
+        call!(query, QueryHostMsg::IsOpen, self.id()).asked()
     }
 
     /// Ends the session and frees its own keys and values; so does dropping it, unless the node is of another process. What a

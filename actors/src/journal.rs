@@ -120,6 +120,9 @@ pub struct SessionRecord {
     pub context: ContextId,
 }
 
+/// Called when a context is gone, before it can come back: whoever keeps it in memory forgets it.
+pub type Forget<'a> = &'a (dyn Fn() + Send + Sync);
+
 /// What comes of a request to a journal.
 pub type Journaled<'a, T> = BoxFuture<'a, Result<T, JournalError>>;
 
@@ -131,10 +134,14 @@ pub trait Journal: fmt::Debug + Send + Sync + 'static {
     fn context_created(&self, context: ContextRecord) -> Journaled<'_, ()>;
     /// A context is not wanted any more, and no session over it. Tells which sessions there were; nothing if there is no
     /// such context.
-    fn context_removed(&self, context: ContextId) -> Journaled<'_, Option<Vec<SessionId>>>;
+    fn context_removed<'a>(
+        &'a self,
+        context: ContextId,
+        forget: Forget<'a>,
+    ) -> Journaled<'a, Option<Vec<SessionId>>>;
     /// A context is no more than kept here if another node made it, which answers, and no session here is over it. Tells
     /// whether that is so now, and was not before.
-    fn context_let_go(&self, _context: ContextId) -> Journaled<'_, bool> {
+    fn context_let_go<'a>(&'a self, _context: ContextId, _forget: Forget<'a>) -> Journaled<'a, bool> {
         // All contexts of a process of its own are its own.
         Box::pin(async { Ok(false) })
     }

@@ -26,6 +26,11 @@ impl ContextLease {
         self.releases.store(false, Ordering::Release);
     }
 
+    /// Whether the context was given up.
+    pub fn is_given_up(&self) -> bool {
+        self.releases.load(Ordering::Acquire)
+    }
+
     /// The context is not wanted any more: its blocks are freed with their last user.
     pub fn give_up(&self) {
         self.releases.store(true, Ordering::Release);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use faulty::*;
 use stellate_actors::error::SessionError;
-use stellate_actors::journal::{ContextRecord, Journaled, SessionRecord};
+use stellate_actors::journal::{ContextRecord, Forget, Journaled, SessionRecord};
 use stellate_actors::manifest::ContextId;
 use stellate_actors::session::{SessionId, TurnRecord};
 use stellate_actors::{
@@ -182,8 +182,12 @@ impl Journal for Full {
     fn context_created(&self, context: ContextRecord) -> Journaled<'_, ()> {
         self.or_full(self.inner.context_created(context))
     }
-    fn context_removed(&self, context: ContextId) -> Journaled<'_, Option<Vec<SessionId>>> {
-        self.inner.context_removed(context)
+    fn context_removed<'a>(
+        &'a self,
+        context: ContextId,
+        forget: Forget<'a>,
+    ) -> Journaled<'a, Option<Vec<SessionId>>> {
+        self.inner.context_removed(context, forget)
     }
     fn session_opened(&self, session: SessionRecord) -> Journaled<'_, ()> {
         self.or_full(self.inner.session_opened(session))

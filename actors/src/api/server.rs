@@ -9,7 +9,7 @@ use stellate_runtime::encoding;
 use stellate_runtime::transport::{
     CloseCode, Closed, Connection, FrameReceiver, FrameSender, Payload, Peer, StreamError,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use wincode::SchemaWrite;
 use wincode::config::DefaultConfig;
 
@@ -47,6 +47,8 @@ pub(super) struct Shared {
     pub(super) gates: Gates<SessionId>,
     /// Held alone by whoever opens a session that is not on the shelf.
     pub(super) openings: Gates<SessionId>,
+    /// A session was closed: a context may not be needed any more.
+    pub(super) unused: Notify,
     model: String,
     running: watch::Sender<usize>,
     leaving: AtomicBool,
@@ -66,8 +68,8 @@ impl Api {
     /// Serves `node`, whose model people call `model`, with the contexts and sessions of `shelf`.
     pub fn new(node: Node, shelf: Arc<Shelf>, model: String, cluster: Arc<dyn ClusterAdmin>) -> Self {
         let (running, leaving) = (watch::Sender::new(0), AtomicBool::new(false));
-        let (gates, openings) = (Gates::default(), Gates::default());
-        Self(Arc::new(Shared { node, shelf, cluster, gates, openings, model, running, leaving }))
+        let (gates, openings, unused) = (Gates::default(), Gates::default(), Notify::new());
+        Self(Arc::new(Shared { node, shelf, cluster, gates, openings, unused, model, running, leaving }))
     }
 
     /// The contexts and sessions that are kept for clients.
@@ -127,11 +129,16 @@ impl Api {
         // Sessions that came to this node and were not asked here yet count as well.
         let sessions = self.0.node.sessions().await.map_err(|error| Fault::from(&error))?.into_iter();
         let users: Vec<_> = sessions.filter(|record| record.context == id).map(|record| record.id).collect();
+        let context = self.0.shelf.context(id)?;
         self.0.shelf.remove_context(id, &users)?;
         match self.0.node.remove_context(id).await {
             // A node without a journal remembers none.
             Ok(()) | Err(ContextError::Unknown { .. }) => Ok(()),
-            Err(error) => Err(Fault::new(ErrorCode::Failed, error.to_string())),
+            Err(error) => {
+                // To be removed again.
+                self.0.shelf.add_context(context);
+                Err(Fault::new(ErrorCode::Failed, error.to_string()))
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! Sessions as the server finds them: on its shelf, taken over from a node that is gone, or on another node, which is then
 //! named. And moving them, once nobody asks them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,7 +52,8 @@ impl Api {
         let (shelf, node) = (&self.0.shelf, &self.0.node);
         let _one = self.0.openings.of(id).write_owned().await;
         if let Ok(found) = shelf.session(id) {
-            if found.1.is_open().await {
+            // Of one that has too much to do to answer nothing is known: whoever asks the session is told that.
+            if found.1.is_open().await.unwrap_or(true) {
                 return Ok(found);
             }
             // It was away meanwhile.
@@ -72,15 +74,14 @@ impl Api {
             records.into_iter().find(|record| record.id == id).ok_or_else(|| Fault::no_session(id))?;
         let context = node.context(record.context).await;
         let context = context.map_err(|error| Fault::new(ErrorCode::Failed, error))?;
-        shelf.add_context(context);
-        shelf.add_session(record.context, session);
+        shelf.add_both(context, session);
         shelf.session(id)
     }
 
     /// Takes sessions off the shelf that are other nodes' by now.
     pub(super) async fn forget_the_lost(&self) {
         for (_, session) in self.0.shelf.sessions() {
-            if !session.is_open().await {
+            if session.is_open().await.is_ok_and(|is_open| !is_open) {
                 self.0.shelf.forget_session(session.id());
             }
         }
@@ -101,47 +102,55 @@ impl Api {
 
     /// Lets a session go, in memory and on disk.
     pub(super) async fn close_session(&self, id: SessionId) -> Result<(), Fault> {
-        let (context, _) = self.session(id).await?;
+        drop(self.session(id).await?);
         self.0.shelf.close_session(id)?;
         match self.0.node.remove_session(id).await {
             // A node without a journal remembers none.
             Ok(()) | Err(SessionError::Unknown { .. }) => {}
             Err(error) => return Err(Fault::from(&error)),
         }
-        self.let_context_go(context).await;
+        self.0.unused.notify_one();
         Ok(())
     }
 
-    /// Lets contexts of other nodes go that came here with sessions which are not here any more, now and then. Never ends.
+    /// Lets contexts of other nodes go that came here with sessions which are not here any more: when a session was closed, and
+    /// now and then. Never ends.
     pub async fn keep_tidy(self) {
         let mut ticks = interval(TIDY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
-            self.forget_the_lost().await;
-            // A journal that fails tells whoever asks for something.
-            let Ok(known) = self.0.node.contexts().await else { continue };
-            let shelved = self.0.shelf.contexts().into_iter().map(|(context, _)| context.id());
-            // Let go while a lost session over it was still there.
-            for context in shelved.filter(|context| !known.contains(context)) {
-                let _ = self.0.shelf.remove_context(context, &[]);
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.0.unused.notified() => {}
             }
-            for context in known {
-                self.let_context_go(context).await;
-            }
+            self.let_contexts_go().await;
         }
     }
 
-    async fn let_context_go(&self, context: ContextId) {
-        match self.0.node.let_context_go(context).await {
-            Ok(true) => {
-                tracing::info!(%context, "a context of another node is let go: no session here is over it any more");
-                self.forget_the_lost().await;
-                // It is not there if no session over it was asked here.
-                let _ = self.0.shelf.remove_context(context, &[]);
+    async fn let_contexts_go(&self) {
+        self.forget_the_lost().await;
+        // In this order: one that is on the shelf was known before.
+        let shelved = self.0.shelf.contexts();
+        let node = &self.0.node;
+        // A journal that fails tells whoever asks for something.
+        let (Ok(known), Ok(sessions)) = (node.contexts().await, node.sessions().await) else { return };
+        let used: BTreeSet<_> = sessions.iter().map(|record| record.context).collect();
+        let mut gone: Vec<_> = shelved.iter().map(|(context, _)| context.id()).collect();
+        // Let go while a lost session over it was still there.
+        gone.retain(|context| !known.contains(context));
+        for context in known.into_iter().filter(|context| !used.contains(context)) {
+            match node.let_context_go(context).await {
+                Ok(true) => {
+                    tracing::info!(%context, "a context of another node is let go: no session here is over it any more");
+                    gone.push(context);
+                }
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%context, %error, "a context was not let go"),
             }
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%context, %error, "a context was not let go"),
+        }
+        for context in gone {
+            // It is not there if no session over it was asked here, and stays while a lost one is there.
+            let _ = self.0.shelf.remove_context(context, &[]);
         }
     }
 

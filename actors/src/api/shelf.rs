@@ -33,6 +33,13 @@ impl Shelf {
         self.contents().sessions.insert(session.id(), (context, Arc::new(session)));
     }
 
+    /// Keeps a session and the context that it is over.
+    pub(super) fn add_both(&self, context: Context, session: Session) {
+        let (mut contents, id) = (self.contents(), context.id());
+        contents.contexts.insert(id, context);
+        contents.sessions.insert(session.id(), (id, Arc::new(session)));
+    }
+
     /// How many contexts and sessions there are.
     pub fn counts(&self) -> (usize, usize) {
         let contents = self.contents();

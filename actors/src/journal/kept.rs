@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::PoisonError;
 
 use stellate_runtime::store::{Condition, Kind, Write};
 use tokio::sync::Mutex;
@@ -21,6 +20,9 @@ const GATES: usize = 64;
 /// Bytes of turns that are read at once.
 const PAGE_BYTES: usize = 1 << 20;
 
+/// Contexts that are deleted in one transaction, whose pages all stay in memory until its end.
+const DELETED_AT_ONCE: usize = 64;
+
 /// As which node this one has kept its sessions.
 const OWNER_KEY: &[u8] = b"owner of sessions";
 
@@ -37,7 +39,7 @@ pub struct KeptSessions {
     /// One request of a session at a time.
     gates: [Mutex<()>; GATES],
     /// Contexts that came since they were tidied last: the sessions that they are for may be on their way.
-    recent: std::sync::Mutex<BTreeSet<ContextId>>,
+    recent: Mutex<BTreeSet<ContextId>>,
 }
 
 impl KeptSessions {
@@ -47,7 +49,7 @@ impl KeptSessions {
     /// The store failed, or what it has is damaged.
     pub async fn open(journal: StoreJournal, me: NodeKey) -> Result<Self, JournalError> {
         let gates = std::array::from_fn(|_| Mutex::new(()));
-        let kept = Self { journal, gates, recent: std::sync::Mutex::default() };
+        let kept = Self { journal, gates, recent: Mutex::default() };
         for record in kept.journal.sessions().await? {
             let (session, epoch) = (record.id, Epoch::first(me));
             let turns = kept.journal.session(session).await?.map(|(_, turns)| turns).unwrap_or_default();
@@ -206,7 +208,7 @@ impl KeptSessions {
     /// It is none, or the store failed.
     pub async fn keep_manifest(&self, context: ContextId, value: Vec<u8>) -> Result<(), JournalError> {
         context_of(context, &value)?;
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).insert(context);
+        self.recent.lock().await.insert(context);
         self.journal.write(vec![put(Kind::KeptManifest, key(context.0), value, Condition::Any)]).await
     }
 
@@ -241,7 +243,7 @@ impl KeptSessions {
     /// # Errors
     /// The store failed.
     pub async fn renew_manifest(&self, context: ContextId) -> Result<bool, JournalError> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).insert(context);
+        self.recent.lock().await.insert(context);
         self.journal
             .read(move |store| {
                 let own = store.list(Kind::Manifest, &key(context.0), None, 1)?;
@@ -263,7 +265,7 @@ impl KeptSessions {
     async fn tidy_to(&self, me: NodeKey, max_gone: usize) -> Result<(), JournalError> {
         // In this order: a context that comes, and the copy behind it, is not listed, or recent, or needed.
         let kept = self.journal.keys(Kind::KeptManifest).await?;
-        let recent = std::mem::take(&mut *self.recent.lock().unwrap_or_else(PoisonError::into_inner));
+        let recent = std::mem::take(&mut *self.recent.lock().await);
         let (mut needed, mut gone) = (recent, Vec::new());
         for id in self.journal.keys(Kind::Copy).await? {
             let record = self.journal.read(move |store| store.get(Kind::Copy, &key(id))).await?;
@@ -276,10 +278,15 @@ impl KeptSessions {
                 None => {}
             }
         }
-        let unneeded = kept.into_iter().filter(|id| !needed.contains(&ContextId(*id)));
-        let writes: Vec<_> = unneeded.map(|id| delete(Kind::KeptManifest, id)).collect();
-        if !writes.is_empty() {
-            self.journal.write(writes).await?;
+        for some in kept.chunks(DELETED_AT_ONCE) {
+            // Held while they go: whoever renews one meanwhile finds it either kept or gone.
+            let recent = self.recent.lock().await;
+            let is_needed = |id: u64| needed.contains(&ContextId(id)) || recent.contains(&ContextId(id));
+            let unneeded = some.iter().filter(|id| !is_needed(**id));
+            let writes: Vec<_> = unneeded.map(|id| delete(Kind::KeptManifest, *id)).collect();
+            if !writes.is_empty() {
+                self.journal.write(writes).await?;
+            }
         }
         // The store's versions rise: those that were written first go first.
         gone.sort_unstable();
@@ -456,6 +463,21 @@ mod tests {
         kept.keep(me, SESSION, request).await.unwrap();
         kept.tidy(me).await.unwrap();
         assert!(kept.manifest(context).await.unwrap().is_none());
+        close(store, kept).await;
+    }
+
+    #[tokio::test]
+    async fn a_context_that_is_asked_about_stays_until_its_session_had_time_to_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let (me, context) = (NodeKey([2; 6]), ContextId(3));
+        let (store, kept) = open(folder.path(), 2).await;
+        let written = put(Kind::KeptManifest, key(context.0), vec![1], Condition::Any);
+        kept.journal.write(vec![written]).await.unwrap();
+        assert!(kept.renew_manifest(context).await.unwrap());
+        kept.tidy(me).await.unwrap();
+        assert!(kept.manifest(context).await.unwrap().is_some(), "its session may be on its way");
+        kept.tidy(me).await.unwrap();
+        assert!(!kept.renew_manifest(context).await.unwrap(), "none came");
         close(store, kept).await;
     }
 }

@@ -8,7 +8,7 @@ use stellate_model::block::{BlockId, Layout};
 use stellate_runtime::store::{Condition, HandleError, Kind, Store, StoreError, StoreHandle, Write};
 use tokio::sync::Mutex;
 
-use super::{ContextRecord, Journal, JournalError, Journaled, SessionRecord};
+use super::{ContextRecord, Forget, Journal, JournalError, Journaled, SessionRecord};
 use crate::manifest::ContextId;
 use crate::prompt::Prompting;
 use crate::session::{SessionId, TurnRecord};
@@ -157,7 +157,11 @@ impl Journal for StoreJournal {
         })
     }
 
-    fn context_removed(&self, context: ContextId) -> Journaled<'_, Option<Vec<SessionId>>> {
+    fn context_removed<'a>(
+        &'a self,
+        context: ContextId,
+        forget: Forget<'a>,
+    ) -> Journaled<'a, Option<Vec<SessionId>>> {
         Box::pin(async move {
             if self.read(move |store| store.get(Kind::Manifest, &key(context.0))).await?.is_none() {
                 return Ok(None);
@@ -169,6 +173,7 @@ impl Journal for StoreJournal {
                 writes.extend([delete(Kind::Session, session.0), drop_log(*session)]);
             }
             self.write(writes).await?;
+            forget();
             Ok(Some(ids))
         })
     }

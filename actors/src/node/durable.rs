@@ -67,14 +67,13 @@ impl Node {
         }
         let fleet = self.fleet();
         let Some(journal) = &fleet.journal else { return Err(ContextError::Unknown { context: id }) };
-        let Some(sessions) = journal.context_removed(id).await? else {
+        let Some(sessions) = journal.context_removed(id, &|| forget_context(fleet, id)).await? else {
             return Err(ContextError::Unknown { context: id });
         };
         for session in sessions {
             // A query host that is gone has no sessions.
             let _ = fleet.query.cast(QueryHostMsg::Close(session));
         }
-        forget_context(fleet, id);
         Ok(())
     }
 
@@ -86,11 +85,7 @@ impl Node {
     pub(crate) async fn let_context_go(&self, id: ContextId) -> Result<bool, ContextError> {
         let fleet = self.fleet();
         let Some(journal) = &fleet.journal else { return Ok(false) };
-        let is_gone = journal.context_let_go(id).await?;
-        if is_gone {
-            forget_context(fleet, id);
-        }
-        Ok(is_gone)
+        Ok(journal.context_let_go(id, &|| forget_context(fleet, id)).await?)
     }
 
     /// The sessions that the journal remembers, open or not. Without a journal there are none to be taken up again.

@@ -273,11 +273,18 @@ impl Caller {
         let (home, left) = (&self.home, &mut self.left);
         let forgetting = async {
             let client = home.client().await?;
-            while let Some(session) = left.last() {
-                match client.close_session(*session).await {
-                    Ok(()) | Err(RemoteError::Refused { code: ErrorCode::NotFound, .. }) => _ = left.pop(),
-                    Err(error) => return Err(error),
+            let mut failed = None;
+            for session in std::mem::take(left) {
+                match client.close_session(session).await {
+                    Ok(()) | Err(RemoteError::Refused { code: ErrorCode::NotFound, .. }) => {}
+                    Err(error) => {
+                        left.push(session);
+                        failed = Some(error);
+                    }
                 }
+            }
+            if let Some(error) = failed {
+                return Err(error);
             }
             let (own, others): (Vec<_>, Vec<_>) =
                 client.sessions().await?.into_iter().partition(|session| scope_of(session.id) == scope);

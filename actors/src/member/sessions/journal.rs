@@ -7,9 +7,9 @@ use super::super::names::namer;
 use super::super::peers::key_of;
 use super::drive::Unwritten;
 use super::{ANSWER, Owned, SessionAsk, Sessions};
-use crate::copies::{CopySet, Epoch, Head, Owner, Standing};
+use crate::copies::{Copy, CopySet, Epoch, Head, Owner, Standing};
 use crate::journal::kept::{turn_bytes, turn_of};
-use crate::journal::{ContextRecord, Journal, JournalError, Journaled, SessionRecord};
+use crate::journal::{ContextRecord, Forget, Journal, JournalError, Journaled, SessionRecord};
 use crate::manifest::ContextId;
 use crate::session::{SessionId, TurnRecord};
 
@@ -115,46 +115,67 @@ impl Sessions {
 
 /// Contexts. Copies of sessions that other nodes own may need one that is removed here: it is kept until they do not.
 impl Sessions {
-    async fn sessions_over(&self, context: ContextId) -> Result<Vec<SessionId>, JournalError> {
-        let sessions = self.own_sessions().await?.into_iter();
-        Ok(sessions.filter(|record| record.context == context).map(|record| record.id).collect())
-    }
-
-    async fn remove_context(&self, context: ContextId) -> Result<Option<Vec<SessionId>>, JournalError> {
-        // No session over it is taken over or opened meanwhile.
-        let _taking = self.taking.lock().await;
+    /// Removes a context and this node's sessions over it, none of which is taken over or opened meanwhile.
+    async fn remove_context(
+        &self,
+        context: ContextId,
+        forget: Forget<'_>,
+    ) -> Result<Option<Vec<SessionId>>, JournalError> {
         let _alone = self.contexts.of(context).write_owned().await;
+        let _taking = self.taking.lock().await;
         if !self.kept.journal().has_context(context).await? {
             return Ok(None);
         }
-        let ids = self.sessions_over(context).await?;
+        let sessions = self.own_sessions().await?.into_iter();
+        let ids: Vec<_> =
+            sessions.filter(|record| record.context == context).map(|record| record.id).collect();
         for id in &ids {
-            self.remove_session(*id).await?;
+            match self.remove_session(*id).await {
+                // Another node's by now, which has the context as well.
+                Ok(_) | Err(JournalError::Moved { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
-        Ok(self.kept.give_up_manifest(context).await?.then_some(ids))
+        let is_removed = self.kept.give_up_manifest(context).await?;
+        forget();
+        Ok(is_removed.then_some(ids))
     }
 
-    async fn let_context_go(&self, context: ContextId) -> Result<bool, JournalError> {
-        let is_own = self.kept.journal().gives(context.0);
-        if is_own || !self.sessions_over(context).await?.is_empty() || !self.has_maker(context).await {
+    /// Lets a context go that came here with a session. Nobody waits for it: where a session is being taken over, or opened over
+    /// the context, it stays.
+    async fn let_context_go(&self, context: ContextId, forget: Forget<'_>) -> Result<bool, JournalError> {
+        let journal = self.kept.journal();
+        if journal.gives(context.0) || !journal.has_context(context).await? || !self.has_maker(context).await
+        {
             return Ok(false);
         }
-        let _taking = self.taking.lock().await;
-        let _alone = self.contexts.of(context).write_owned().await;
-        if !self.sessions_over(context).await?.is_empty() {
+        let Ok(_alone) = self.contexts.of(context).try_write_owned() else { return Ok(false) };
+        let Ok(_taking) = self.taking.try_lock() else { return Ok(false) };
+        // What the disk has counts: what this node owned when it stops is its own when it starts.
+        let is_over =
+            |copy: &Copy| copy.head.as_ref().is_some_and(|head| head.context == context && !head.is_removed);
+        let me = self.me();
+        if self.kept.copies().await?.iter().any(|(_, copy)| is_over(copy) && copy.promised.owner == me) {
             return Ok(false);
         }
-        self.kept.give_up_manifest(context).await
+        let is_gone = self.kept.give_up_manifest(context).await?;
+        forget();
+        Ok(is_gone)
     }
 
-    /// Whether the node that made a context answers: it has it, or it was told to remove it.
+    /// Whether the node that made a context has it, or was told to remove it.
     async fn has_maker(&self, context: ContextId) -> bool {
-        let maker = namer(&self.peers.substrate.roster(), context.0).map(|record| key_of(record.node));
-        match maker {
+        let Some(maker) = namer(&self.peers.substrate.roster(), context.0).map(|record| key_of(record.node))
+        else {
+            return false;
+        };
+        // The key of the CA moves, and with it who is taken for the founder: that one has to have the context.
+        let ask = match context.0 >> u32::BITS {
+            0 => SessionAsk::Context(context, u64::MAX),
             // It says what it knows of a session that nobody has; that it says something is what counts.
-            Some(maker) => self.peers.ask_about(maker, SessionAsk::Look(SessionId(0)), ANSWER).await.is_ok(),
-            None => false,
-        }
+            _ => SessionAsk::Look(SessionId(0)),
+        };
+        self.peers.ask_about(maker, ask, ANSWER).await.is_ok()
     }
 }
 
@@ -171,12 +192,16 @@ impl Journal for CopiedJournal {
         self.0.kept.journal().context_created(context)
     }
 
-    fn context_removed(&self, context: ContextId) -> Journaled<'_, Option<Vec<SessionId>>> {
-        Box::pin(self.0.remove_context(context))
+    fn context_removed<'a>(
+        &'a self,
+        context: ContextId,
+        forget: Forget<'a>,
+    ) -> Journaled<'a, Option<Vec<SessionId>>> {
+        Box::pin(self.0.remove_context(context, forget))
     }
 
-    fn context_let_go(&self, context: ContextId) -> Journaled<'_, bool> {
-        Box::pin(self.0.let_context_go(context))
+    fn context_let_go<'a>(&'a self, context: ContextId, forget: Forget<'a>) -> Journaled<'a, bool> {
+        Box::pin(self.0.let_context_go(context, forget))
     }
 
     fn session_opened(&self, session: SessionRecord) -> Journaled<'_, ()> {

@@ -122,7 +122,7 @@ impl Sessions {
             KeeperRequest::Fence(epoch) => *epoch,
             KeeperRequest::Store { head, .. } => {
                 let is_needed = head.is_kept_by(self.me());
-                if is_needed && self.kept.manifest_piece(head.context, 0..0).await?.is_none() {
+                if is_needed && !self.kept.renew_manifest(head.context).await? {
                     return Ok(SessionAnswer::NeedsContext);
                 }
                 head.epoch

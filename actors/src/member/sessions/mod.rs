@@ -151,6 +151,10 @@ impl Sessions {
         let (me, mut owned) = (peers.own_key(), BTreeMap::new());
         for (session, copy) in kept.copies().await? {
             if let Some(owner) = owner_of(me, copy) {
+                // It was being taken over when this node stopped.
+                if let Err(error) = kept.adopt_manifest(owner.head().context).await {
+                    tracing::warn!(%session, %error, "the context of a session is not here");
+                }
                 owned.insert(session, Arc::new(tokio::sync::Mutex::new(owner)));
             }
         }

@@ -151,7 +151,7 @@ impl Sessions {
 
     /// Sees to it that the context is here, wherever it is found.
     async fn fetch_context(&self, context: ContextId, head: &Head) -> Result<(), String> {
-        if self.kept.manifest_piece(context, 0..0).await.map_err(|error| error.to_string())?.is_some() {
+        if self.kept.renew_manifest(context).await.map_err(|error| error.to_string())? {
             return Ok(());
         }
         let mut last = format!("nobody has context {context}");

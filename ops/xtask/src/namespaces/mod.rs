@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use names::{Names, Slot, Subnet};
 use rules::{Receiver, Rules};
-use tools::run;
+use tools::{Running, run};
 
 use crate::network::Place;
 use crate::weather::{Chances, Packets, Party};
@@ -234,12 +234,12 @@ impl Namespaces {
         for (party, (receiver, rules)) in &self.receivers {
             let wanted = self.rules(*party);
             if wanted != *rules {
-                running.push((*party, wanted.clone(), receiver.begin(&wanted)?));
+                running.push((*party, wanted.clone(), receiver.begin(&wanted)));
             }
         }
         let mut applied = Ok(());
         for (party, wanted, running) in running {
-            match running.finish() {
+            match running.and_then(Running::finish) {
                 Ok(_) => self.receivers.get_mut(&party).expect("it was there").1 = wanted,
                 Err(error) => applied = applied.and(Err(error)),
             }
