@@ -247,16 +247,18 @@ fn size_of(folder: &std::path::Path) -> u64 {
 
 fn course(node: usize, samples: Vec<Sample>) -> Course {
     let warm = &samples[samples.len() * WARMING_PERMILLE / 1000..];
-    let slope = |figure: fn(&Sample) -> u64| {
-        60.0 * slope(&warm.iter().map(|sample| (sample.at_s, figure(sample) as f64)).collect::<Vec<_>>())
-    };
     Course {
         node: format!("node-{}", node + 1),
-        rss_kib_per_min: slope(|sample| sample.rss_bytes) / 1024.0,
-        descriptors_per_min: slope(|sample| sample.descriptors),
-        disk_kib_per_min: slope(|sample| sample.disk_bytes) / 1024.0,
+        rss_kib_per_min: per_min(warm, |sample| sample.rss_bytes) / 1024.0,
+        descriptors_per_min: per_min(warm, |sample| sample.descriptors),
+        disk_kib_per_min: per_min(warm, |sample| sample.disk_bytes) / 1024.0,
         samples,
     }
+}
+
+/// By how much a figure grows a minute.
+fn per_min(samples: &[Sample], figure: impl Fn(&Sample) -> u64) -> f64 {
+    60.0 * slope(&samples.iter().map(|sample| (sample.at_s, figure(sample) as f64)).collect::<Vec<_>>())
 }
 
 /// Least squares: by how much the second grows while the first grows by one; 0 for fewer than two points.
@@ -287,6 +289,11 @@ impl SoakReport {
         let mib = |sample: &Sample| sample.rss_bytes as f64 / f64::from(1 << 20);
         let (first, last) = warm.first().zip(warm.last()).context("a soak without samples")?;
         Ok([mib(first), mib(last)])
+    }
+
+    /// Growth of a process's resident memory over the second half alone, in KiB a minute: whether it levels off.
+    pub fn late_rss_kib_per_min(course: &Course) -> f64 {
+        per_min(&course.samples[course.samples.len() / 2..], |sample| sample.rss_bytes) / 1024.0
     }
 }
 
