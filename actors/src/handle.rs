@@ -144,7 +144,8 @@ impl Context {
             let (id, context) = (lease.session(), self.id());
             journal.session_opened(SessionRecord { id, context }).await?;
             // From here on it is not let go; if it was before, it came back since, as another in memory.
-            if encoded.lease.is_given_up() && journal.session_closed(id).await? {
+            if encoded.lease.is_given_up() {
+                journal.session_closed(id).await?;
                 return Err(JournalError::NoContext { context }.into());
             }
         }

@@ -130,14 +130,13 @@ impl Api {
     async fn let_contexts_go(&self) {
         self.forget_the_lost().await;
         // In this order: one that is on the shelf was known before.
-        let shelved = self.0.shelf.contexts();
+        let shelved: Vec<_> = self.0.shelf.contexts().into_iter().map(|(context, _)| context.id()).collect();
         let node = &self.0.node;
         // A journal that fails tells whoever asks for something.
         let (Ok(known), Ok(sessions)) = (node.contexts().await, node.sessions().await) else { return };
         let used: BTreeSet<_> = sessions.iter().map(|record| record.context).collect();
-        let mut gone: Vec<_> = shelved.iter().map(|(context, _)| context.id()).collect();
         // Let go while a lost session over it was still there.
-        gone.retain(|context| !known.contains(context));
+        let mut gone: Vec<_> = shelved.into_iter().filter(|context| !known.contains(context)).collect();
         for context in known.into_iter().filter(|context| !used.contains(context)) {
             match node.let_context_go(context).await {
                 Ok(true) => {
@@ -149,6 +148,7 @@ impl Api {
             }
         }
         for context in gone {
+            // Another of that name may have come meanwhile; whoever asks for it finds it by its session.
             // It is not there if no session over it was asked here, and stays while a lost one is there.
             let _ = self.0.shelf.remove_context(context, &[]);
         }

@@ -21,7 +21,7 @@ const GATES: usize = 64;
 const PAGE_BYTES: usize = 1 << 20;
 
 /// Contexts that are deleted in one transaction, whose pages all stay in memory until its end.
-const DELETED_AT_ONCE: usize = 64;
+const DELETED_AT_ONCE: usize = 16;
 
 /// As which node this one has kept its sessions.
 const OWNER_KEY: &[u8] = b"owner of sessions";
@@ -217,7 +217,7 @@ impl KeptSessions {
     /// # Errors
     /// It is not here, it is damaged, or the store failed.
     pub async fn adopt_manifest(&self, context: ContextId) -> Result<(), JournalError> {
-        if self.journal.context(context).await?.is_some() {
+        if self.journal.has_context(context).await? {
             return Ok(());
         }
         let missing = || damaged(&format!("context {context}"), "no copy of it is here".to_owned());

@@ -3,10 +3,13 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
+
 use super::super::names::namer;
 use super::super::peers::key_of;
 use super::drive::Unwritten;
 use super::{ANSWER, Owned, SessionAsk, Sessions};
+use crate::cluster::messages::NodeKey;
 use crate::copies::{Copy, CopySet, Epoch, Head, Owner, Standing};
 use crate::journal::kept::{turn_bytes, turn_of};
 use crate::journal::{ContextRecord, Forget, Journal, JournalError, Journaled, SessionRecord};
@@ -124,6 +127,7 @@ impl Sessions {
         let _alone = self.contexts.of(context).write_owned().await;
         let _taking = self.taking.lock().await;
         if !self.kept.journal().has_context(context).await? {
+            forget();
             return Ok(None);
         }
         let sessions = self.own_sessions().await?.into_iter();
@@ -145,8 +149,8 @@ impl Sessions {
     /// the context, it stays.
     async fn let_context_go(&self, context: ContextId, forget: Forget<'_>) -> Result<bool, JournalError> {
         let journal = self.kept.journal();
-        if journal.gives(context.0) || !journal.has_context(context).await? || !self.has_maker(context).await
-        {
+        let is_here = journal.has_context(context).await?;
+        if is_here && (journal.gives(context.0) || !self.has_maker(context).await) {
             return Ok(false);
         }
         let Ok(_alone) = self.contexts.of(context).try_write_owned() else { return Ok(false) };
@@ -154,6 +158,11 @@ impl Sessions {
         // What the disk has counts: what this node owned when it stops is its own when it starts.
         let is_over =
             |copy: &Copy| copy.head.as_ref().is_some_and(|head| head.context == context && !head.is_removed);
+        if !journal.has_context(context).await? {
+            // Somebody took it up from the disk while it went.
+            forget();
+            return Ok(true);
+        }
         let me = self.me();
         if self.kept.copies().await?.iter().any(|(_, copy)| is_over(copy) && copy.promised.owner == me) {
             return Ok(false);
@@ -169,13 +178,25 @@ impl Sessions {
         else {
             return false;
         };
-        // The key of the CA moves, and with it who is taken for the founder: that one has to have the context.
-        let ask = match context.0 >> u32::BITS {
-            0 => SessionAsk::Context(context, u64::MAX),
-            // It says what it knows of a session that nobody has; that it says something is what counts.
-            _ => SessionAsk::Look(SessionId(0)),
-        };
-        self.peers.ask_about(maker, ask, ANSWER).await.is_ok()
+        if context.0 >> u32::BITS != 0 {
+            return self.is_there(maker).await;
+        }
+        // The key of the CA moves, and with it who is taken for the founder. That one has the context, or the founder, who was
+        // told to remove it, is among all others.
+        if self.peers.ask_about(maker, SessionAsk::Context(context, u64::MAX), ANSWER).await.is_ok() {
+            return true;
+        }
+        let others: Vec<_> =
+            self.peers.substrate.roster().members.iter().map(|member| key_of(member.id)).collect();
+        join_all(others.into_iter().map(|node| self.is_there(node)))
+            .await
+            .into_iter()
+            .all(|is_there| is_there)
+    }
+
+    /// Whether a node answers. It is asked about a session that nobody has.
+    async fn is_there(&self, node: NodeKey) -> bool {
+        self.peers.ask_about(node, SessionAsk::Look(SessionId(0)), ANSWER).await.is_ok()
     }
 }
 
