@@ -301,7 +301,8 @@ fn overload(report: &OverloadReport) -> String {
 fn simulator(figures: &Value) -> String {
     let mut text = "## Simulator\n\n".to_owned();
     let Some(figures) = figures.as_object() else { return text };
-    text += &table(&["figure", "value"], figures.iter().map(|(name, value)| row([name, value])));
+    let words = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    text += &table(&["figure", "value"], figures.iter().map(|(name, value)| row([name, &words(value)])));
     text
 }
 

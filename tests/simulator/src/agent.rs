@@ -15,11 +15,11 @@ use stellate_actors::link::HostId;
 use stellate_model::block::BlockId;
 
 use crate::chance::digest;
-use crate::context::TOKEN_BYTES;
+use crate::context::{Context, TOKEN_BYTES};
 use crate::disk::Write;
 use crate::message::{Message, Purpose, Timer};
 use crate::mutation::Mutation;
-use crate::node::{Node, node_of};
+use crate::node::{BEAT, Node, node_of};
 use crate::query::part;
 use crate::world::World;
 
@@ -312,7 +312,10 @@ impl World {
         for (number, node) in (0u16..).zip(&self.nodes).filter(|(_, node)| calm(node)) {
             let in_touch = !self.network.has_broken(number, supervisor, self.now.saturating_sub(CALM));
             let contexts = node.query.iter().flat_map(|query| query.contexts.values());
-            for context in contexts.filter(|context| in_touch && context.is_made && !context.is_settling()) {
+            // One that has just come here with a session is told of at the next beat.
+            let is_told = |context: &Context| context.came.is_none_or(|at| at + 3 * BEAT < self.now);
+            let contexts = contexts.filter(|context| context.is_made && !context.is_settling());
+            for context in contexts.filter(|context| in_touch && is_told(context)) {
                 let needed = context.manifest.blocks.iter().map(|block| block.id);
                 lost = lost.or(needed.into_iter().find(|id| blocks.contains(id) && !is_held(id)));
             }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use stellate_actors::cluster::messages::{
     AnchorCopy, AnchorOrder, BlockNeed, ContextClaim, EncodeOrder, NodeKey, PlacedBlock,
@@ -73,6 +74,8 @@ pub(crate) struct Context {
     pub(crate) writing: Option<u64>,
     /// Whether it was ever there.
     pub(crate) is_made: bool,
+    /// When it came with a session that its node took over.
+    pub(crate) came: Option<Duration>,
 }
 
 impl Context {
@@ -107,6 +110,7 @@ impl Context {
             settle: None,
             writing: None,
             is_made: false,
+            came: None,
         }
     }
 

@@ -177,6 +177,7 @@ impl World {
 
     /// Sees to it that a context is here, which a session is over that was elsewhere. False if it cannot be.
     pub(crate) fn adopt(&mut self, number: u16, spec: &ContextSpec) -> bool {
+        let now = self.now;
         let Some(query) = &self.node(number).query else { return false };
         if query.contexts.contains_key(&spec.id) {
             return true;
@@ -185,7 +186,7 @@ impl World {
             return false;
         }
         let Some(query) = &mut self.node_mut(number).query else { return false };
-        let context = Context { is_made: true, ..Context::new(query.key, spec.clone()) };
+        let context = Context { is_made: true, came: Some(now), ..Context::new(query.key, spec.clone()) };
         query.contexts.insert(spec.id, context);
         query.released.remove(&spec.id);
         query.told.remove(&spec.id);

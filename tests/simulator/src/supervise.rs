@@ -18,7 +18,7 @@ use stellate_actors::cluster::term::Term;
 use crate::disk::Write;
 use crate::message::{Message, Purpose, Timer};
 use crate::mutation::Mutation;
-use crate::node::{key_of, number_of};
+use crate::node::{Node, key_of, number_of};
 use crate::world::World;
 
 /// How long an agent may take for an order that computes and copies nothing.
@@ -26,6 +26,9 @@ const QUICK: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether another supervisor is still there.
 const STAND_BY: Duration = Duration::from_secs(1);
+
+/// So long after a node has ended, started again or not, its supervisor has surely missed what it held.
+const MISSED: Duration = Duration::from_secs(10);
 
 /// So long after it was away a node has surely reported.
 const LATELY: Duration = Duration::from_secs(10);
@@ -272,7 +275,12 @@ impl World {
                     self.send(number, number_of(node), Message::Notice(notice));
                 }
                 Action::Drain(progress) => {
-                    if progress.state == DrainState::Done && self.knows(number, number_of(progress.node)) {
+                    // What a node took with it that nobody has missed yet is not known to be lost.
+                    let missed = |node: &Node| node.crashed.is_none_or(|at| at + MISSED < self.now);
+                    if progress.state == DrainState::Done
+                        && self.knows(number, number_of(progress.node))
+                        && self.nodes.iter().all(missed)
+                    {
                         self.checks.drained(&self.nodes, progress.node);
                     }
                 }
