@@ -148,8 +148,7 @@ impl Api {
             }
         }
         for context in gone {
-            // Another of that name may have come meanwhile; whoever asks for it finds it by its session.
-            // It is not there if no session over it was asked here, and stays while a lost one is there.
+            // It is not there if no session over it was asked here, and stays while a lost one, or one that came again, is there.
             let _ = self.0.shelf.remove_context(context, &[]);
         }
     }

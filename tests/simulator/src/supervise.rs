@@ -27,10 +27,7 @@ const QUICK: Duration = Duration::from_secs(5);
 /// How often it is looked whether another supervisor is still there.
 const STAND_BY: Duration = Duration::from_secs(1);
 
-/// So long after a node has ended, started again or not, its supervisor has surely missed what it held.
-const MISSED: Duration = Duration::from_secs(10);
-
-/// So long after it was away a node has surely reported.
+/// So long after it was away a node has surely reported, or its supervisor has missed what it held.
 const LATELY: Duration = Duration::from_secs(10);
 
 /// What a node does as a supervisor.
@@ -276,7 +273,7 @@ impl World {
                 }
                 Action::Drain(progress) => {
                     // What a node took with it that nobody has missed yet is not known to be lost.
-                    let missed = |node: &Node| node.crashed.is_none_or(|at| at + MISSED < self.now);
+                    let missed = |node: &Node| node.crashed.is_none_or(|at| at + LATELY < self.now);
                     if progress.state == DrainState::Done
                         && self.knows(number, number_of(progress.node))
                         && self.nodes.iter().all(missed)
